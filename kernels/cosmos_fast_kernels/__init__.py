@@ -1,0 +1,1 @@
+"""Triton kernels of cosmos-fast: one operation a file, each with its reference in plain torch."""

@@ -1,0 +1,156 @@
+"""Every setting: frozen, self-checking dataclasses, and the only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from cosmos_fast.errors import InputError
+from cosmos_fast.types import LATENT_CHANNELS, NO_TEXT, LatentFrames, NoText, Size, latent_frames
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RopeTable = Literal["reference", "float32"]
+"""How the rotary angles are built: "reference" rounds every step to bfloat16, as NVIDIA's code does
+(it casts the module's buffers); "float32" is the exact table, as diffusers builds it."""
+
+SIZE_MULTIPLE: Final = 16
+"""Pixels are a multiple of this: the VAE shrinks 8 times, a patch is 2 by 2."""
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Architecture of the diffusion transformer (NVIDIA ``MinimalV1LVGDiT``)."""
+
+    num_layers: int
+    num_heads: int
+    head_dim: int = 128
+    mlp_ratio: float = 4.0
+    adaln_rank: int = 256
+    text_dim: int = 1024
+    in_channels: int = LATENT_CHANNELS + 1
+    """Latent channels and the condition mask; the padding mask is not counted."""
+    out_channels: int = LATENT_CHANNELS
+    concat_padding_mask: bool = True
+    patch: int = 2
+    rope_scale: tuple[float, float, float] = (1.0, 3.0, 3.0)
+    """NTK extrapolation ratios along (t, h, w)."""
+    max_size: tuple[int, int, int] = (128, 240, 240)
+    """Largest latent grid (T, h, w)."""
+    qk_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_heads", "head_dim", "adaln_rank", "text_dim", "patch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)}: at least 1 is needed")
+        if self.head_dim % 2 or self.head_dim < 6:
+            raise InputError(f"{self.head_dim = }: an even number of at least 6 is needed")
+
+    @property
+    def width(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def mlp_width(self) -> int:
+        return int(self.width * self.mlp_ratio)
+
+    @property
+    def patch_features(self) -> int:
+        """Values of one patch that enter the network: 72 for the released Video2World nets."""
+        return (self.in_channels + self.concat_padding_mask) * self.patch**2
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Architecture and latent statistics of the Wan2.1 video VAE."""
+
+    base_dim: int = 96
+    z_dim: int = LATENT_CHANNELS
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temporal_downsample: tuple[bool, ...] = (False, True, True)
+    latents_mean: tuple[float, ...] = (
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    )  # fmt: skip
+    latents_std: tuple[float, ...] = (
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
+            raise InputError(
+                f"{self.temporal_downsample = } must have one entry less than {self.dim_mult = }"
+            )
+        if not len(self.latents_mean) == len(self.latents_std) == self.z_dim:
+            raise InputError(f"latents_mean and latents_std need {self.z_dim} values each")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a checkpoint implies: the defaults of ``generate`` and the limits it enforces."""
+
+    name: str
+    size: Size
+    num_frames: int
+    fps: float
+    dit: DiTConfig
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    num_steps: int = 35
+    guidance: float = 7.0
+    negative_prompt: str | NoText = NO_TEXT
+    conditional_frames: tuple[int, ...] = (1, 5)
+    """Pixel frames of conditioning that the checkpoint was trained with."""
+    toy: bool = False
+    """A small model that ships for trying out: guardrail and upsampler do not apply to it."""
+
+    def __post_init__(self) -> None:
+        check_size(self.size, self.dit)
+        latent_frames(self.num_frames)
+
+    @property
+    def num_latent_frames(self) -> LatentFrames:
+        return latent_frames(self.num_frames)
+
+
+def round_size(size: tuple[int, int]) -> Size:
+    """``size`` (height, width) rounded up to multiples of 16, as the reference does."""
+    height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in size)
+    return Size(height, width)
+
+
+def check_size(size: Size, dit: DiTConfig) -> None:
+    """
+    Raises:
+        InputError: a side is not a positive multiple of 16, or beyond the position table.
+    """
+    limit = Size(dit.max_size[1] * 8, dit.max_size[2] * 8)
+    for side, longest in zip(size, limit, strict=True):
+        if side < SIZE_MULTIPLE or side % SIZE_MULTIPLE or side > longest:
+            raise InputError(
+                f"size {size}: each side must be a multiple of {SIZE_MULTIPLE} from "
+                f"{SIZE_MULTIPLE} to {longest}"
+            )
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What cosmos-fast takes from the environment of its process, read on demand, never written."""
+
+    ffmpeg: Path | None = None
+    """COSMOS_FAST_FFMPEG: the ffmpeg binary to use."""
+    cache: Path = Path.home() / ".cache" / "cosmos-fast"
+    """COSMOS_FAST_CACHE, or cosmos-fast below XDG_CACHE_HOME: prompt embeddings."""
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str] = os.environ) -> Environment:
+        ffmpeg = variables.get("COSMOS_FAST_FFMPEG")
+        cache = variables.get("COSMOS_FAST_CACHE")
+        if not cache:
+            base = variables.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+            cache = str(Path(base) / "cosmos-fast")
+        return cls(Path(ffmpeg) if ffmpeg else None, Path(cache).expanduser())

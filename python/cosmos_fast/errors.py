@@ -1,0 +1,53 @@
+"""Everything cosmos-fast raises on purpose.
+
+One base class and a handful of children, so that a host program can catch all of them with
+``except CosmosFastError`` and still tell a blocked prompt from a broken file. Every message names
+the offending value, what was expected, and the cure.
+"""
+
+
+class CosmosFastError(Exception):
+    """Base of every error that cosmos-fast raises on purpose."""
+
+
+class InputError(CosmosFastError, ValueError):
+    """An argument has the wrong value, shape, dtype or combination."""
+
+
+class MediaError(CosmosFastError):
+    """A picture or video could not be read or written. Also raised by the Rust core."""
+
+
+class CheckpointError(CosmosFastError):
+    """A checkpoint is missing, ambiguous, incomplete, misshapen, not finite, or of an unknown kind."""
+
+
+class GatedRepoError(CheckpointError):
+    """The hub refused a repository.
+
+    Attributes:
+        status: 401 (no token, or a token the hub does not know) or 403 (the token is known but the
+            repository's terms have not been accepted by its owner).
+        repo_id: the repository that refused.
+    """
+
+    def __init__(self, message: str, *, status: int, repo_id: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.repo_id = repo_id
+
+
+class GuardrailBlocked(CosmosFastError):
+    """A guardrail refused a prompt or a finished video; nothing was written."""
+
+
+class MemoryPlanError(CosmosFastError):
+    """The requested memory budget cannot hold the run."""
+
+
+class DeviceLost(CosmosFastError):
+    """The accelerator's context is beyond repair; the process must be started again."""
+
+
+class Cancelled(CosmosFastError):
+    """The caller's ``cancel`` was set; nothing was written."""
