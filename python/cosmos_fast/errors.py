@@ -19,7 +19,7 @@ class MediaError(CosmosFastError):
 
 
 class CheckpointError(CosmosFastError):
-    """A checkpoint is missing, ambiguous, incomplete, misshapen, not finite, or of an unknown kind."""
+    """A checkpoint is missing, ambiguous, incomplete, misshapen, not finite or unknown."""
 
 
 class GatedRepoError(CheckpointError):

@@ -166,7 +166,7 @@ class TextEmbedding:
     """What the transformer attends to in place of a prompt."""
 
     rows: torch.Tensor
-    """bfloat16, shape (512, C). Rows from ``length`` on are zero; they are attended all the same."""
+    """bfloat16, shape (512, C). Rows from ``length`` on are zero and attended all the same."""
     length: int
     """Rows that belong to the prompt, its end token included; 0 for no text."""
 
@@ -261,7 +261,8 @@ class Conditioning:
     @property
     def mask_11THW(self) -> torch.Tensor:
         """The mask as (1, 1, T, h, w) or, for whole frames, (1, 1, T, 1, 1)."""
-        return self.mask[None, None] if self.mask.ndim == 3 else self.mask[None, None, :, None, None]
+        mask = self.mask if self.mask.ndim == 3 else self.mask[:, None, None]
+        return mask[None, None]
 
 
 @dataclass(frozen=True)
