@@ -1,0 +1,171 @@
+"""What every test may rely on: seeds, tolerances, isolation, and a guard over the process."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import random
+import signal
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+if not torch.cuda.is_available():
+    # Triton reads this when it is first imported: kernels then run in its interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+# Read when the hub client is first imported: a test must not tell anyone that it ran.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+TOLERANCE: Final[Mapping[torch.dtype, dict[str, float]]] = {
+    torch.float64: {"rtol": 1e-12, "atol": 1e-12},
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+    torch.float16: {"rtol": 2e-3, "atol": 2e-3},
+    torch.bfloat16: {"rtol": 1.6e-2, "atol": 1.6e-2},
+}
+"""How far two ways of computing one thing may drift apart, by the dtype they compute in:
+``torch.testing.assert_close(ours, theirs, **tolerance[dtype])``."""
+
+_MEASURED: Final = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_MEASURED] = []
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if os.environ.get("COSMOS_FAST_REQUIRE_GPU") == "1":
+            pytest.fail("COSMOS_FAST_REQUIRE_GPU=1, but torch sees no CUDA device", pytrace=False)
+        pytest.skip("needs a CUDA device")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if lines := config.stash[_MEASURED]:
+        terminalreporter.section("measured (reported, never asserted)")
+        for line in lines:
+            terminalreporter.line(line)
+
+
+def _refuse_foreign_hosts(event: str, arguments: tuple[Any, ...]) -> None:
+    """Tests talk to this machine only; a name or address beyond it is a mistake."""
+    if event != "socket.connect" or not isinstance(arguments[1], tuple):
+        return
+    host = str(arguments[1][0])
+    try:
+        loopback = ipaddress.ip_address(host.split("%")[0]).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        raise RuntimeError(f"a test tried to connect to {host}: tests stay on the loopback device")
+
+
+sys.addaudithook(_refuse_foreign_hosts)
+
+
+@pytest.fixture
+def tolerance() -> Mapping[torch.dtype, dict[str, float]]:
+    """The one table of tolerances."""
+    return TOLERANCE
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Notes a line for the end of the run. No test asserts a time; this is where times go."""
+    lines = request.config.stash[_MEASURED]
+    return lambda line: lines.append(f"{request.node.name}: {line}")
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """COSMOS_FAST_CACHE of this test: empty, and nobody else's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("COSMOS_FAST_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test starts from the same random state."""
+    random.seed(0)
+    np.random.seed(0)  # the legacy state is what a guard over global state has to watch
+    torch.manual_seed(0)
+
+
+def process_globals() -> dict[str, Any]:
+    """All state of the process that a library could disturb behind its host's back."""
+    backends = torch.backends
+    state: dict[str, Any] = {
+        "environment": dict(os.environ),
+        "working directory": os.getcwd(),  # noqa: PTH109
+        "random": random.getstate(),
+        "numpy random": _hashable(np.random.get_state(legacy=False)),
+        "numpy error handling": np.geterr(),
+        "torch random": bytes(torch.get_rng_state().numpy()),
+        "torch default dtype": torch.get_default_dtype(),
+        "torch default device": torch.get_default_device(),
+        "torch grad mode": torch.is_grad_enabled(),
+        "torch inference mode": torch.is_inference_mode_enabled(),
+        "torch threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "torch float32 matmul precision": torch.get_float32_matmul_precision(),
+        "torch deterministic": (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
+        "torch distributed": torch.distributed.is_available()
+        and torch.distributed.is_initialized(),
+        "cudnn": {
+            name: getattr(backends.cudnn, name)
+            for name in ("enabled", "benchmark", "benchmark_limit", "deterministic", "allow_tf32")
+        },
+        "cuda matmul": {
+            name: getattr(backends.cuda.matmul, name)
+            for name in ("allow_tf32", "allow_bf16_reduced_precision_reduction")
+        },
+        "cuda attention": tuple(
+            getattr(backends.cuda, f"{name}_sdp_enabled")()
+            for name in ("flash", "mem_efficient", "math", "cudnn")
+        ),
+        "signal handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "root log handlers": [type(handler) for handler in logging.getLogger().handlers],
+        "root log level": logging.getLogger().level,
+        "own log handlers": logging.getLogger("cosmos_fast").handlers.copy(),
+        "excepthook": (sys.excepthook, sys.unraisablehook),
+        "recursion limit": sys.getrecursionlimit(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda device"] = torch.cuda.current_device()
+        state["cuda random"] = [bytes(one.numpy()) for one in torch.cuda.get_rng_state_all()]
+        state["cuda stream"] = torch.cuda.current_stream().cuda_stream
+    return state
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _hashable(item) for name, item in value.items()}
+    return value.tobytes() if isinstance(value, np.ndarray) else value
+
+
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    before = process_globals()
+    yield
+    after = process_globals()
+    changed = sorted(name for name in before if before[name] != after[name])
+    assert not changed, f"changed behind the host's back: {', '.join(changed)}"
+
+
+@pytest.fixture
+def unchanged_globals() -> Callable[[], AbstractContextManager[None]]:
+    """``with unchanged_globals(): ...`` fails if the block disturbs a global of the process."""
+    return _unchanged
