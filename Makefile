@@ -1,0 +1,85 @@
+# Everything a contributor runs. Each target brings its own set-up: a virtual environment in .venv
+# with the locked dependencies, and the Rust core built into it. A second call finds that done.
+#
+#   make demo    a short video on this machine, no GPU and no weights needed
+#   make test    the Rust and Python tests
+#   make lint    format, lint, types, floors, stub, licences and advisories
+#   make bench   speed, on this machine's GPU
+#   make wheel   the wheel and the sdist, looked into
+#   make matrix  the wheel in empty environments: old and new Pythons and dependencies
+#   make lock    requirements/dev.lock from requirements/dev.in
+#   make clean   what the targets above made, .venv included
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := $(CURDIR)/.venv
+PYTHON := $(VENV)/bin/python
+# A virtual environment of the caller's own, conda's included, is none of our business.
+unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
+export PATH := $(VENV)/bin:$(PATH)
+export PYO3_PYTHON := $(PYTHON)
+
+RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml \
+	$(shell find rust -name '*.rs' -o -name Cargo.toml 2>/dev/null)
+ARGS ?=
+
+.PHONY: help setup demo test lint bench wheel matrix lock clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: .venv/.core
+
+.venv/.dependencies: requirements/dev.lock tools/find_python.sh
+	@python="$$(tools/find_python.sh)" && \
+		{ [ -x $(PYTHON) ] || "$$python" -m venv $(VENV); }
+	$(PYTHON) -m pip install --disable-pip-version-check --only-binary :all: \
+		--require-hashes --requirement requirements/dev.lock
+	@touch $@
+
+.venv/.core: .venv/.dependencies $(RUST_SOURCES)
+	@command -v cargo >/dev/null || { echo "make: cargo is missing: the media and memory core \
+	is written in Rust; install a toolchain (https://rustup.rs) and call make again" >&2; exit 1; }
+	VIRTUAL_ENV=$(VENV) $(PYTHON) -m maturin develop --release --locked
+	@touch $@
+
+demo: setup
+	$(PYTHON) -m cosmos_fast demo $(ARGS)
+
+test: setup
+	cargo test --locked --package cosmos-fast-core
+	$(PYTHON) -m pytest $(ARGS)
+
+lint: setup
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy python
+	$(PYTHON) -m mypy --config-file tests/mypy.ini tests
+	$(VENV)/bin/lint-imports
+	MYPYPATH=python $(PYTHON) -m mypy.stubtest cosmos_fast._core
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(PYTHON) tools/audit.py
+
+bench: setup
+	$(PYTHON) -m cosmos_fast bench $(ARGS)
+
+wheel: setup
+	rm -rf dist
+	$(PYTHON) -m maturin build --release --locked --sdist --out dist
+	$(PYTHON) tools/check_wheel.py dist/*.whl
+
+matrix: wheel
+	$(PYTHON) tools/install_matrix.py dist/*.whl
+
+lock: .venv/.dependencies
+	$(VENV)/bin/uv pip compile requirements/dev.in --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-header --annotation-style line --output-file requirements/dev.lock
+
+clean:
+	rm -rf .venv target dist .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+		.import_linter_cache
+	find python kernels tests tools benches -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f python/cosmos_fast/_core*.so
