@@ -1,0 +1,64 @@
+"""The prompt grammar: what a single picture of the ball world cannot show, said in words."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from cosmos_fast.ballworld.scene import COLOURS, MOTIONS, Scenes
+
+_ENDINGS: Final = {" under gravity": True, " with no gravity": False}
+_COLOUR_NAMES: Final = tuple(COLOURS)
+_PHRASES: Final = tuple(motion.phrase for motion in MOTIONS)
+_BALL: Final = re.compile(f"an? ({'|'.join(_COLOUR_NAMES)}) ball ({'|'.join(_PHRASES)})")
+
+
+class Sentence(NamedTuple):
+    """What a prompt of the grammar says."""
+
+    colours: tuple[int, ...]
+    """Index into COLOURS, one a ball."""
+    motions: tuple[int, ...]
+    """Index into MOTIONS, one a ball."""
+    gravity: bool
+
+
+def say(sentence: Sentence) -> str:
+    """The prompt for ``sentence``."""
+    text = " and ".join(
+        f"a {_COLOUR_NAMES[colour]} ball {_PHRASES[motion]}"
+        for colour, motion in zip(sentence.colours, sentence.motions, strict=True)
+    )
+    ending = next(end for end, gravity in _ENDINGS.items() if gravity == sentence.gravity)
+    return f"A{text[1:]}{ending}."
+
+
+def describe(scenes: Scenes) -> list[str]:
+    """The prompt of every scene; the first-named ball is the first ball."""
+    return [
+        say(
+            Sentence(
+                tuple(scenes.colour[n, : scenes.count[n]].tolist()),
+                tuple(scenes.motion[n, : scenes.count[n]].tolist()),
+                bool(scenes.gravity[n]),
+            )
+        )
+        for n in range(len(scenes))
+    ]
+
+
+def parse(text: str) -> Sentence | None:
+    """What ``text`` says, or None where it is outside the grammar.
+
+    Capitals, spacing and the full stop are free; "an orange ball" is understood as well.
+    """
+    plain = " ".join(text.lower().split()).removesuffix(".").rstrip()
+    ending = next((end for end in _ENDINGS if plain.endswith(end)), None)
+    if ending is None:
+        return None
+    balls = [_BALL.fullmatch(part) for part in plain.removesuffix(ending).split(" and ")]
+    found = [ball for ball in balls if ball]
+    colours = tuple(_COLOUR_NAMES.index(ball[1]) for ball in found)
+    if len(found) != len(balls) or len(balls) > 2 or len(set(colours)) != len(colours):
+        return None
+    return Sentence(colours, tuple(_PHRASES.index(ball[2]) for ball in found), _ENDINGS[ending])
