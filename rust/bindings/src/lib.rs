@@ -1,0 +1,16 @@
+//! `cosmos_fast._core`: the Rust core as a Python module.
+
+mod buffers;
+mod errors;
+mod pack;
+
+/// The Rust core of cosmos-fast.
+#[pyo3::pymodule]
+mod _core {
+    #[pymodule_export]
+    use crate::pack::{denormalize, normalize};
+
+    #[pymodule_export]
+    #[allow(non_upper_case_globals, reason = "a Python name")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

@@ -1,0 +1,12 @@
+//! The part of cosmos-fast that moves bytes.
+//!
+//! `media` runs ffmpeg as a supervised child process, `pack` converts and resizes pixels in memory
+//! that the caller owns. Nothing here knows of Python; `rust/bindings` makes it a module.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("child supervision uses prctl, pidfd and /proc: cosmos-fast runs on Linux");
+
+pub mod error;
+pub mod pack;
+
+pub use error::{Error, Result};
