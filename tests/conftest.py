@@ -157,7 +157,8 @@ def _hashable(value: Any) -> Any:
 
 
 @contextmanager
-def _unchanged() -> Iterator[None]:
+def unchanged() -> Iterator[None]:
+    """Fails if the block disturbs a global of the process."""
     before = process_globals()
     yield
     after = process_globals()
@@ -167,5 +168,5 @@ def _unchanged() -> Iterator[None]:
 
 @pytest.fixture
 def unchanged_globals() -> Callable[[], AbstractContextManager[None]]:
-    """``with unchanged_globals(): ...`` fails if the block disturbs a global of the process."""
-    return _unchanged
+    """``with unchanged_globals(): ...`` as :func:`unchanged`."""
+    return unchanged
