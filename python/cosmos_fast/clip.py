@@ -1,0 +1,158 @@
+"""A generated clip, and how it reaches the disk: video, sidecar, manifest, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from cosmos_fast.errors import InputError
+from cosmos_fast.files import write_atomically
+from cosmos_fast.media import VideoWriter
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from cosmos_fast.report import Report
+    from cosmos_fast.types import Frames, Latents, Size
+
+Sidecar = Literal["later", "original"]
+"""Text beside the video: "later" has labelled sections with the user's prompt, "original" is the
+prompt that was used and nothing else (the two generations of the reference)."""
+
+DEFAULT_CRF = 15
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What ``generate`` returns."""
+
+    frames: Frames
+    """uint8 (T, H, W, 3), on the engine's device until someone asks for them."""
+    latents: Latents
+    """float32 (1, 16, T', H/8, W/8)."""
+    report: Report
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        crf: int = DEFAULT_CRF,
+        sidecar: Sidecar | None = "later",
+    ) -> Path:
+        """Writes the video, its manifest (.json) and, unless ``sidecar`` is None, its text (.txt).
+
+        Args:
+            path: ends in .mp4; missing folders are made, an existing file is replaced.
+            crf: H.264 quality, 0 (best) to 51.
+
+        Returns:
+            The path of the video.
+
+        Raises:
+            MediaError: ffmpeg failed, or the folder cannot be written; nothing is left behind.
+        """
+        with ClipWriter(path, self.frames.size, self.frames.fps, self.report.model, crf) as writer:
+            writer.write(self.frames)
+            writer.finish()
+            return writer.publish(self.report, sidecar)
+
+    def __repr__(self) -> str:
+        return f"Clip(frames={self.frames!r}, seconds={self.report.seconds:.2f})"
+
+
+class ClipWriter:
+    """Encodes frames as they come and publishes the three files together.
+
+    The video is finished and verified under a temporary name, then the sidecar and the manifest
+    appear, then the video: a clip without its manifest cannot exist.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        size: Size,
+        fps: float,
+        model: Mapping[str, Any],
+        crf: int = DEFAULT_CRF,
+        ffmpeg: Path | None = None,
+    ) -> None:
+        self.path = Path(path)
+        if not self.path.suffix:
+            raise InputError(f"{str(self.path)!r}: the video's name must end in .mp4")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._size, self._fps, self._crf, self._frames = size, fps, crf, 0
+        comment = f"AI-generated video, made with cosmos-fast from {model.get('name', 'a model')}"
+        self._video = VideoWriter(
+            self.path, size=size, fps=fps, crf=crf, metadata={"comment": comment}, ffmpeg=ffmpeg
+        )
+
+    def __enter__(self) -> ClipWriter:
+        self._video.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._video.abort()
+
+    def write(self, frames: Frames) -> None:
+        self._frames += len(frames)
+        self._video.write(np.asarray(frames))
+
+    def finish(self) -> None:
+        """Waits for the encoder and verifies what it wrote; nothing has its final name yet."""
+        self._unpublished = self._video.finish()
+
+    def publish(self, report: Report, sidecar: Sidecar | None) -> Path:
+        """Makes all files appear, the video last."""
+        manifest = {
+            "schema": 1,
+            "generated": True,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "video": {
+                "file": self.path.name,
+                "sha256": _sha256(self._unpublished),
+                "frames": self._frames,
+                "height": self._size.height,
+                "width": self._size.width,
+                "fps": self._fps,
+                "crf": self._crf,
+            },
+            **report.as_dict(),
+        }
+        if sidecar is not None:
+            text = sidecar_text(report.arguments, sidecar)
+            write_atomically(self.path.with_suffix(".txt"), text.encode())
+        document = json.dumps(manifest, indent=2, ensure_ascii=False)
+        write_atomically(self.path.with_suffix(".json"), f"{document}\n".encode())
+        self._video.publish()
+        return self.path
+
+
+def sidecar_text(arguments: Mapping[str, Any], form: Sidecar) -> str:
+    """The text that stands beside a video, in the form of either generation of the reference."""
+    prompt, negative = str(arguments["prompt"]), str(arguments["negative_prompt"])
+    if form == "original":
+        return prompt
+    if form != "later":
+        raise InputError(f'sidecar = {form!r}: "later", "original" or None is needed')
+    sections = [f"[Prompt]\n{prompt}\n"]
+    if negative:
+        sections.append(f"[Negative Prompt]\n{negative}\n")
+    return "\n".join(sections)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

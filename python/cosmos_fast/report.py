@@ -1,0 +1,168 @@
+"""What happened during a run: stage times, step times, backends, memory, provenance."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any, Literal
+
+import torch
+
+StageCallback = Callable[[str, Literal["start", "end"], float | None], None]
+"""``on_stage(name, "start" | "end", seconds or None)``."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the run and the seconds it took, the device's work included."""
+
+    name: str
+    seconds: float
+
+
+class Clock:
+    """Times the stages and steps of one run on one device."""
+
+    def __init__(self, device: torch.device, on_stage: StageCallback | None = None) -> None:
+        self.device = device
+        self.stages: list[Stage] = []
+        self._on_stage = on_stage
+        self._steps: list[Any] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times the body as stage ``name``; waits for the device at both ends."""
+        self._tell(name, "start", None)
+        self._wait()
+        start = time.perf_counter()
+        yield
+        self._wait()
+        seconds = time.perf_counter() - start
+        self.stages.append(Stage(name, seconds))
+        self._tell(name, "end", seconds)
+
+    def mark_step(self) -> None:
+        """Call once before the first step and after each.
+
+        On a CUDA device the host then waits for the step before the last one: it stays one step
+        ahead of the device, which never runs dry, while progress and cancelling stay honest.
+        """
+        if self.device.type != "cuda":
+            self._steps.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        self._steps.append(event)
+        if len(self._steps) > 2:
+            self._steps[-2].synchronize()
+
+    def step_seconds(self) -> tuple[float, ...]:
+        """Seconds between the marks; waits for the last one."""
+        marks = self._steps
+        if self.device.type != "cuda":
+            return tuple(b - a for a, b in itertools.pairwise(marks))
+        if marks:
+            marks[-1].synchronize()
+        return tuple(a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks))
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def _tell(self, name: str, state: Literal["start", "end"], seconds: float | None) -> None:
+        if self._on_stage is not None:
+            self._on_stage(name, state, seconds)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The record of one clip; ``as_dict`` is what the manifest holds."""
+
+    arguments: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+    step_seconds: tuple[float, ...]
+    forwards_per_step: int
+    flops_per_forward: float
+    backends: Mapping[str, str]
+    device: str
+    precision: str
+    guardrail: Mapping[str, Any]
+    model: Mapping[str, Any]
+    latents_sha256: str
+    """Digest of the final latents' float32 bytes: two runs are the same where this is."""
+    peak_device_bytes: int | None
+    peak_host_bytes: int
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all stages together."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def teraflops(self) -> float | None:
+        """Median rate of a solver step in TFLOP/s (model FLOPs over time), None without steps."""
+        if not self.step_seconds:
+            return None
+        work = self.forwards_per_step * self.flops_per_forward
+        return work / statistics.median(self.step_seconds) / 1e12
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        plain = asdict(self)
+        plain["stages"] = {stage.name: round(stage.seconds, 6) for stage in self.stages}
+        plain["step_seconds"] = [round(seconds, 6) for seconds in self.step_seconds]
+        plain["seconds"] = round(self.seconds, 6)
+        plain["teraflops"] = self.teraflops
+        return plain
+
+    def table(self) -> str:
+        """The stage table as text."""
+        rows = [(stage.name, f"{stage.seconds:.3f} s") for stage in self.stages]
+        rows.append(("total", f"{self.seconds:.3f} s"))
+        if self.step_seconds:
+            median = statistics.median(self.step_seconds)
+            rows.append(("median step", f"{median:.3f} s, {self.forwards_per_step} forwards"))
+            rows.append(("rate", f"{self.teraflops or 0:.3g} TFLOP/s"))
+        if self.peak_device_bytes is not None:
+            rows.append(("peak device memory", f"{self.peak_device_bytes / 2**30:.2f} GiB"))
+        rows.append(("peak host memory", f"{self.peak_host_bytes / 2**30:.2f} GiB"))
+        rows += [(f"backend: {name}", backend) for name, backend in self.backends.items()]
+        rows.append(("guardrail", str(self.guardrail.get("verdict"))))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def peak_device_bytes(device: torch.device) -> int | None:
+    """Largest number of bytes that torch's allocator ever held on ``device``; None on a CPU.
+
+    The statistics belong to the host process: they are read, never reset.
+    """
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.max_memory_allocated(device))
+
+
+def peak_host_bytes() -> int:
+    """Largest resident size of this process so far."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a number."""
+    found = {"python": platform.python_version()}
+    for package in ("cosmos-fast", "torch", "triton", "numpy", "transformers"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
