@@ -1,0 +1,80 @@
+"""What each kernel computes, in plain torch.
+
+The kernels are tested against these functions, and these are what runs where no kernel can. They
+are differentiable. Every one of them computes in float32 and rounds once, to the dtype of its
+first argument.
+
+Axes: B batch, N tokens, H heads, D features (of a head in ``*_BNHD``, of a token in ``*_BND``),
+R = D / 2 rotation angles, T frames.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def head_norm(x_BNHD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    """Root-mean-square norm over the features of each head, times ``weight``."""
+    return _normed(x_BNHD, weight_D, eps).to(x_BNHD.dtype)
+
+
+def qk_norm_rope(
+    q_BNHD: torch.Tensor,
+    k_BNHD: torch.Tensor,
+    q_weight_D: torch.Tensor,
+    k_weight_D: torch.Tensor,
+    cos_NR: torch.Tensor,
+    sin_NR: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`head_norm` of q and k, then the rotation that pairs feature j with j + D/2."""
+    q = _rotated(_normed(q_BNHD, q_weight_D, eps), cos_NR, sin_NR).to(q_BNHD.dtype)
+    k = _rotated(_normed(k_BNHD, k_weight_D, eps), cos_NR, sin_NR).to(k_BNHD.dtype)
+    return q, k
+
+
+def layernorm_modulate(
+    x_BND: torch.Tensor,
+    shift_BTD: torch.Tensor,
+    scale_BTD: torch.Tensor,
+    frame_N: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    """LayerNorm without weights, times (1 + scale), plus shift, by the frame of each token.
+
+    ``frame_N`` is the frame of each token (int64); None: N / T consecutive tokens to a frame.
+    """
+    normed = F.layer_norm(x_BND.float(), x_BND.shape[-1:], eps=eps)
+    gain, shift = scale_BTD.float() + 1, shift_BTD.float()
+    if frame_N is not None:
+        return torch.addcmul(shift[:, frame_N], normed, gain[:, frame_N]).to(x_BND.dtype)
+    normed_BTnD = normed.unflatten(1, (shift_BTD.shape[1], -1))
+    out = torch.addcmul(shift[:, :, None], normed_BTnD, gain[:, :, None])
+    return out.flatten(1, 2).to(x_BND.dtype)
+
+
+def gated_residual(
+    x_BND: torch.Tensor,
+    gate_BTD: torch.Tensor,
+    y_BND: torch.Tensor,
+    frame_N: torch.Tensor | None,
+) -> torch.Tensor:
+    """x + gate · y, by the frame of each token; ``frame_N`` as in :func:`layernorm_modulate`."""
+    if frame_N is not None:
+        return torch.addcmul(x_BND, gate_BTD[:, frame_N], y_BND)
+    frames = (gate_BTD.shape[1], -1)
+    return torch.addcmul(
+        x_BND.unflatten(1, frames), gate_BTD[:, :, None], y_BND.unflatten(1, frames)
+    ).flatten(1, 2)
+
+
+def _normed(x_BNHD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = x_BNHD.float()
+    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight_D.float()
+
+
+def _rotated(x_BNHD: torch.Tensor, cos_NR: torch.Tensor, sin_NR: torch.Tensor) -> torch.Tensor:
+    first, second = x_BNHD.chunk(2, dim=-1)
+    cos, sin = cos_NR[:, None], sin_NR[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -1,0 +1,100 @@
+"""The seam at which attention is called, and its dense form on torch.
+
+Axes: B batch, S positions, H heads, D features of a head. Tensors arrive as (B, S, H, D) views of
+whatever a projection wrote; only the last axis has to be contiguous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from cosmos_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """What one layer asks of attention."""
+
+    scale: float
+    """Factor on q · k before the softmax."""
+    role: Literal["self", "cross"] = "self"
+    """Which attention of a block it is: sharding and sparsity concern the first only."""
+    log_sum_exp: bool = False
+    """Whether the log-sum-exp of each row is needed too (to merge parts of the keys)."""
+    key_blocks: tuple[tuple[int, ...], ...] | None = None
+    """For each block of 128 queries, the blocks of 128 keys that it attends to; None: all."""
+    precision: Literal["input", "8bit"] = "input"
+    """Arithmetic of the two products: as the tensors come, or 8 bit with scales of its own."""
+
+
+class Attended(NamedTuple):
+    """What attention returns."""
+
+    out_BSHD: torch.Tensor
+    """dtype of q, shape (B, S, H, D)."""
+    log_sum_exp_BSH: torch.Tensor | None = None
+    """float32, shape (B, S, H), where the spec asks for it."""
+
+
+class Attention(Protocol):
+    """Any attention: dense, sparse, sharded, quantised."""
+
+    def __call__(
+        self,
+        q_BSHD: torch.Tensor,
+        k_BSHD: torch.Tensor,
+        v_BSHD: torch.Tensor,
+        spec: AttentionSpec,
+        /,
+    ) -> Attended: ...
+
+
+def torch_attention(
+    q_BSHD: torch.Tensor, k_BSHD: torch.Tensor, v_BSHD: torch.Tensor, spec: AttentionSpec, /
+) -> Attended:
+    """Dense attention through ``scaled_dot_product_attention``, with the backend torch prefers."""
+    refuse_unsupported(spec, "torch's attention")
+    out_BHSD = F.scaled_dot_product_attention(
+        q_BSHD.transpose(1, 2), k_BSHD.transpose(1, 2), v_BSHD.transpose(1, 2), scale=spec.scale
+    )
+    return Attended(out_BHSD.transpose(1, 2))
+
+
+def cudnn_attention(
+    q_BSHD: torch.Tensor, k_BSHD: torch.Tensor, v_BSHD: torch.Tensor, spec: AttentionSpec, /
+) -> Attended:
+    """Dense attention through cuDNN, the fastest that torch brings for Hopper and later.
+
+    The operator is called directly: ``torch.nn.attention.sdpa_kernel`` would choose it by flags
+    that belong to the whole process, and other threads of a host program would see them change.
+    Inputs that cuDNN cannot take, gradients, or a host that has switched cuDNN attention off, go
+    the way of :func:`torch_attention`.
+    """
+    refuse_unsupported(spec, "cuDNN's attention")
+    q, k, v = q_BSHD.transpose(1, 2), k_BSHD.transpose(1, 2), v_BSHD.transpose(1, 2)
+    params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
+    needs_gradient = torch.is_grad_enabled() and (
+        q.requires_grad or k.requires_grad or v.requires_grad
+    )
+    if needs_gradient or not torch.backends.cuda.can_use_cudnn_attention(params):
+        return torch_attention(q_BSHD, k_BSHD, v_BSHD, spec)
+    out_BHSD = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        q, k, v, None, False, 0.0, False, False, scale=spec.scale
+    )[0]
+    return Attended(out_BHSD.transpose(1, 2))
+
+
+def refuse_unsupported(spec: AttentionSpec, name: str) -> None:
+    """
+    Raises:
+        InputError: ``spec`` asks for something that dense attention without extras has not.
+    """
+    if spec.log_sum_exp or spec.key_blocks is not None or spec.precision != "input":
+        raise InputError(
+            f"{spec = }: {name} is dense, in the precision of its input, and returns no "
+            f"log-sum-exp; pass an Ops whose attention offers what is asked"
+        )

@@ -1,0 +1,392 @@
+"""The diffusion transformer of Cosmos-Predict2 (NVIDIA ``MinimalV1LVGDiT``), top to bottom.
+
+Axes: B batch, C channels, T latent frames, H W latent rows and columns, N tokens (patches of
+1 x 2 x 2), D width, S rows of text, E outputs of a linear. Heads are split as (B, N, heads, D).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cosmos_fast.errors import InputError
+from cosmos_fast.model.attention import AttentionSpec
+from cosmos_fast.model.patches import patchify, unpatchify
+from cosmos_fast.model.rope import Rope, rope
+from cosmos_fast.types import TokenLayout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cosmos_fast.config import DiTConfig, RopeTable
+    from cosmos_fast.model.ops import Ops
+
+_LAYER_NORM_EPS = 1e-6
+_TIME_NORM_EPS = 1e-6
+
+
+class TextContext(NamedTuple):
+    """Keys and values of a prompt for the cross-attention of every block; constant over a run."""
+
+    blocks: tuple[torch.Tensor, ...]
+    """One tensor a block: network dtype, shape (B or 1, S, 2, heads, head_dim), keys normed."""
+
+
+class Modulations(NamedTuple):
+    """Every AdaLN vector of a forward pass: a function of time alone, so a run can tabulate it."""
+
+    blocks_LKBTE: torch.Tensor
+    """Network dtype, shape (L, 3, B, T, 3·D): per block and sub-layer shift, scale and gate."""
+    final_BTE: torch.Tensor
+    """Network dtype, shape (B, T, 2·D): shift and scale of the final layer."""
+
+    def at(self, index_BT: torch.Tensor) -> Modulations:
+        """Rows of a table that was made from times of shape (1, R): index (B, T) of 0 to R - 1."""
+        return Modulations(self.blocks_LKBTE[:, :, 0, index_BT], self.final_BTE[0, index_BT])
+
+
+class Placement(NamedTuple):
+    """Where each token is."""
+
+    rope: Rope
+    frame_N: torch.Tensor | None
+    """int64 latent frame of each token; None in raster order, where N / T tokens share one."""
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoid of t, and what every modulation is made of."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, width, bias=False)
+        self.linear_2 = nn.Linear(width, 3 * width, bias=False)
+        self.norm = nn.RMSNorm(width, eps=_TIME_NORM_EPS)
+
+    def forward(self, t_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Returns:
+            SiLU of the normed sinusoid (B, T, D), the input of every AdaLN bottleneck, and the
+            part that all modulations share (B, T, 3·D).
+        """
+        dtype = self.linear_1.weight.dtype
+        sinusoid_BTD = _sinusoid(t_BT.to(dtype), self.linear_1.in_features).to(dtype)
+        shared_BTE = self.linear_2(F.silu(self.linear_1(sinusoid_BTD)))
+        # In float32, and not nn.RMSNorm's own forward: one rounding on every torch and device.
+        normed_BTD = F.rms_norm(sinusoid_BTD.float(), self.norm.normalized_shape, eps=self.norm.eps)
+        return F.silu((normed_BTD * self.norm.weight.float()).to(dtype)), shared_BTE
+
+
+class Modulation(nn.Module):
+    """AdaLN through a bottleneck: ``parts`` vectors of width D per latent frame."""
+
+    def __init__(self, config: DiTConfig, parts: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(config.width, config.adaln_rank, bias=False)
+        self.up = nn.Linear(config.adaln_rank, parts * config.width, bias=False)
+
+    def forward(self, time_BTD: torch.Tensor, shared_BTE: torch.Tensor) -> torch.Tensor:
+        own_BTE: torch.Tensor = self.up(self.down(time_BTD))
+        return own_BTE + shared_BTE[..., : own_BTE.shape[-1]]
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: DiTConfig, ops: Ops) -> None:
+        super().__init__()
+        self.ops = ops
+        self.heads = (3, config.num_heads, config.head_dim)
+        self.spec = AttentionSpec(config.head_dim**-0.5, role="self")
+        self.qkv_proj = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.qk_norm_eps)
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.qk_norm_eps)
+        self.output_proj = nn.Linear(config.width, config.width, bias=False)
+        self.eps = config.qk_norm_eps
+
+    def forward(self, x_BND: torch.Tensor, rope: Rope) -> torch.Tensor:
+        q, k, v = self.qkv_proj(x_BND).unflatten(-1, self.heads).unbind(2)
+        q, k = self.ops.qk_norm_rope(q, k, self.q_norm.weight, self.k_norm.weight, *rope, self.eps)
+        attended = self.ops.attention(q, k, v, self.spec).out_BSHD
+        out_BND: torch.Tensor = self.output_proj(attended.flatten(2))
+        return out_BND
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, config: DiTConfig, ops: Ops) -> None:
+        super().__init__()
+        self.ops = ops
+        self.heads = (config.num_heads, config.head_dim)
+        self.spec = AttentionSpec(config.head_dim**-0.5, role="cross")
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.kv_proj = nn.Linear(config.text_dim, 2 * config.width, bias=False)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.qk_norm_eps)
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.qk_norm_eps)
+        self.output_proj = nn.Linear(config.width, config.width, bias=False)
+        self.eps = config.qk_norm_eps
+
+    def keys_and_values(self, rows_BSC: torch.Tensor) -> torch.Tensor:
+        """(B, S, 2, heads, head_dim) of a prompt."""
+        k, v = self.kv_proj(rows_BSC).unflatten(-1, (2, *self.heads)).unbind(2)
+        return torch.stack((self.ops.head_norm(k, self.k_norm.weight, self.eps), v), dim=2)
+
+    def forward(self, x_BND: torch.Tensor, text_BS2HD: torch.Tensor) -> torch.Tensor:
+        q = self.q_proj(x_BND).unflatten(-1, self.heads)
+        q = self.ops.head_norm(q, self.q_norm.weight, self.eps)
+        k, v = text_BS2HD.expand(x_BND.shape[0], -1, -1, -1, -1).unbind(2)
+        attended = self.ops.attention(q, k, v, self.spec).out_BSHD
+        out_BND: torch.Tensor = self.output_proj(attended.flatten(2))
+        return out_BND
+
+
+class MLP(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.layer1 = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.layer2 = nn.Linear(config.mlp_width, config.width, bias=False)
+
+    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        out_BND: torch.Tensor = self.layer2(F.gelu(self.layer1(x_BND)))
+        return out_BND
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and MLP, each with its own AdaLN."""
+
+    def __init__(self, config: DiTConfig, ops: Ops) -> None:
+        super().__init__()
+        self.ops = ops
+        self.self_attn = SelfAttention(config, ops)
+        self.cross_attn = CrossAttention(config, ops)
+        self.mlp = MLP(config)
+        self.self_attn_modulation = Modulation(config, parts=3)
+        self.cross_attn_modulation = Modulation(config, parts=3)
+        self.mlp_modulation = Modulation(config, parts=3)
+
+    def modulations(self, time_BTD: torch.Tensor, shared_BTE: torch.Tensor) -> torch.Tensor:
+        """(3, B, T, 3·D): shift, scale and gate of each sub-layer."""
+        return torch.stack(
+            (
+                self.self_attn_modulation(time_BTD, shared_BTE),
+                self.cross_attn_modulation(time_BTD, shared_BTE),
+                self.mlp_modulation(time_BTD, shared_BTE),
+            )
+        )
+
+    def forward(
+        self,
+        x_BND: torch.Tensor,
+        modulation_KBTE: torch.Tensor,
+        placement: Placement,
+        text_BS2HD: torch.Tensor,
+    ) -> torch.Tensor:
+        self_attn, cross_attn, mlp = modulation_KBTE.unbind(0)
+        frame_N, gated = placement.frame_N, self.ops.gated_residual
+
+        y_BND, gate_BTD = self._modulated(x_BND, self_attn, frame_N)
+        x_BND = gated(x_BND, gate_BTD, self.self_attn(y_BND, placement.rope), frame_N)
+
+        y_BND, gate_BTD = self._modulated(x_BND, cross_attn, frame_N)
+        x_BND = gated(x_BND, gate_BTD, self.cross_attn(y_BND, text_BS2HD), frame_N)
+
+        y_BND, gate_BTD = self._modulated(x_BND, mlp, frame_N)
+        return gated(x_BND, gate_BTD, self.mlp(y_BND), frame_N)
+
+    def _modulated(
+        self, x_BND: torch.Tensor, modulation_BTE: torch.Tensor, frame_N: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        shift_BTD, scale_BTD, gate_BTD = modulation_BTE.chunk(3, dim=-1)
+        modulate = self.ops.layernorm_modulate
+        return modulate(x_BND, shift_BTD, scale_BTD, frame_N, _LAYER_NORM_EPS), gate_BTD
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, config: DiTConfig, ops: Ops) -> None:
+        super().__init__()
+        self.ops = ops
+        self.modulation = Modulation(config, parts=2)
+        self.linear = nn.Linear(config.width, config.out_channels * config.patch**2, bias=False)
+
+    def forward(
+        self, x_BND: torch.Tensor, modulation_BTE: torch.Tensor, frame_N: torch.Tensor | None
+    ) -> torch.Tensor:
+        shift_BTD, scale_BTD = modulation_BTE.chunk(2, dim=-1)
+        y_BND = self.ops.layernorm_modulate(x_BND, shift_BTD, scale_BTD, frame_N, _LAYER_NORM_EPS)
+        out_BNE: torch.Tensor = self.linear(y_BND)
+        return out_BNE
+
+
+class DiT(nn.Module):
+    """The velocity that the rectified flow follows at a scaled sample, a time and a prompt.
+
+    Everything that does not change over a run can be made once: :meth:`text_context`,
+    :meth:`rope` and :meth:`modulations`. Attention and the fused operations come from ``ops``.
+    """
+
+    def __init__(self, config: DiTConfig, ops: Ops, rope_table: RopeTable = "reference") -> None:
+        super().__init__()
+        self.config = config
+        self.rope_table: RopeTable = rope_table
+        self.patch_embed = nn.Linear(config.patch_features, config.width, bias=False)
+        self.time_embed = TimeEmbedding(config.width)
+        self.blocks = nn.ModuleList(Block(config, ops) for _ in range(config.num_layers))
+        self.final_layer = FinalLayer(config, ops)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the weights, of the residual stream, and of x and t as the network sees them."""
+        return self.patch_embed.weight.dtype
+
+    def text_context(self, rows_BSC: torch.Tensor) -> TextContext:
+        """Cross-attention keys and values of every block; all rows count, zero rows too.
+
+        Args:
+            rows_BSC: text embedding, any float dtype, shape (B, 512, text_dim).
+
+        Raises:
+            InputError: the rows have another width.
+        """
+        if rows_BSC.ndim != 3 or rows_BSC.shape[-1] != self.config.text_dim:
+            raise InputError(
+                f"text of shape {tuple(rows_BSC.shape)}: (B, rows, {self.config.text_dim}) is "
+                f"what this network attends to"
+            )
+        rows_BSC = rows_BSC.to(self.dtype)
+        return TextContext(
+            tuple(block.cross_attn.keys_and_values(rows_BSC) for block in self._blocks())
+        )
+
+    def modulations(self, t_BT: torch.Tensor) -> Modulations:
+        """The AdaLN vectors at times ``t_BT`` (float, 0 to 1), to pass to :meth:`forward`."""
+        time = self.time_embed(t_BT)
+        return Modulations(
+            torch.stack([block.modulations(*time) for block in self._blocks()]),
+            self.final_layer.modulation(*time),
+        )
+
+    def rope(self, layout: TokenLayout) -> Rope:
+        """The rotation of each token of ``layout``, to pass to :meth:`forward`."""
+        return rope(self.config, layout, self.rope_table, self.patch_embed.weight.device)
+
+    def forward(
+        self,
+        x_BCTHW: torch.Tensor,
+        t_BT: torch.Tensor,
+        mask_B1THW: torch.Tensor | None,
+        text: TextContext,
+        layout: TokenLayout | None = None,
+        *,
+        rope: Rope | None = None,
+        modulations: Modulations | None = None,
+    ) -> torch.Tensor:
+        """
+        Args:
+            x_BCTHW: scaled sample, float, shape (B, 16, T, H, W), H and W even.
+            t_BT: flow time sigma / (1 + sigma) of each latent frame, float, 0 to 1, shape (B, T)
+                or (B, 1). Rounded to the network's dtype, as in the reference.
+            mask_B1THW: 1 where latents are given, else 0; any shape that expands to
+                (B, 1, T, H, W). None for networks without a condition channel (Text2Image).
+            text: from :meth:`text_context`, of batch B or 1.
+            layout: which tokens to compute, in which order; None: all, in raster order.
+            rope, modulations: what the methods of these names return, to make them once a run.
+
+        Returns:
+            Velocity, float32, shape (B, 16, T, H, W); 0 at patches that ``layout`` leaves out.
+
+        Raises:
+            InputError: shapes that do not fit one another or the network.
+        """
+        grid = self._checked_grid(x_BCTHW, layout)
+        layout = layout or TokenLayout(grid)
+        frame_N = None
+        if layout.raster_index is not None:
+            frame_N = layout.positions(x_BCTHW.device)[:, 0]
+        placement = Placement(rope or self.rope(layout), frame_N)
+        modulation = self._each_modulation(x_BCTHW, t_BT, modulations)
+
+        x_BND = self.patch_embed(self._patches(x_BCTHW, mask_B1THW, layout))
+        for block, text_BS2HD in zip(self._blocks(), text.blocks, strict=True):
+            x_BND = block(x_BND, next(modulation), placement, text_BS2HD)
+        return self._unpatchify(self.final_layer(x_BND, next(modulation), frame_N), layout)
+
+    def _each_modulation(
+        self, x_BCTHW: torch.Tensor, t_BT: torch.Tensor, modulations: Modulations | None
+    ) -> Iterator[torch.Tensor]:
+        """The modulation of each block, then the final layer's, each made when it is asked for."""
+        batch, frames = x_BCTHW.shape[0], x_BCTHW.shape[2]
+        given = t_BT.shape if modulations is None else modulations.final_BTE.shape[:2]
+        if tuple(given) not in {(batch, frames), (batch, 1), (1, frames), (1, 1)}:
+            raise InputError(
+                f"times or modulations of shape {tuple(given)}: ({batch}, {frames}) or a 1 in "
+                f"either place fits x of shape {tuple(x_BCTHW.shape)}"
+            )
+        if modulations is not None:
+            yield from modulations.blocks_LKBTE.expand(-1, -1, batch, frames, -1)
+            yield modulations.final_BTE.expand(batch, frames, -1)
+            return
+        time = self.time_embed(t_BT.expand(batch, frames))
+        for block in self._blocks():
+            yield block.modulations(*time)
+        yield self.final_layer.modulation(*time)
+
+    def _blocks(self) -> Iterator[Block]:
+        return cast("Iterator[Block]", iter(self.blocks))
+
+    def _checked_grid(
+        self, x_BCTHW: torch.Tensor, layout: TokenLayout | None
+    ) -> tuple[int, int, int]:
+        """Patches along (t, h, w) of a sample, once it is known to fit the network."""
+        patch, channels = self.config.patch, self.config.out_channels
+        if x_BCTHW.ndim != 5 or x_BCTHW.shape[1] != channels:
+            raise InputError(
+                f"x of shape {tuple(x_BCTHW.shape)}: (B, {channels}, T, H, W) is needed"
+            )
+        frames, height, width = x_BCTHW.shape[2:]
+        if height % patch or width % patch:
+            raise InputError(
+                f"{height} x {width} latent positions: multiples of {patch} are needed"
+            )
+        grid = (frames, height // patch, width // patch)
+        if layout is not None and layout.grid != grid:
+            raise InputError(f"{layout.grid = } patches: x has {grid} along (t, h, w)")
+        return grid
+
+    def _patches(
+        self, x_BCTHW: torch.Tensor, mask_B1THW: torch.Tensor | None, layout: TokenLayout
+    ) -> torch.Tensor:
+        """Values of each patch, channel slowest: latents, condition mask, padding mask (zeros)."""
+        plane = (x_BCTHW.shape[0], 1, *x_BCTHW.shape[2:])
+        channels = [x_BCTHW.to(self.dtype)]
+        if mask_B1THW is not None:
+            channels.append(mask_B1THW.to(self.dtype).expand(plane))
+        if self.config.concat_padding_mask:
+            channels.append(channels[0].new_zeros(plane))
+        stacked_BCTHW = torch.cat(channels, dim=1)
+        patch = self.config.patch
+        if stacked_BCTHW.shape[1] * patch**2 != self.config.patch_features:
+            raise InputError(
+                f"{stacked_BCTHW.shape[1]} channels with the masks, where the network has "
+                f"{self.config.patch_features // patch**2}: a condition mask is "
+                f"{'missing' if mask_B1THW is None else 'not among its channels'}"
+            )
+        patches_BNE = patchify(stacked_BCTHW, patch)
+        if layout.raster_index is None:
+            return patches_BNE
+        return patches_BNE[:, layout.raster_index.to(patches_BNE.device)]
+
+    def _unpatchify(self, values_BNE: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        if layout.raster_index is not None:
+            batch, _, features = values_BNE.shape
+            placed_BNE = values_BNE.new_zeros((batch, math.prod(layout.grid), features))
+            index_N = layout.raster_index.to(placed_BNE.device)
+            values_BNE = placed_BNE.index_copy(1, index_N, values_BNE)
+        return unpatchify(values_BNE, layout.grid, self.config.patch).float()
+
+
+def _sinusoid(t_BT: torch.Tensor, width: int) -> torch.Tensor:
+    """Cosines, then sines, of t at frequencies 1 to 1 / 10000: float32 (B, T, width)."""
+    half = width // 2
+    exponents = torch.arange(half, device=t_BT.device, dtype=torch.float32) / half
+    angles_BTF = t_BT.float()[..., None] * torch.exp(-math.log(10000.0) * exponents)
+    return torch.cat((angles_BTF.cos(), angles_BTF.sin()), dim=-1)
