@@ -1,0 +1,120 @@
+"""The command line ``cosmos-fast``: one file a command; parses, calls the public API, prints.
+
+Nothing here imports torch before a command needs it, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from cosmos_fast.cli.exits import ExitCode, exit_code_of, message_of
+from cosmos_fast.cli.flags import spread_values
+from cosmos_fast.cli.future_commands import add_future_commands
+from cosmos_fast.cli.interrupt import Interrupted, interruptible
+from cosmos_fast.cli.output import print_json
+from cosmos_fast.cli.video2world import video2world
+
+_PROGRAM = "cosmos-fast"
+
+
+def build_app() -> typer.Typer:
+    """The application with all its commands."""
+    app = typer.Typer(
+        name=_PROGRAM,
+        help="One picture or a few frames, and a prompt, become a video.",
+        epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 blocked by a guardrail, "
+        "4 part of a batch failed, 130 interrupted (143 by SIGTERM).",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={
+            "help_option_names": ["--help", "-h"],
+            "token_normalize_func": lambda name: name.replace("_", "-"),
+            "max_content_width": 100,
+        },
+    )
+    app.callback()(_program)
+    app.command()(video2world)
+    add_future_commands(app)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code of the process.
+
+    Args:
+        arguments: the command line without the program's name; None is this process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with interruptible():
+            return _invoke(spread_values(given, ("model_sizes", "model_types")))
+    except Interrupted as interrupted:
+        return _fail(given, "interrupted", interrupted, interrupted.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # silences the last flush
+        return ExitCode.FAILED
+    except Exception as error:
+        usage = _usage_message(error)
+        if usage is not None:
+            return _fail(given, usage, error, ExitCode.USAGE)
+        if "--debug" in given:
+            traceback.print_exc()
+        return _fail(given, message_of(error), error, exit_code_of(error))
+
+
+def _invoke(arguments: list[str]) -> int:
+    command = typer.main.get_command(build_app())
+    outcome = command.main(arguments, prog_name=_PROGRAM, standalone_mode=False)
+    return outcome if isinstance(outcome, int) else ExitCode.OK
+
+
+def _usage_message(error: Exception) -> str | None:
+    """What the parser found wrong, or None where the error is not the parser's.
+
+    Told by its shape: releases of typer differ in which module the parser's errors live in.
+    """
+    describe: Any = getattr(error, "format_message", None)
+    if describe is None or not hasattr(error, "exit_code"):
+        return None
+    context = getattr(error, "ctx", None)
+    place = f" {context.command_path} --help" if context is not None else f" {_PROGRAM} --help"
+    return f"{describe()} See{place}."
+
+
+def _fail(given: list[str], message: str, error: BaseException, code: ExitCode) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if "--json" in given:
+        print_json(
+            {
+                "status": code.name.lower(),
+                "exit_code": int(code),
+                "error": {"type": type(error).__name__, "message": message},
+            }
+        )
+    return code
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        try:
+            print(f"{_PROGRAM} {metadata.version(_PROGRAM)}")
+        except metadata.PackageNotFoundError:
+            print(f"{_PROGRAM} (not installed as a package)")
+        raise typer.Exit(ExitCode.OK)
+
+
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """One picture or a few frames, and a prompt, become a video."""

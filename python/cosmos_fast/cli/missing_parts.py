@@ -1,0 +1,103 @@
+"""What flags need that does not exist yet, and flags that have nothing to act on.
+
+A flag that needs a missing part refuses the command and names the part; a flag that only turns off
+or moves away a part that is not there is accepted and reported as without effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+
+@dataclass(frozen=True)
+class MissingPart:
+    """A part of cosmos-fast that a command needs and that does not exist yet."""
+
+    asked_by: str
+    """The flag, or the default, that needs it."""
+    part: str
+    cure: str
+    toys_do_without: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.asked_by} needs the {self.part}, which does not exist yet; {self.cure}"
+
+
+def _given(value: Any) -> bool:
+    return value not in (None, False)
+
+
+def _more_than_one(value: Any) -> bool:
+    return value is not None and value > 1
+
+
+def _is_amount(value: Any) -> bool:
+    return value is not None and value[0].isdigit()
+
+
+_NEEDS: Final[tuple[tuple[str, Callable[[Any], bool], str, str], ...]] = (
+    ("num_gpus", _more_than_one, "parallel part", "run on one GPU, without --num_gpus"),
+    ("batch_input_path", _given, "batch part", "run one command a video"),
+    ("batch_input_json", _given, "batch part", "run one command a video"),
+    ("memory", _is_amount, "memory planner", "use --memory auto"),
+    ("natten", _given, "sparse-attention part", "leave --natten out"),
+    ("use_cuda_graphs", _given, "CUDA-graphs part", "leave --use_cuda_graphs out"),
+    ("benchmark", _given, "benchmark part", "leave --benchmark out; every report has stage times"),
+    ("require_guardrail", _given, "guardrail", "leave --require_guardrail out to run unchecked"),
+)
+
+
+def missing_parts(
+    given: Mapping[str, Any], *, upsampler_is_off: bool, generation: str
+) -> tuple[MissingPart, ...]:
+    """The parts that these flags and defaults need and that do not exist yet."""
+    parts = [
+        MissingPart(f"--{name}", part, cure)
+        for name, needed, part, cure in _NEEDS
+        if needed(given.get(name))
+    ]
+    if not upsampler_is_off:
+        switch = "prompt_upsampler" if generation == "original" else "prompt_refiner"
+        asked = "--prompt_upsampler_dir" if "prompt_upsampler_dir" in given else "the default"
+        parts.append(
+            MissingPart(
+                asked,
+                "prompt upsampler",
+                f"write the prompt in full and add --disable_{switch}",
+                toys_do_without=True,
+            )
+        )
+    return tuple(parts)
+
+
+_MEMORY: Final = "--memory decides where each part stays"
+_IDLE: Final[tuple[tuple[str, str], ...]] = (
+    ("offload_guardrail_models", "no guardrail is loaded"),
+    ("offload_guardrail", "no guardrail is loaded"),
+    ("offload_diffusion_transformer", _MEMORY),
+    ("offload_tokenizer", _MEMORY),
+    ("offload_text_encoder_model", _MEMORY),
+    ("offload_text_encoder", _MEMORY),
+    ("tokenizer_dir", "the VAE comes from the checkpoint"),
+    ("image_save_name", "no picture is made"),
+    ("image_save_folder", "no picture is made"),
+)
+_IDLE_WITHOUT_UPSAMPLER: Final = (
+    "offload_prompt_upsampler",
+    "offload_prompt_refiner",
+    "prompt_upsampler_dir",
+)
+
+
+def idle_notes(given: Mapping[str, Any], *, upsampler_is_off: bool) -> tuple[str, ...]:
+    """One line for each flag that was given and has nothing to act on."""
+    notes = [f"--{name} has no effect: {why}" for name, why in _IDLE if _given(given.get(name))]
+    if upsampler_is_off:
+        notes += [
+            f"--{name} has no effect: the prompt upsampler is off"
+            for name in _IDLE_WITHOUT_UPSAMPLER
+            if _given(given.get(name))
+        ]
+    return tuple(notes)

@@ -1,0 +1,374 @@
+"""What one ``video2world`` command means: a pure function from flags to frozen settings.
+
+Two generations of the reference meet in this command. The path and name flags choose the
+generation, the generation chooses the defaults, and every other flag is free in both. What only
+the checkpoint knows stays None here ("profile") until :func:`with_profile`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+from cosmos_fast.cli.exits import MissingPartError, UsageError
+from cosmos_fast.cli.missing_parts import MissingPart, idle_notes, missing_parts
+from cosmos_fast.cli.video2world_flags import EXCLUSIVE_FLAGS, ORIGINAL_GENERATION_FLAGS
+
+if TYPE_CHECKING:
+    from cosmos_fast.config import Profile
+
+_T = TypeVar("_T")
+Generation = Literal["original", "later"]
+Origin = Literal[
+    "command line", "config file", "original default", "later default", "default", "profile"
+]
+"""Where a value comes from; "profile" is the checkpoint's own."""
+
+SIZES: Final[Mapping[int, Mapping[str, tuple[int, int]]]] = MappingProxyType(
+    {
+        720: MappingProxyType(
+            {
+                "1:1": (960, 960),
+                "4:3": (704, 960),
+                "3:4": (960, 704),
+                "16:9": (704, 1280),
+                "9:16": (1280, 704),
+            }
+        ),
+        480: MappingProxyType(
+            {
+                "1:1": (480, 480),
+                "4:3": (480, 640),
+                "3:4": (640, 480),
+                "16:9": (432, 768),
+                "9:16": (768, 432),
+            }
+        ),
+    }
+)
+"""(height, width) of each size class and aspect ratio (width:height) of the released models."""
+
+FRAMES_OF_RATE: Final[Mapping[int, int]] = MappingProxyType({10: 61, 16: 93})
+"""Length in frames that the released checkpoint of a frame rate was trained with."""
+
+TOY_SOURCE: Final = "ballworld"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A command, resolved. None is the profile's value, which only the checkpoint can tell."""
+
+    generation: Generation
+    source: str
+    """Hub id, folder or file."""
+    variant: str | None
+    revision: str | None
+    checkpoint_root: Path | None
+    standard: tuple[str, int, int] | None
+    """(model size, resolution, fps) of the released checkpoint that the flags name, if they do."""
+    load_ema: bool
+    input: Path | None
+    prompt: str | None
+    negative_prompt: str | None
+    height: int | None
+    width: int | None
+    num_frames: int | None
+    fps: float | None
+    num_conditional_frames: int
+    num_steps: int | None
+    guidance: float | None
+    seed: int
+    fit: Literal["cover", "stretch"]
+    crf: int
+    sidecar: Literal["original", "later"]
+    output: Path
+    device: str
+    precision: Literal["auto", "bf16", "fp32"]
+    memory: str
+    rope_table: Literal["reference", "float32"]
+    downcast_text_encoder: bool
+    upsampler: Literal["on", "off", "not applicable"]
+    guardrail: Literal["default", "off", "not applicable"]
+    dry_run: bool
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    """Where each field that a flag can set got its value."""
+    notes: tuple[str, ...] = ()
+    """Flags that were accepted without effect, and why."""
+    missing: tuple[MissingPart, ...] = ()
+    """Parts of cosmos-fast that this command needs and that do not exist yet."""
+
+    def refuse_missing(self) -> None:
+        """
+        Raises:
+            MissingPartError: a flag, or a default, needs a part that does not exist yet.
+        """
+        if self.missing:
+            raise MissingPartError("; ".join(str(part) for part in self.missing))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; ``origins`` and ``notes`` included."""
+        plain = {name: _plain(value) for name, value in self.__dict__.items()}
+        plain["missing"] = [str(part) for part in self.missing]
+        plain["origins"] = dict(self.origins)
+        return plain
+
+
+def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings:
+    """The settings that the flags mean.
+
+    Args:
+        given: values by flag name; only those that were given.
+        origins: for each of them, "command line" or "config file".
+
+    Raises:
+        UsageError: two flags contradict each other, or one is missing.
+    """
+    _refuse_contradictions(given)
+    generation = generation_of(given)
+    values = _Values(given, origins, generation)
+    original = generation == "original"
+    released, variant = _model(values)
+    aspect = values.pick("aspect_ratio", "aspect_ratio", default="16:9")
+    height, width = _size(values, released, aspect)
+    fps = values.pick("fps", "fps", default=24.0 if original else released and released[2])
+    off = _either(given, "disable_prompt_upsampler", "disable_prompt_refiner")
+    settings = Settings(
+        generation=generation,
+        source=_source(values, released),
+        variant=variant,
+        revision=values.pick("revision", "revision", default=None),
+        checkpoint_root=values.pick(
+            "checkpoint_root", "checkpoint_dir", default=Path("checkpoints")
+        ),
+        standard=released,
+        load_ema=values.pick("load_ema", "load_ema", default=False),
+        input=values.pick("input", "input_path", "input_image_or_video_path", default=None),
+        prompt=values.pick("prompt", "prompt", default=None),
+        negative_prompt=values.pick("negative_prompt", "negative_prompt", default=None),
+        height=height,
+        width=width,
+        num_frames=_length(values, released),
+        fps=fps,
+        num_conditional_frames=values.pick(
+            "num_conditional_frames", "num_conditional_frames", "num_input_frames", default=1
+        ),
+        num_steps=values.pick("num_steps", "num_steps", default=None),
+        guidance=values.pick("guidance", "guidance", default=None),
+        seed=values.pick("seed", "seed", default=1 if original else 0),
+        fit=values.pick("fit", "fit", default="stretch" if original else "cover"),
+        crf=values.pick("crf", "crf", default=25 if original else 15),
+        sidecar="original" if original else "later",
+        output=_output(values),
+        device=values.pick("device", "device", default="auto").lower(),
+        precision=values.pick("precision", "precision", default="auto"),
+        memory=values.pick("memory", "memory", default="auto"),
+        rope_table=values.pick("rope_table", "rope_table", default="reference"),
+        downcast_text_encoder=values.pick(
+            "downcast_text_encoder", "downcast_text_encoder", default=False
+        ),
+        upsampler="off" if off else "on",
+        guardrail="off" if given.get("disable_guardrail") else "default",
+        dry_run=bool(given.get("dry_run")),
+        notes=idle_notes(given, upsampler_is_off=off),
+        missing=missing_parts(given, upsampler_is_off=off, generation=generation),
+    )
+    settings = replace(settings, origins=MappingProxyType(values.origins))
+    if settings.source == TOY_SOURCE:
+        settings = _without_upsampler(settings)
+    _require_input(settings, given)
+    return settings
+
+
+def generation_of(given: Mapping[str, Any]) -> Generation:
+    """Which generation of the reference a command with these flags belongs to."""
+    return "original" if any(name in given for name in ORIGINAL_GENERATION_FLAGS) else "later"
+
+
+def with_profile(settings: Settings, profile: Profile) -> Settings:
+    """``settings`` for the checkpoint that ``profile`` describes.
+
+    A toy model is neither the original's nor the later tool's: its profile replaces every default
+    of a generation, and upsampler and guardrail do not apply to it. What the user gave stays.
+    """
+    if not profile.toy:
+        return settings
+    origins: dict[str, Origin] = dict(settings.origins)
+
+    def unless_given(name: str, value: _T) -> _T | None:
+        if origins.get(name) in ("command line", "config file"):
+            return value
+        origins[name] = "profile"
+        return None
+
+    return replace(
+        _without_upsampler(settings),
+        height=unless_given("height", settings.height),
+        width=unless_given("width", settings.width),
+        num_frames=unless_given("num_frames", settings.num_frames),
+        fps=unless_given("fps", settings.fps),
+        guardrail="not applicable",
+        origins=MappingProxyType(origins),
+    )
+
+
+class _Values:
+    """Picks values by flag name and remembers where each came from."""
+
+    def __init__(
+        self, given: Mapping[str, Any], origins: Mapping[str, Origin], generation: Generation
+    ) -> None:
+        self.given = given
+        self.generation = generation
+        self.origins: dict[str, Origin] = {}
+        self._given_by = origins
+
+    def pick(self, field_name: str, *flags: str, default: Any) -> Any:
+        """The value of whichever of ``flags`` was given, or ``default``."""
+        for flag in flags:
+            if flag in self.given:
+                self.origins[field_name] = self._given_by[flag]
+                return self.given[flag]
+        self.set_default(field_name, default)
+        return default
+
+    def set_default(self, field_name: str, default: object) -> None:
+        if default is None:
+            self.origins[field_name] = "profile"
+        elif field_name in _DIFFERS:
+            original = self.generation == "original"
+            self.origins[field_name] = "original default" if original else "later default"
+        else:
+            self.origins[field_name] = "default"
+
+
+_DIFFERS: Final = frozenset(
+    {"source", "height", "width", "num_frames", "fps", "seed", "fit", "crf", "output"}
+)
+"""Fields whose default depends on the generation."""
+
+
+def _either(given: Mapping[str, Any], *flags: str) -> bool:
+    return any(given.get(flag) for flag in flags)
+
+
+def _refuse_contradictions(given: Mapping[str, Any]) -> None:
+    for group in EXCLUSIVE_FLAGS:
+        found = [f"--{name}" for name in group if given.get(name) not in (None, False)]
+        if len(found) > 1:
+            raise UsageError(f"{' and '.join(found)} contradict each other; give one of them")
+    if "model" in given and "aspect_ratio" in given and "resolution" not in given:
+        raise UsageError(
+            "--aspect_ratio with --model needs --resolution 480 or 720; "
+            "or give --height and --width"
+        )
+
+
+def _model(values: _Values) -> tuple[tuple[str, int, int] | None, str | None]:
+    """(size, resolution, fps) of a released checkpoint, if the flags name one, and its variant."""
+    given = values.given
+    size = values.pick("model_size", "model_size", default="2B")
+    resolution = values.pick("resolution", "resolution", default=720)
+    variant = values.pick("variant", "variant", default=None)
+    named = "model" in given or values.generation == "original"
+    if named:
+        if variant is None:
+            values.origins["variant"] = "default"
+        return None, variant
+    rate = given.get("fps", 16)
+    standard = (size, resolution, int(rate) if rate in FRAMES_OF_RATE else 16)
+    if variant is None:
+        variant = f"{standard[1]}p-{standard[2]}fps"
+        values.origins["variant"] = "later default"
+    return standard, variant
+
+
+def _source(values: _Values, released: tuple[str, int, int] | None) -> str:
+    given = values.given
+    if "model" in given:
+        return str(values.pick("source", "model", default=None))
+    if "dit_path" in given:
+        return str(values.pick("source", "dit_path", default=None))
+    if released is not None:
+        values.set_default("source", "released")
+        return f"nvidia/Cosmos-Predict2-{released[0]}-Video2World"
+    root = given.get("checkpoint_dir", Path("checkpoints"))
+    folder = values.pick(
+        "source",
+        "diffusion_transformer_dir",
+        default=Path(f"Cosmos-Predict2-{given.get('model_size', '2B')}-Video2World"),
+    )
+    return str(root / folder)
+
+
+def _size(
+    values: _Values, released: tuple[str, int, int] | None, aspect: str
+) -> tuple[int | None, int | None]:
+    height: int | None
+    width: int | None
+    asked = "resolution" in values.given or "aspect_ratio" in values.given
+    if released is not None or asked:
+        height, width = SIZES[values.given.get("resolution", 720)][aspect]
+    elif values.generation == "original":
+        height, width = 704, 1280
+    else:
+        height, width = None, None
+    return (
+        values.pick("height", "height", default=height),
+        values.pick("width", "width", default=width),
+    )
+
+
+def _length(values: _Values, released: tuple[str, int, int] | None) -> int | None:
+    default = 121 if values.generation == "original" else released and FRAMES_OF_RATE[released[2]]
+    length: int | None = values.pick("num_frames", "num_video_frames", default=default)
+    return length
+
+
+def _output(values: _Values) -> Path:
+    given = values.given
+    if "save_path" in given:
+        path: Path = values.pick("output", "save_path", default=None)
+        path = path if path.suffix else path.with_name(f"{path.name}.mp4")
+        if path.suffix.lower() != ".mp4" or path.name.startswith("."):
+            raise UsageError(f"--save_path: {str(path)!r} is not the name of an .mp4 file")
+        return path
+    if values.generation == "later":
+        values.set_default("output", "path")
+        return Path("output/generated_video.mp4")
+    folder = given.get("video_save_folder", Path("outputs"))
+    name = values.pick("output", "video_save_name", "video_save_folder", default="output")
+    name = given.get("video_save_name", "output")
+    if "/" in name or name in (".", ".."):
+        raise UsageError(
+            f"--video_save_name: {name!r} is not a plain name; "
+            "put the folder into --video_save_folder"
+        )
+    return Path(folder, f"{name}.mp4")
+
+
+def _without_upsampler(settings: Settings) -> Settings:
+    return replace(
+        settings,
+        upsampler="not applicable",
+        missing=tuple(part for part in settings.missing if not part.toys_do_without),
+    )
+
+
+def _require_input(settings: Settings, given: Mapping[str, Any]) -> None:
+    if settings.missing:
+        return  # the missing part is the better message, and may be what brings the input
+    if settings.input is None:
+        raise UsageError("no input: give a picture or a video with --input_path")
+    if not (settings.prompt or "").strip() and not (
+        settings.generation == "later" and given.get("disable_guardrail")
+    ):
+        raise UsageError("no prompt: --prompt is required, since no prompt upsampler can write one")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

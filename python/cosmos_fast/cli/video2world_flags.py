@@ -1,0 +1,236 @@
+"""Every flag of ``video2world``: the original document's, the later tool's, and our own."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cosmos_fast.cli.flags import (
+    Choice,
+    Flag,
+    FrameCount,
+    Integer,
+    Location,
+    Number,
+    Pattern,
+    Text,
+    Word,
+)
+
+_INPUT: Final = "Input and prompt"
+_MODEL: Final = "Model"
+_VIDEO: Final = "Video"
+_OUTPUT: Final = "Output"
+_GUARD: Final = "Prompt upsampler and guardrail"
+_MACHINE: Final = "Machine"
+_RUN: Final = "This run"
+_IDLE: Final = "Accepted, without effect"
+
+VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
+    Flag("input_path", Location(), "Picture or video to continue.", _INPUT),
+    Flag(
+        "input_image_or_video_path",
+        Location(),
+        "The same, in the original's words (original).",
+        _INPUT,
+    ),
+    Flag("prompt", Text(), "What happens in the video.", _INPUT),
+    Flag(
+        "negative_prompt",
+        Text(),
+        "What the video should not look like; empty text turns guidance off. "
+        "Default: the model's own.",
+        _INPUT,
+    ),
+    Flag(
+        "num_conditional_frames",
+        Choice(("1", "5"), int),
+        "Frames taken from the end of the input: 1, or 5 of a video. Default: 1.",
+        _INPUT,
+    ),
+    Flag(
+        "num_input_frames",
+        Choice(("1", "5", "9"), int),
+        "The same (original); the released models have not learnt 9.",
+        _INPUT,
+    ),
+    Flag(
+        "fit",
+        Choice(("cover", "stretch")),
+        "cover: keep the aspect and cut the overhang; stretch: resize to the very size. "
+        "Default: cover, original: stretch.",
+        _INPUT,
+    ),
+    Flag(
+        "model",
+        Word(metavar="HUB_ID|PATH"),
+        "Hub id, folder or file of a checkpoint in any layout, or ballworld.",
+        _MODEL,
+    ),
+    Flag(
+        "variant",
+        Word(),
+        "Which checkpoint where a repository or folder holds several, as in 480p-16fps.",
+        _MODEL,
+    ),
+    Flag("revision", Word(metavar="COMMIT"), "Commit or tag of the hub repository.", _MODEL),
+    Flag(
+        "model_size",
+        Choice(("2B", "14B")),
+        "Size of the released model. Default: 2B.",
+        _MODEL,
+    ),
+    Flag(
+        "resolution",
+        Choice(("480", "720"), int),
+        "Size class: chooses the released checkpoint and, with --aspect_ratio, height and width. "
+        "Default: 720.",
+        _MODEL,
+    ),
+    Flag(
+        "dit_path",
+        Location(),
+        "Transformer file in place of the released one of that size, resolution and rate.",
+        _MODEL,
+    ),
+    Flag("load_ema", None, "Take the averaged weights of a training checkpoint.", _MODEL),
+    Flag("natten", None, "Take the sparse-attention checkpoint (not yet).", _MODEL),
+    Flag(
+        "checkpoint_dir",
+        Location(),
+        "Folder below which model folders are looked up (original). Default: checkpoints.",
+        _MODEL,
+    ),
+    Flag(
+        "diffusion_transformer_dir",
+        Location(),
+        "Model folder below --checkpoint_dir (original). Default: Cosmos-Predict2-2B-Video2World.",
+        _MODEL,
+    ),
+    Flag("aspect_ratio", Choice(("1:1", "4:3", "3:4", "16:9", "9:16")), "Default: 16:9.", _VIDEO),
+    Flag("height", Integer(1, 1920), "Pixels, rounded up to 16. Original: 704.", _VIDEO),
+    Flag("width", Integer(1, 1920), "Pixels, rounded up to 16. Original: 1280.", _VIDEO),
+    Flag(
+        "num_video_frames",
+        FrameCount(),
+        "Length in frames, 1 more than a multiple of 4. Default: the model's, original: 121.",
+        _VIDEO,
+    ),
+    Flag(
+        "fps",
+        Number(above=True),
+        "Frame rate of the file. Without --model, 10 and 16 also choose the released checkpoint "
+        "and its length. Default: the model's, original: 24.",
+        _VIDEO,
+    ),
+    Flag("num_steps", Integer(1), "Solver steps. Default: the model's, 35 if released.", _VIDEO),
+    Flag("guidance", Number(), "Default: the model's, 7 if released.", _VIDEO),
+    Flag("seed", Integer(0, 2**32 - 1), "Default: 0, original: 1.", _VIDEO),
+    Flag(
+        "save_path",
+        Location(),
+        "The mp4 to write, with .txt and .json beside it. Default: output/generated_video.mp4.",
+        _OUTPUT,
+    ),
+    Flag(
+        "video_save_name",
+        Word(),
+        "Name of the mp4 without its ending (original). Default: output.",
+        _OUTPUT,
+    ),
+    Flag(
+        "video_save_folder", Location(), "Folder of the mp4 (original). Default: outputs.", _OUTPUT
+    ),
+    Flag(
+        "crf",
+        Integer(0, 51),
+        "H.264 quality, 0 (best) to 51. Default: 15, original: 25.",
+        _OUTPUT,
+    ),
+    Flag("batch_input_json", Location(), "JSON list of videos to make (not yet).", _OUTPUT),
+    Flag("batch_input_path", Location(), "The same as JSON lines (original; not yet).", _OUTPUT),
+    Flag(
+        "disable_prompt_upsampler",
+        None,
+        "Take the prompt as it is (original). "
+        "Needed while no upsampler exists, except with toy worlds.",
+        _GUARD,
+    ),
+    Flag(
+        "disable_prompt_refiner",
+        None,
+        "Take the prompt as it is. Needed while no upsampler exists, except with toy worlds.",
+        _GUARD,
+    ),
+    Flag("offload_prompt_upsampler", None, "Keep the upsampler off the device (original).", _GUARD),
+    Flag("offload_prompt_refiner", None, "Keep the upsampler off the device.", _GUARD),
+    Flag("prompt_upsampler_dir", Location(), "Model of the upsampler (original; not yet).", _GUARD),
+    Flag("disable_guardrail", None, "Run without guardrail; the manifest says so.", _GUARD),
+    Flag("require_guardrail", None, "Refuse to run unchecked (no guardrail exists yet).", _GUARD),
+    Flag("offload_guardrail_models", None, "Keep the guardrail off the device (original).", _GUARD),
+    Flag("offload_guardrail", None, "Keep the guardrail off the device.", _GUARD),
+    Flag(
+        "device",
+        Pattern(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, mps, cuda or cuda:N", "DEVICE"),
+        "auto, cpu, cuda or cuda:N. Default: auto.",
+        _MACHINE,
+    ),
+    Flag("precision", Choice(("auto", "bf16", "fp32")), "Default: auto.", _MACHINE),
+    Flag(
+        "memory",
+        Pattern(
+            r"auto|resident|\d+(\.\d+)?\s*([KMGT]i?B)?",
+            "auto, resident, or an amount such as 12GiB",
+            "AMOUNT",
+        ),
+        "This run's share of device memory: auto or resident (12GiB and the like: not yet). "
+        "Default: auto.",
+        _MACHINE,
+    ),
+    Flag(
+        "rope_table",
+        Choice(("reference", "float32")),
+        "Position table: rounded as NVIDIA's code does, or exact. Default: reference.",
+        _MACHINE,
+    ),
+    Flag("num_gpus", Integer(1), "GPUs that share one video (only 1 so far).", _MACHINE),
+    Flag("offload_diffusion_transformer", None, "Keep it off the device (original).", _MACHINE),
+    Flag("offload_tokenizer", None, "Keep the VAE off the device (original).", _MACHINE),
+    Flag("offload_text_encoder_model", None, "Keep T5 off the device (original).", _MACHINE),
+    Flag("offload_text_encoder", None, "Keep T5 off the device.", _MACHINE),
+    Flag("downcast_text_encoder", None, "Run T5 in bf16 whatever it is stored in.", _MACHINE),
+    Flag("use_cuda_graphs", None, "Replay the network as CUDA graphs (not yet).", _MACHINE),
+    Flag("benchmark", None, "Report the mean of three more runs (not yet).", _MACHINE),
+    Flag("config", Location(), "TOML file of flags, by the same names; flags override it.", _RUN),
+    Flag("dry_run", None, "Print the resolved settings, check every path, and stop.", _RUN),
+    Flag("json", None, "Print one JSON object on stdout.", _RUN),
+    Flag("debug", None, "Show the traceback of an error.", _RUN),
+    Flag("tokenizer_dir", Location(), "Left over from Predict1 (original).", _IDLE),
+    Flag("image_save_name", Word(), "Belongs to text2image (original).", _IDLE),
+    Flag("image_save_folder", Location(), "Belongs to text2image (original).", _IDLE),
+)
+"""In the order of ``--help``."""
+
+ORIGINAL_GENERATION_FLAGS: Final = (
+    "checkpoint_dir",
+    "diffusion_transformer_dir",
+    "input_image_or_video_path",
+    "num_input_frames",
+    "video_save_name",
+    "video_save_folder",
+    "batch_input_path",
+)
+"""Any of these means that the command is one of the original's."""
+
+EXCLUSIVE_FLAGS: Final[tuple[tuple[str, ...], ...]] = (
+    ("input_path", "input_image_or_video_path"),
+    ("num_conditional_frames", "num_input_frames"),
+    ("model", "dit_path", "diffusion_transformer_dir"),
+    ("model", "model_size"),
+    ("diffusion_transformer_dir", "model_size"),
+    ("save_path", "video_save_name"),
+    ("save_path", "video_save_folder"),
+    ("batch_input_json", "batch_input_path"),
+    ("batch_input_json", "input_path"),
+    ("disable_guardrail", "require_guardrail"),
+)
+"""Flags that say the same thing in different words: at most one of each group."""
