@@ -4,6 +4,7 @@
 #   make demo    a short video on this machine, no GPU and no weights needed
 #   make test    the Rust and Python tests
 #   make lint    format, lint, types, floors, stub, licences and advisories
+#   make parity  how far we are from what we must agree with; writes the table of BENCHMARKS.md
 #   make bench   speed, on this machine's GPU
 #   make wheel   the wheel and the sdist, looked into
 #   make matrix  the wheel in empty environments: old and new Pythons and dependencies
@@ -25,7 +26,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 	$(shell find rust -name '*.rs' -o -name Cargo.toml 2>/dev/null)
 ARGS ?=
 
-.PHONY: help setup demo test lint bench wheel matrix lock clean
+.PHONY: help setup demo test parity lint bench wheel matrix lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -51,6 +52,9 @@ demo: setup
 test: setup
 	cargo test --locked --package cosmos-fast-core
 	$(PYTHON) -m pytest $(ARGS)
+
+parity: setup
+	$(PYTHON) -m pytest --write-parity -m parity $(ARGS)
 
 lint: setup
 	$(PYTHON) -m ruff check .

@@ -7,8 +7,10 @@ import logging
 import os
 import random
 import signal
+import socket
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,7 +20,6 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
 if not torch.cuda.is_available():
     # Triton reads this when it is first imported: kernels then run in its interpreter.
@@ -37,10 +38,25 @@ TOLERANCE: Final[Mapping[torch.dtype, dict[str, float]]] = {
 ``torch.testing.assert_close(ours, theirs, **tolerance[dtype])``."""
 
 _MEASURED: Final = pytest.StashKey[list[str]]()
+_PARITY: Final = pytest.StashKey[list[str]]()
+_BENCHMARKS: Final = Path(__file__).resolve().parent.parent / "BENCHMARKS.md"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-parity", action="store_true", help="write the parity table of BENCHMARKS.md"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_MEASURED] = []
+    config.stash[_PARITY] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "parity" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.parity)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -57,9 +73,21 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.line(line)
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    rows = session.config.stash[_PARITY]
+    if session.config.getoption("--write-parity") and exitstatus == 0 and rows:
+        text = _BENCHMARKS.read_text("utf-8")
+        before, _, rest = text.partition("<!-- parity: begin -->\n")
+        _, mark, after = rest.partition("<!-- parity: end -->")
+        table = ["| ours | measured against | error | bound |", "|---|---|---|---|", *rows]
+        lines = "\n".join(table) + "\n"
+        _BENCHMARKS.write_text(f"{before}<!-- parity: begin -->\n{lines}{mark}{after}", "utf-8")
+
+
 def _refuse_foreign_hosts(event: str, arguments: tuple[Any, ...]) -> None:
     """Tests talk to this machine only; a name or address beyond it is a mistake."""
-    if event != "socket.connect" or not isinstance(arguments[1], tuple):
+    internet = (socket.AF_INET, socket.AF_INET6)
+    if event != "socket.connect" or arguments[0].family not in internet:
         return
     host = str(arguments[1][0])
     try:
@@ -84,6 +112,23 @@ def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Notes a line for the end of the run. No test asserts a time; this is where times go."""
     lines = request.config.stash[_MEASURED]
     return lambda line: lines.append(f"{request.node.name}: {line}")
+
+
+@pytest.fixture
+def parity(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """``parity(ours, rival, error, bound)``: fails beyond the bound, and is a row of BENCHMARKS.md.
+
+    ``ours`` and ``rival`` are a few words each; ``error`` is relative unless they say otherwise;
+    ``bound`` 0 asks for equality. A test that asks for this fixture carries the marker ``parity``.
+    """
+    rows = request.config.stash[_PARITY]
+
+    def compare(ours: str, rival: str, error: float, bound: float) -> None:
+        assert error <= bound, f"{ours} against {rival}: {error:.3g} is beyond {bound:g}"
+        shown = f"{error:.1e}" if error else "0 (equal)"
+        rows.append(f"| {ours} | {rival} | {shown} | {f'{bound:g}' if bound else 'equal'} |")
+
+    return compare
 
 
 @pytest.fixture(autouse=True)
