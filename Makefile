@@ -5,7 +5,6 @@
 #   make test    the Rust and Python tests
 #   make lint    format, lint, types, floors, stub, licences and advisories
 #   make parity  how far we are from what we must agree with; writes the table of BENCHMARKS.md
-#   make bench   speed, on this machine's GPU
 #   make wheel   the wheel and the sdist, looked into
 #   make matrix  the wheel in empty environments: old and new Pythons and dependencies
 #   make lock    requirements/dev.lock from requirements/dev.in
@@ -26,7 +25,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 	$(shell find rust -name '*.rs' -o -name Cargo.toml 2>/dev/null)
 ARGS ?=
 
-.PHONY: help setup demo test parity lint bench wheel matrix lock clean
+.PHONY: help setup demo test parity lint wheel matrix lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -67,16 +66,13 @@ lint: setup
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(PYTHON) tools/audit.py
 
-bench: setup
-	$(PYTHON) -m cosmos_fast bench $(ARGS)
-
 wheel: setup
 	rm -rf dist
 	$(PYTHON) -m maturin build --release --locked --sdist --out dist
 	$(PYTHON) tools/check_wheel.py dist/*.whl
 
-matrix: wheel
-	$(PYTHON) tools/install_matrix.py dist/*.whl
+matrix: wheel  # ARGS="--interpreter /path/to/python3.12" where it is not on PATH
+	$(PYTHON) tools/install_matrix.py dist/*.whl $(ARGS)
 
 lock: .venv/.dependencies
 	$(VENV)/bin/uv pip compile requirements/dev.in --universal --python-version 3.11 --upgrade \

@@ -1,0 +1,99 @@
+"""What the README and CONTRIBUTING say is tried out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the picture that the examples start from."""
+    picture = np.full((96, 160, 3), 40, np.uint8)
+    picture[40:56, 30:46] = (220, 50, 47)
+    Image.fromarray(picture).save(tmp_path / "start.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_library_example_runs(folder: Path) -> None:
+    (example,) = blocks(README, "python")
+    assert len(example.strip().splitlines()) <= 10
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("(33, 96, 160, 3) ")
+    made = {file.name for file in folder.iterdir()}
+    assert made == {"start.png", "ball.mp4", "ball.txt", "ball.json"}
+
+
+def test_the_shell_examples_parse(folder: Path) -> None:
+    text = "".join(blocks(README, "bash")).replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if line.startswith("cosmos-fast ")]
+    assert len(commands) >= 2
+    for command in commands:
+        _, *arguments = shlex.split(command, comments=True)
+        extra = [] if "--help" in arguments else ["--dry-run"]
+        run = subprocess.run(
+            [sys.executable, "-m", "cosmos_fast", *arguments, *extra],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, (command, run.stderr)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "BENCHMARKS.md", "Makefile"])
+def test_every_make_target_that_is_named_exists(name: str) -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.M))
+    text = (ROOT / name).read_text("utf-8")
+    named = set(re.findall(r"(?:`|^|^#   )make ([a-z]+)", text, re.M))
+    assert named
+    assert named <= targets
+
+
+def test_every_place_on_the_tour_exists() -> None:
+    (tree,) = [block for block in blocks(README, "") if "python/cosmos_fast/" in block]
+    for line in tree.splitlines():
+        folder = "" if not line.startswith("  ") else "python/cosmos_fast"
+        place = ROOT / folder / line.split()[0]
+        assert place.exists(), line
+
+
+def test_every_file_that_is_named_exists() -> None:
+    for name in re.findall(r"`([A-Z]+\.md|docs/\S+?|tests/\S+?|python/\S+?)`", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_readme_says_what_it_must() -> None:
+    said = " ".join(README.split())
+    for sentence in (
+        "not affiliated with, sponsored by or endorsed by NVIDIA",
+        "NVIDIA Open Model License",
+        "Built on NVIDIA Cosmos",
+        "anything on the released weights",
+        "GNU General Public License",
+    ):
+        assert sentence in said, sentence
