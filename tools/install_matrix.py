@@ -1,8 +1,8 @@
 """Installs the wheel into empty environments and makes a video in each, without a compiler.
 
-One row per Python and set of dependencies: the newest that the ranges allow, the oldest, and the pins
-of two programs that people embed cosmos-fast beside. Downloads many gigabytes. The last line of the
-output is one JSON object.
+One row per Python and set of dependencies: the newest that the ranges allow, the oldest, and the
+pins of two programs that people embed cosmos-fast beside. Downloads many gigabytes. The last line
+of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def main() -> int:
         version = run(path, "--version", folder=Path.cwd())
         if match := re.search(r"3\.\d+", version):
             interpreters[match[0]] = path
-    results = []
+    results: list[dict[str, str | bool]] = []
     for row in ROWS:
         if arguments.only not in f"{row.python} {row.name}":
             continue
