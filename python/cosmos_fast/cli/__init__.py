@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cosmos_fast.cli.doctor import doctor
 from cosmos_fast.cli.exits import ExitCode, exit_code_of, message_of
 from cosmos_fast.cli.flags import spread_values
 from cosmos_fast.cli.future_commands import add_future_commands
@@ -40,6 +41,7 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_program)
     app.command()(video2world)
+    app.command()(doctor)
     add_future_commands(app)
     return app
 

@@ -276,8 +276,8 @@ def spread_values(arguments: list[str], several: Iterable[str]) -> list[str]:
     current: str | None = None
     wants_first = False
     for argument in arguments:
-        if argument.startswith("--"):
-            name = argument[2:].partition("=")[0].replace("_", "-")
+        if argument.startswith("-"):
+            name = argument.lstrip("-").partition("=")[0].replace("_", "-")
             current = argument.partition("=")[0] if name in names else None
             wants_first = current is not None and "=" not in argument
             spread.append(argument)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,28 +16,22 @@ PICTURE_ENDINGS: Final = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def locate_model(settings: Settings) -> Settings:
-    """``settings`` with the place where the model lies.
+def local_model(settings: Settings) -> Path | None:
+    """Where on this machine the model lies, or None; the places that the loader looks at.
 
-    Both generations' downloads are looked through: the original's ``ROOT/NAME``, the later tool's
-    ``ROOT/nvidia/NAME``. A released model that is not there stays a hub id.
+    Both generations' downloads are looked through: the original's ``ROOT/NAME`` and the later
+    tool's ``ROOT/nvidia/NAME``.
     """
-    root = settings.checkpoint_root or Path("checkpoints")
-    source = Path(settings.source)
-    if settings.generation == "original" and settings.origins.get("source") != "command line":
-        source = root / source.name if source.parent == root else source
-    candidates = [source]
-    if settings.generation == "original" and not source.is_absolute():
-        candidates.append(source.parent / "nvidia" / source.name)
-    elif settings.standard is not None and settings.origins.get("source") == "later default":
-        candidates = [root / settings.source]
-    found = next((place for place in candidates if place.exists()), None)
-    return settings if found is None else replace(settings, source=str(found))
+    source, root = Path(settings.source).expanduser(), settings.checkpoint_root
+    places = [source]
+    if root is not None and not source.is_absolute():
+        places = [root / source, root / "nvidia" / source, source]
+    return next((place for place in places if place.exists()), None)
 
 
-def is_local(source: str) -> bool:
-    """Whether ``source`` means a place on this machine, there or not, and not a hub id."""
-    return Path(source).exists() or not _HUB_ID.fullmatch(source)
+def may_be_on_the_hub(settings: Settings) -> bool:
+    """Whether the source may name a repository; the original's flags always name folders."""
+    return settings.generation == "later" and bool(_HUB_ID.fullmatch(settings.source))
 
 
 def path_problems(settings: Settings) -> list[str]:
@@ -49,14 +42,14 @@ def path_problems(settings: Settings) -> list[str]:
 
 def _model_problems(settings: Settings) -> list[str]:
     source = settings.source
-    if source == TOY_SOURCE or not is_local(source) or Path(source).exists():
+    if source == TOY_SOURCE or local_model(settings) or may_be_on_the_hub(settings):
         return []
-    if settings.origins.get("source") == "command line" and settings.generation == "later":
+    if settings.generation == "later":
         return [f"model: {source!r} is not there; a hub id reads owner/name"]
     size = "14B" if "14B" in source else "2B"
     return [
-        f"model: {source!r} is not there; download it with "
-        f"cosmos-fast download --model_sizes {size} --model_types Video2World "
+        f"model: {str(Path(settings.checkpoint_root or '.', source))!r} is not there; fetch it "
+        f"with cosmos-fast download --model_sizes {size} --model_types Video2World "
         f"--checkpoint_dir {settings.checkpoint_root}"
     ]
 

@@ -63,7 +63,7 @@ class Settings:
 
     generation: Generation
     source: str
-    """Hub id, folder or file."""
+    """Hub id, folder or file; folders are also looked up below ``checkpoint_root``."""
     variant: str | None
     revision: str | None
     checkpoint_root: Path | None
@@ -294,13 +294,12 @@ def _source(values: _Values, released: tuple[str, int, int] | None) -> str:
     if released is not None:
         values.set_default("source", "released")
         return f"nvidia/Cosmos-Predict2-{released[0]}-Video2World"
-    root = given.get("checkpoint_dir", Path("checkpoints"))
     folder = values.pick(
         "source",
         "diffusion_transformer_dir",
-        default=Path(f"Cosmos-Predict2-{given.get('model_size', '2B')}-Video2World"),
+        default=f"Cosmos-Predict2-{given.get('model_size', '2B')}-Video2World",
     )
-    return str(root / folder)
+    return str(folder)
 
 
 def _size(

@@ -51,7 +51,6 @@ def read_settings(flags: dict[str, Any]) -> Settings:
     Raises:
         UsageError: contradicting or missing flags, or a part that does not exist yet.
     """
-    from cosmos_fast.cli.paths import locate_model
     from cosmos_fast.cli.settings import Origin, resolve, with_profile
 
     config = read_config(flags["config"], VIDEO2WORLD_FLAGS) if "config" in flags else {}
@@ -59,7 +58,7 @@ def read_settings(flags: dict[str, Any]) -> Settings:
     origins: dict[str, Origin] = {
         name: "command line" if name in flags else "config file" for name in values
     }
-    settings = locate_model(resolve(values, origins))
+    settings = resolve(values, origins)
     profile = local_profile(settings)
     if profile is not None:
         settings = with_profile(settings, profile)
@@ -69,13 +68,12 @@ def read_settings(flags: dict[str, Any]) -> Settings:
 
 def local_profile(settings: Settings) -> Profile | None:
     """What a checkpoint on this machine implies; None where it must first be downloaded."""
-    from pathlib import Path
-
+    from cosmos_fast.cli.paths import local_model
     from cosmos_fast.cli.settings import TOY_SOURCE
     from cosmos_fast.errors import CheckpointError
     from cosmos_fast.weights import find_checkpoint
 
-    if settings.source != TOY_SOURCE and not Path(settings.source).exists():
+    if settings.source != TOY_SOURCE and local_model(settings) is None:
         return None
     try:
         return find_checkpoint(
