@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ class CheckpointFiles:
     profile: Profile
     revision: str | None = None
     """Commit of the hub repository the files come from."""
+    ema: bool = False
+    """Take the moving average of a training checkpoint's weights."""
     hub: HubModel | None = None
     text_looked_for: tuple[str, ...] = ()
     """Where a text encoder was looked for in vain."""
@@ -88,17 +91,18 @@ class CheckpointFiles:
 
 
 def find_checkpoint(
-    source: str | Path,
+    source: str | os.PathLike[str],
     *,
     variant: str | None = None,
     revision: str | None = None,
     token: str | None = None,
     local_files_only: bool = False,
-    checkpoint_root: str | Path | None = None,
-    vae: str | Path | None = None,
-    text_encoder: str | Path | None = None,
-    tokenizer: str | Path | None = None,
+    checkpoint_root: str | os.PathLike[str] | None = None,
+    vae: str | os.PathLike[str] | None = None,
+    text_encoder: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     profile: Profile | None = None,
+    ema: bool = False,
     endpoint: str | None = None,
 ) -> CheckpointFiles:
     """Finds the transformer, VAE and text encoder that ``source`` stands for.
@@ -117,6 +121,7 @@ def find_checkpoint(
         text_encoder: the T5 encoder's folder, in place of the one found.
         tokenizer: the T5 tokenizer's folder, in place of the one found.
         profile: what the checkpoint implies, in place of what is found; tensors still decide.
+        ema: the moving average (``net_ema.``) of a training checkpoint in place of its weights.
         endpoint: hub server; by default the client library's.
 
     Raises:
@@ -143,9 +148,9 @@ def find_checkpoint(
     text = layout.find_text(chosen.home, roots)
     if text_encoder:
         text = layout.explicit_text(Path(text_encoder))
-    names, implied = implied_profile(chosen, vae_file, profile)
+    names, implied = implied_profile(chosen, vae_file, profile, ema)
     return CheckpointFiles(
-        source=str(source),
+        source=os.fspath(source),
         layout=names,
         dit=chosen.dit,
         vae=vae_file,
@@ -153,6 +158,7 @@ def find_checkpoint(
         tokenizer=layout.explicit_tokenizer(Path(tokenizer)) if tokenizer else text.tokenizer,
         profile=implied,
         revision=hub.revision if hub else None,
+        ema=ema,
         hub=hub,
         text_looked_for=text.looked_for,
     )
@@ -176,7 +182,7 @@ def digests(files: CheckpointFiles, text: bool = False) -> dict[str, str]:
     return {f"{part}/{file.name}": content[file] for part in parts for file in parts[part]}
 
 
-def _local(source: str | Path, root: Path | None) -> tuple[Path | None, list[str]]:
+def _local(source: str | os.PathLike[str], root: Path | None) -> tuple[Path | None, list[str]]:
     """The folder or file ``source`` means on this machine, if any, and what was tried."""
     if isinstance(source, str) and source in packaged_worlds():
         return _ASSETS / source, []

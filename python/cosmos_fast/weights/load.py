@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def load_dit(
-    files: CheckpointFiles, device: torch.device | str, dtype: torch.dtype, *, ema: bool = False
+    files: CheckpointFiles, device: torch.device | str, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     """The transformer's parameters under our names, for ``load_state_dict(assign=True)``.
 
@@ -28,13 +28,12 @@ def load_dit(
         files: from :func:`find_checkpoint`.
         device: where they are wanted.
         dtype: float32, bfloat16 or float16.
-        ema: the moving average (``net_ema.``) of a training checkpoint in place of the weights.
 
     Raises:
         CheckpointError: a tensor is missing, extra, misshapen, of a wrong dtype or not finite.
     """
     with open_tensors(files.dit) as file:
-        layout, prefix = dit_keys.detect(file.entries, ema)
+        layout, prefix = dit_keys.detect(file.entries, files.ema)
         config = files.profile.dit
         if layout == "nvidia":
             key_map = dit_keys.nvidia_keys(config, prefix)

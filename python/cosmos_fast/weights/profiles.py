@@ -21,21 +21,24 @@ if TYPE_CHECKING:
     from cosmos_fast.weights.layout import Candidate
 
 
-def implied_profile(chosen: Candidate, vae: Path, given: Profile | None) -> tuple[Layout, Profile]:
+def implied_profile(
+    chosen: Candidate, vae: Path, given: Profile | None, ema: bool = False
+) -> tuple[Layout, Profile]:
     """Whose names a transformer's tensors have, and the profile of its checkpoint.
 
     Args:
         chosen: the transformer.
         vae: the VAE's file; a config.json beside it describes it.
         given: the caller's word, which needs no other.
+        ema: look at the moving average of the weights.
 
     Raises:
         CheckpointError: descriptions contradict each other or the tensors, or something that no
             tensor tells (size, rate, RoPE ratios) is said nowhere.
     """
     with open_tensors(chosen.dit) as file:
-        names, _ = detect(file.entries)
-        inferred = infer_dit(file)
+        names, _ = detect(file.entries, ema)
+        inferred = infer_dit(file, ema)
     if given is not None:
         if found := "; ".join(differences(inferred, given.dit)):
             raise CheckpointError(f"{chosen.dit}: does not fit the given profile ({found})")
