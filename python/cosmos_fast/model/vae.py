@@ -6,6 +6,7 @@ Parameter names are those of diffusers' ``AutoencoderKLWan``.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cosmos_fast.config import VAEConfig
+
+_NORM_EPS = 1e-12
+"""Shortest channel vector that the norms divide by."""
 
 
 class Past:
@@ -65,7 +69,20 @@ class CausalConv3d(nn.Conv3d):
     def forward(self, x_BCTHW: torch.Tensor, past: Past) -> torch.Tensor:  # type: ignore[override]
         if self.history:
             x_BCTHW = past.before(self, x_BCTHW, self.history)
+        small = x_BCTHW.shape[2] <= self.history + TEMPORAL_STRIDE
+        if small and x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32:
+            return self._by_windows(x_BCTHW)
         return super().forward(x_BCTHW)
+
+    def _by_windows(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """The same sums as a convolution over pictures, the frames of a window side by side.
+
+        On a CPU, torch's float32 convolution over one short clip takes eight times as long.
+        """
+        windows = x_BCTHW.unfold(2, self.history + 1, 1)  # (B, C, T, H, W, history + 1)
+        windows_FCHW = windows.permute(0, 2, 1, 5, 3, 4).flatten(2, 3).flatten(0, 1)
+        y_FCHW = F.conv2d(windows_FCHW, self.weight.flatten(1, 2), self.bias, padding="same")
+        return _as_clip(y_FCHW, x_BCTHW.shape[0])
 
 
 class RMSNorm(nn.Module):
@@ -76,9 +93,10 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * axes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gain = self.gamma.float() * x.shape[1] ** 0.5
-        unit: torch.Tensor = F.normalize(x.float(), dim=1, eps=1e-12)
-        return (unit * gain).to(x.dtype)
+        wide = x.float()
+        square = wide.square().sum(1, keepdim=True).clamp_min(_NORM_EPS**2)
+        gain = self.gamma.float() * math.sqrt(x.shape[1])
+        return (wide * square.rsqrt() * gain).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
