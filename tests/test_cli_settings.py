@@ -203,7 +203,6 @@ def test_aspect_ratio_of_a_named_model_needs_a_size_class() -> None:
     ("line", "part"),
     [
         ("--num_gpus 8", "parallel part"),
-        ("--batch_input_json jobs.json", "batch part"),
         ("--natten", "sparse-attention part"),
         ("--use_cuda_graphs", "CUDA-graphs part"),
         ("--benchmark", "benchmark part"),
@@ -212,9 +211,15 @@ def test_aspect_ratio_of_a_named_model_needs_a_size_class() -> None:
     ],
 )
 def test_a_flag_that_needs_a_missing_part_names_it(line: str, part: str) -> None:
-    found = settings(f"--prompt p --disable_prompt_refiner {line}")
+    found = settings(f"--input_path a.png --prompt p --disable_prompt_refiner {line}")
     with pytest.raises(MissingPartError, match=f"{line.split()[0]} needs the {part}"):
         found.refuse_missing()
+
+
+@pytest.mark.parametrize("flag", ["batch_input_json", "batch_input_path"])
+def test_a_batch_needs_no_input_but_the_batch_part(flag: str) -> None:
+    with pytest.raises(MissingPartError, match=f"--{flag} needs the batch part"):
+        settings(f"--{flag} jobs --disable_prompt_refiner").refuse_missing()
 
 
 def test_one_gpu_needs_no_parallel_part() -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cosmos_fast.cli.demo import demo
 from cosmos_fast.cli.doctor import doctor
 from cosmos_fast.cli.exits import ExitCode, exit_code_of, message_of
 from cosmos_fast.cli.flags import spread_values
@@ -35,12 +36,13 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={
             "help_option_names": ["--help", "-h"],
-            "token_normalize_func": lambda name: name.replace("_", "-"),
+            "token_normalize_func": lambda name: name.replace("-", "_"),
             "max_content_width": 100,
         },
     )
     app.callback()(_program)
     app.command()(video2world)
+    app.command()(demo)
     app.command()(doctor)
     add_future_commands(app)
     return app
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # silences the last flush
         return ExitCode.FAILED
     except Exception as error:
-        usage = _usage_message(error)
+        usage = _usage_message(error, given)
         if usage is not None:
             return _fail(given, usage, error, ExitCode.USAGE)
         if "--debug" in given:
@@ -76,7 +78,7 @@ def _invoke(arguments: list[str]) -> int:
     return outcome if isinstance(outcome, int) else ExitCode.OK
 
 
-def _usage_message(error: Exception) -> str | None:
+def _usage_message(error: Exception, given: list[str]) -> str | None:
     """What the parser found wrong, or None where the error is not the parser's.
 
     Told by its shape: releases of typer differ in which module the parser's errors live in.
@@ -84,9 +86,12 @@ def _usage_message(error: Exception) -> str | None:
     describe: Any = getattr(error, "format_message", None)
     if describe is None or not hasattr(error, "exit_code"):
         return None
-    context = getattr(error, "ctx", None)
-    place = f" {context.command_path} --help" if context is not None else f" {_PROGRAM} --help"
-    return f"{describe()} See{place}."
+    context: Any = getattr(error, "ctx", None)
+    if context is not None:
+        path = context.command_path
+    else:
+        path = " ".join([_PROGRAM, *(word for word in given[:1] if not word.startswith("-"))])
+    return f"{describe()} See {path} --help."
 
 
 def _fail(given: list[str], message: str, error: BaseException, code: ExitCode) -> int:

@@ -258,10 +258,18 @@ def _annotation(flag: Flag) -> Any:
         metavar=" " if flag.kind is None else flag.kind.metavar,
         rich_help_panel=flag.panel,
         show_default=False,
+        autocompletion=_completion(flag.kind) if isinstance(flag.kind, Choice) else None,
     )
     if flag.kind is None:
         return Annotated[bool | None, option]
     return Annotated[list[str] | None, option] if flag.several else Annotated[str | None, option]
+
+
+def _completion(kind: Choice) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in kind.choices if choice.startswith(incomplete)]
+
+    return complete
 
 
 def spread_values(arguments: list[str], several: Iterable[str]) -> list[str]:

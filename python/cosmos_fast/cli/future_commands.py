@@ -35,11 +35,12 @@ FUTURE_COMMANDS: Final[dict[str, str]] = {
 def add_future_commands(app: typer.Typer) -> None:
     """Registers every command of :data:`FUTURE_COMMANDS`, hidden from ``--help``."""
     for name, part in FUTURE_COMMANDS.items():
-        app.command(
-            name,
-            hidden=True,
-            context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-        )(_refusal(name, part))
+        for spelling in dict.fromkeys((name, name.replace("-", "_"))):
+            app.command(
+                spelling,
+                hidden=True,
+                context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+            )(_refusal(name, part))
 
 
 def _refusal(name: str, part: str) -> Callable[[typer.Context], None]:

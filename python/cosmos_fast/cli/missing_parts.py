@@ -60,7 +60,7 @@ def missing_parts(
     ]
     if not upsampler_is_off:
         switch = "prompt_upsampler" if generation == "original" else "prompt_refiner"
-        asked = "--prompt_upsampler_dir" if "prompt_upsampler_dir" in given else "the default"
+        asked = f"a run without --disable_{switch}"
         parts.append(
             MissingPart(
                 asked,

@@ -357,10 +357,11 @@ def _without_upsampler(settings: Settings) -> Settings:
 
 
 def _require_input(settings: Settings, given: Mapping[str, Any]) -> None:
-    if settings.missing:
-        return  # the missing part is the better message, and may be what brings the input
-    if settings.input is None:
+    batch = "batch_input_path" in given or "batch_input_json" in given
+    if settings.input is None and not batch:
         raise UsageError("no input: give a picture or a video with --input_path")
+    if settings.missing:
+        return  # a better message than the one below: the part may be what brings the prompt
     if not (settings.prompt or "").strip() and not (
         settings.generation == "later" and given.get("disable_guardrail")
     ):

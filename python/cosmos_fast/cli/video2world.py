@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.cli.config_file import merge, read_config
-from cosmos_fast.cli.exits import UsageError
+from cosmos_fast.cli.exits import ExitCode, UsageError
 from cosmos_fast.cli.flags import parse_flags, takes
 from cosmos_fast.cli.output import print_json, print_rows
 from cosmos_fast.cli.video2world_flags import EXCLUSIVE_FLAGS, VIDEO2WORLD_FLAGS
@@ -22,7 +23,7 @@ NO_GUARDRAIL_REASON: Final = "--disable_guardrail"
 
 
 @takes(VIDEO2WORLD_FLAGS)
-def video2world(**given: object) -> None:
+def video2world(**given: object) -> int:
     """Make one video from a picture or a video and a prompt.
 
     The flags of both generations of the reference work, with _ or - alike. The flags marked
@@ -36,13 +37,13 @@ def video2world(**given: object) -> None:
     flags = parse_flags(VIDEO2WORLD_FLAGS, given)
     settings = read_settings(flags)
     if settings.dry_run:
-        dry_run(settings, as_json=bool(flags.get("json")))
-        return
+        return dry_run(settings, as_json=bool(flags.get("json")))
     clip = make_video(settings)
     if flags.get("json"):
         print_json(result(settings, clip))
     else:
         print(settings.output)
+    return ExitCode.OK
 
 
 def read_settings(flags: dict[str, Any]) -> Settings:
@@ -87,30 +88,27 @@ def local_profile(settings: Settings) -> Profile | None:
         raise
 
 
-def dry_run(settings: Settings, *, as_json: bool) -> None:
-    """Prints what would be done.
-
-    Raises:
-        UsageError: a path is wrong.
-    """
+def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
+    """Prints what would be done, and every path that is wrong; exit code 2 if one is."""
     from cosmos_fast.cli.paths import path_problems
 
     problems = path_problems(settings)
+    code = ExitCode.USAGE if problems else ExitCode.OK
     plain = settings.as_dict()
     if as_json:
-        status = "usage" if problems else "ok"
-        print_json({"status": status, "settings": plain, "problems": problems})
+        report = {"status": code.name.lower(), "exit_code": int(code)}
+        print_json({**report, "settings": plain, "problems": problems})
     else:
-        origins = plain.pop("origins")
+        origins, notes = plain.pop("origins"), plain.pop("notes")
         plain.pop("missing")
-        notes = plain.pop("notes")
         print_rows(
             (name, "profile" if value is None else str(value), origins.get(name, ""))
             for name, value in plain.items()
         )
         print_rows(("note", note) for note in notes)
-    if problems:
-        raise UsageError("; ".join(problems))
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return code
 
 
 def make_video(settings: Settings) -> Clip:

@@ -1,0 +1,386 @@
+"""The command line as a whole: what people type, what it answers, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cosmos_fast.cli import main
+from cosmos_fast.cli.future_commands import FUTURE_COMMANDS
+from cosmos_fast.cli.random_world import RANDOM_PROFILE, make_random_world
+from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Run = Callable[..., tuple[int, str, str]]
+
+PROMPT = "Rain falls on an empty harbour while a small ferry leaves the quay."
+NEGATIVE = "Blurred and shaking."
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = main(arguments)
+        sys.stdout.flush()
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder as the original's download leaves it, with small random models."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    profile = replace(RANDOM_PROFILE, toy=False)
+    for size in ("2B", "14B"):
+        make_random_world(root / f"Cosmos-Predict2-{size}-Video2World", profile)
+    return root
+
+
+@pytest.fixture
+def place(tmp_path: Path, released: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory in which every path of the original's commands exists."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").symlink_to(released)
+    for name in ("assets/video2world/input0.jpg", "assets/diffusion/video2world_input0.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(path)
+    return tmp_path
+
+
+EXAMPLE_1 = f"""
+    --checkpoint_dir checkpoints
+    --input_image_or_video_path assets/video2world/input0.jpg
+    --num_input_frames 1
+    --diffusion_transformer_dir Cosmos-Predict2-2B-Video2World
+    --offload_prompt_upsampler
+    --disable_prompt_upsampler
+    --disable_guardrail
+    --prompt "{PROMPT}"
+    --negative_prompt "{NEGATIVE}"
+    --height 432 --width 768 --num_video_frames 81
+    --num_steps 35
+    --video_save_name video2world_2b
+"""
+EXAMPLE_1B = f"""
+    --checkpoint_dir checkpoints
+    --prompt_upsampler_dir Qwen/Qwen2.5-VL-7B-Instruct
+    --input_image_or_video_path assets/video2world/input0.jpg
+    --num_input_frames 1
+    --diffusion_transformer_dir Cosmos-Predict2-2B-Video2World
+    --offload_prompt_upsampler
+    --disable_guardrail
+    --prompt "A harbour in the rain."
+    --negative_prompt "{NEGATIVE}"
+    --height 432 --width 768 --num_video_frames 81
+    --num_steps 35
+    --video_save_name video2world_2b_prompt_upsampled
+"""
+HIDDEN_2 = """
+    --checkpoint_dir checkpoints
+    --diffusion_transformer_dir Cosmos-Predict2-14B-Video2World
+    --input_image_or_video_path assets/diffusion/video2world_input0.jpg
+    --num_input_frames 1
+    --offload_tokenizer
+    --offload_diffusion_transformer
+    --offload_text_encoder_model
+    --offload_prompt_upsampler
+    --offload_guardrail_models
+    --video_save_name diffusion-video2world-14b
+"""
+HIDDEN_3 = """
+    --num_gpus 8
+    --checkpoint_dir checkpoints
+    --diffusion_transformer_dir Cosmos-Predict2-2B-Video2World
+    --input_image_or_video_path assets/diffusion/video2world_input0.jpg
+    --num_input_frames 1
+    --offload_prompt_upsampler
+    --video_save_name diffusion-video2world-2b
+"""
+HIDDEN_4 = """
+    --checkpoint_dir checkpoints
+    --diffusion_transformer_dir Cosmos-Predict2-2B-Video2World
+    --batch_input_path assets/diffusion/batch_inputs/video2world_ps.jsonl
+    --num_input_frames 9
+    --offload_prompt_upsampler
+    --video_save_folder diffusion-video2world-2b-batch
+"""
+HIDDEN_5 = """
+    --checkpoint_dir checkpoints
+    --diffusion_transformer_dir Cosmos-Predict2-2B-Video2World
+    --batch_input_path assets/diffusion/batch_inputs/video2world_wo_ps.jsonl
+    --num_input_frames 9
+    --disable_prompt_upsampler
+    --video_save_folder diffusion-video2world-2b-batch-wo-ps
+"""
+
+
+def words(command: str) -> list[str]:
+    import shlex
+
+    return ["video2world", *shlex.split(command)]
+
+
+@pytest.mark.parametrize(
+    ("command", "size", "name"),
+    [
+        (EXAMPLE_1, "2B", "video2world_2b"),
+        (
+            EXAMPLE_1.replace("2B", "14B").replace("_2b", "_14b"),
+            "14B",
+            "video2world_14b",
+        ),
+    ],
+    ids=["example 1", "example 2"],
+)
+def test_visible_examples_resolve(
+    run: Run, place: Path, command: str, size: str, name: str
+) -> None:
+    code, out, err = run(*words(command), "--dry-run", "--json")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    found = document["settings"]
+    assert document["problems"] == []
+    assert found["generation"] == "original"
+    assert found["source"] == f"Cosmos-Predict2-{size}-Video2World"
+    assert found["output"] == f"outputs/{name}.mp4"
+    assert (found["height"], found["width"], found["num_frames"]) == (432, 768, 81)
+    assert (found["num_steps"], found["seed"], found["fps"]) == (35, 1, 24.0)
+    assert (found["prompt"], found["negative_prompt"]) == (PROMPT, NEGATIVE)
+    assert (found["upsampler"], found["guardrail"]) == ("off", "off")
+    assert found["notes"] == [
+        "--offload_prompt_upsampler has no effect: the prompt upsampler is off"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        (EXAMPLE_1B, ["prompt upsampler"]),
+        (HIDDEN_2, ["prompt upsampler"]),
+        (HIDDEN_3, ["parallel part", "prompt upsampler"]),
+        (HIDDEN_4, ["batch part", "prompt upsampler"]),
+        (HIDDEN_5, ["batch part"]),
+    ],
+    ids=["example 1b", "hidden 2", "hidden 3", "hidden 4", "hidden 5"],
+)
+def test_examples_whose_parts_do_not_exist_yet_name_them(
+    run: Run, place: Path, command: str, parts: list[str]
+) -> None:
+    code, out, err = run(*words(command))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("does not exist yet") == len(parts)
+    for part in parts:
+        assert f"needs the {part}, which does not exist yet" in err
+
+
+def test_underscores_and_dashes_are_alike(run: Run, place: Path) -> None:
+    first = run(*words(EXAMPLE_1), "--dry_run", "--json")
+    dashed = [w.replace("_", "-") if w.startswith("--") else w for w in words(EXAMPLE_1)]
+    second = run(*dashed, "--dry-run", "--json")
+    assert first == second
+    assert first[0] == 0
+
+
+def test_an_underscore_in_a_value_stays(run: Run, place: Path) -> None:
+    code, out, _ = run(*words(EXAMPLE_1), "--dry-run", "--json", "--prompt", "--a_b")
+    assert code == 0
+    assert json.loads(out)["settings"]["prompt"] == "--a_b"
+
+
+def test_dry_run_lists_values_and_where_they_come_from(run: Run, place: Path) -> None:
+    code, out, err = run(*words(EXAMPLE_1), "--dry-run")
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
+    assert rows["height"] == ["432", "command", "line"]
+    assert rows["seed"] == ["1", "original", "default"]
+    assert rows["guidance"] == ["profile", "profile"]
+    assert not (place / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "problem"),
+    [
+        ("--input_image_or_video_path nowhere.jpg", "'nowhere.jpg' is not there"),
+        ("--input_image_or_video_path assets", "'assets' is not a file"),
+        ("--input_image_or_video_path empty.png", "'empty.png' is empty"),
+        ("--diffusion_transformer_dir other", "'checkpoints/other' is not there; fetch it with"),
+        ("--num_input_frames 9", "is one picture; 9 frames need a video"),
+        ("--video_save_folder empty.png", "'empty.png' is not a folder"),
+        (
+            "--video_save_folder . --video_save_name own --input_image_or_video_path own.mp4",
+            "'own.mp4' would replace the input",
+        ),
+        ("--video_save_folder . --video_save_name folder", "'folder.mp4' is a folder"),
+    ],
+)
+def test_dry_run_checks_every_path(run: Run, place: Path, extra: str, problem: str) -> None:
+    (place / "empty.png").touch()
+    (place / "own.mp4").write_bytes(b"video")
+    (place / "folder.mp4").mkdir()
+    for mode in ([], ["--dry-run"]):
+        code, _, err = run(*words(EXAMPLE_1 + extra), *mode)
+        assert code == 2
+        assert err.startswith("error: ")
+        assert problem in err
+        assert err.count("\n") == 1
+    code, out, _ = run(*words(EXAMPLE_1 + extra), "--dry-run", "--json")
+    [listed] = json.loads(out)["problems"]
+    assert problem in listed
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
+def test_dry_run_refuses_a_read_only_folder(run: Run, place: Path) -> None:
+    (place / "sealed").mkdir(mode=0o500)
+    code, _, err = run(*words(EXAMPLE_1 + "--video_save_folder sealed/deep"), "--dry-run")
+    assert code == 2
+    assert "nothing may be written to 'sealed'" in err
+
+
+@pytest.mark.parametrize("flag", [flag.name for flag in VIDEO2WORLD_FLAGS if flag.kind])
+def test_a_flag_without_its_value_is_a_usage_error(run: Run, flag: str) -> None:
+    code, out, err = run("video2world", f"--{flag}")
+    assert (code, out) == (2, "")
+    assert f"--{flag}" in err
+    assert "requires an argument" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["video2world", "--seed", "x"], "--seed: 'x' is not a whole number from 0 to 4294967295"),
+        (["video2world", "--num-steps=0"], "--num_steps: '0' is not a whole number of at least 1"),
+        (
+            ["video2world", "--fit", "crop"],
+            "--fit: 'crop' is not one of its choices; expected cover or stretch",
+        ),
+        (["video2world"], "no input: give a picture or a video with --input_path"),
+        (["video2world", "--nonsense", "1"], "No such option: --nonsense"),
+        (["video2world", "a.png"], "unexpected extra argument"),
+        (["video3world"], "No such command 'video3world'"),
+        (["doctor", "--nonsense"], "No such option: --nonsense"),
+        (["video2world", "--config", "none.toml"], "'none.toml' cannot be read"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_usage_errors(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments, "--json")
+    assert code == 2
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    document = json.loads(out)
+    assert (document["status"], document["exit_code"]) == ("usage", 2)
+    assert message in document["error"]["message"]
+
+
+@pytest.mark.parametrize("name", FUTURE_COMMANDS)
+def test_a_command_that_does_not_exist_yet_names_its_part(run: Run, name: str) -> None:
+    for spelling in (name, name.replace("-", "_")):
+        code, out, err = run(spelling, "--num_chunks", "6", "--guidance=3", "x")
+        assert (code, out) == (2, "")
+        assert err == (
+            f"error: {name} needs the {FUTURE_COMMANDS[name]}, which does not exist yet; "
+            "video2world makes one video\n"
+        )
+
+
+@pytest.mark.parametrize("command", ["video2world", "demo", "doctor"])
+def test_help_of_every_command(run: Run, command: str) -> None:
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"cosmos-fast {command}" in out
+    assert "--json" in out
+
+
+def test_help_of_video2world_names_every_flag(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    _, out, _ = run("video2world", "--help")
+    for flag in VIDEO2WORLD_FLAGS:
+        assert f"--{flag.name} " in out
+
+
+def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cosmos_fast", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+def test_module_is_the_program_and_help_needs_no_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "cosmos_fast", "video2world", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0
+    assert "cosmos-fast video2world" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "typer" in imported
+    assert not {"torch", "numpy", "transformers", "triton"} & imported
+
+
+def test_version(run: Run) -> None:
+    code, out, _ = run("--version")
+    assert code == 0
+    assert out.startswith("cosmos-fast ")
+
+
+def test_no_command_shows_the_help(run: Run) -> None:
+    code, out, err = run()
+    assert code == 2
+    assert "video2world" in out + err
+
+
+def test_shell_completion_offers_flags_and_choices() -> None:
+    done = process(
+        _COSMOS_FAST_COMPLETE="complete_bash",
+        COMP_WORDS="cosmos-fast video2world --aspect",
+        COMP_CWORD="2",
+    )
+    assert "--aspect_ratio" in done.stdout
+    done = process(
+        _COSMOS_FAST_COMPLETE="complete_bash",
+        COMP_WORDS="cosmos-fast video2world --fit ",
+        COMP_CWORD="3",
+    )
+    assert done.stdout.split() == ["cover", "stretch"]
+
+
+def test_a_closed_stdout_is_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "cosmos_fast", "doctor", "--offline", "--json"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    os.close(writer)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
