@@ -38,10 +38,11 @@ print("unchanged")
 """
 
 
-def child(code: str, **environment: str) -> str:
+def child(code: str, folder: Path = TESTS, **environment: str) -> str:
     """Runs ``code`` in a process of its own that sees no GPU and no program on PATH."""
     run = subprocess.run(
         [sys.executable, "-c", code],
+        cwd=folder,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PATH": ""} | environment,
         capture_output=True,
         text=True,
@@ -79,3 +80,36 @@ def test_the_guard_sees_a_change() -> None:
     disturbing = GUARDED.replace("import cosmos_fast", "import torch; torch.rand(1)")
     with pytest.raises(AssertionError, match="torch random"):
         child(disturbing, PYTHONPATH=str(TESTS))
+
+
+WORLD = """
+from pathlib import Path
+from cosmos_fast.cli.random_world import make_random_world
+
+make_random_world(Path("world"))
+"""
+
+GENERATE = """
+import conftest
+import numpy as np
+
+picture = np.full((96, 160, 3), 40, np.uint8)
+small = {"size": (32, 48), "num_frames": 5, "num_steps": 2}
+with conftest.unchanged():
+    import cosmos_fast as cf
+
+    engine = cf.Video2World.from_pretrained(
+        "world", device="cpu", guardrail=cf.NoGuardrail(reason="random weights")
+    )
+    clip = engine.generate(picture, "A red ball.", **small)
+    assert sum(len(frames) for frames in engine.stream(picture, "A red ball.", **small)) == 5
+    clip.save("clip.mp4")
+print("unchanged")
+"""
+
+
+def test_generate_leaves_the_process_as_it_was(tmp_path: Path) -> None:
+    child(WORLD, folder=tmp_path)
+    printed = child(GENERATE, folder=tmp_path, PYTHONPATH=str(TESTS))
+    assert printed == "unchanged\n"
+    assert (tmp_path / "clip.mp4").stat().st_size
