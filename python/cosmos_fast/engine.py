@@ -14,7 +14,7 @@ import torch
 from cosmos_fast.clip import DEFAULT_CRF, Clip, ClipWriter, Sidecar
 from cosmos_fast.config import Environment, RopeTable
 from cosmos_fast.errors import Cancelled, CosmosFastError, DeviceLost, InputError, MemoryPlanError
-from cosmos_fast.media import Fit, find_ffmpeg, frames_from
+from cosmos_fast.media import Fit, frames_from
 from cosmos_fast.model.flops import forward_flops
 from cosmos_fast.model.pixels import to_pixels, to_video
 from cosmos_fast.parts import Parts, Precision, choose_device, choose_precision, load_parts
@@ -401,7 +401,7 @@ class Video2World:
             step_seconds=clock.step_seconds(),
             forwards_per_step=branches,
             flops_per_forward=forward_flops(self.profile.dit, request.latent_shape[2:]),
-            backends={**parts.ops.names, "ffmpeg": find_ffmpeg().version},
+            backends=dict(parts.ops.names),
             device=parts.device_name,
             precision=str(parts.dtype).removeprefix("torch."),
             guardrail=self._guardrail.__dict__,
