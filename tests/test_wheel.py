@@ -58,12 +58,12 @@ def wheel(built: Path) -> Path:
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
-    """Every file of ``wheel`` but the binary and the record of digests, which differ by build."""
+    """Every file of ``wheel`` but those that differ by build: binary, digests, bill of materials."""
     with zipfile.ZipFile(wheel) as archive:
         return {
             name: archive.read(name)
             for name in archive.namelist()
-            if not name.endswith((".so", "/RECORD"))
+            if not name.endswith((".so", "/RECORD", ".cyclonedx.json"))
         }
 
 
