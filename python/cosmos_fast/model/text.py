@@ -132,23 +132,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: neither is there, it is damaged, or it is not T5's.
     """
-    import transformers
-
-    fast: Any = transformers.PreTrainedTokenizerFast
     special = {"pad_token": PAD_TOKEN, "eos_token": END_TOKEN, "unk_token": UNKNOWN_TOKEN}
     try:
-        if (folder / "tokenizer.json").is_file():
-            tokenizer: PreTrainedTokenizerBase = fast(
-                tokenizer_file=str(folder / "tokenizer.json"), **special
-            )
-        else:
-            tokenizer = transformers.T5Tokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = _read_tokenizer(folder, special)
     except Exception as error:
         # The tokenizers library raises bare Exceptions for files it cannot read.
         raise CheckpointError(f"{folder}: no readable T5 tokenizer: {error}") from error
-    # A token that had to be invented stands past the file's own vocabulary.
-    own = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    if missing := [token for token in special.values() if own.token_to_id(token) is None]:
+    if missing := [token for token in special.values() if token not in tokenizer.get_vocab()]:
         raise CheckpointError(
             f"{folder}: the tokenizer has no {', '.join(missing)}; T5's tokenizer is needed"
         )
@@ -156,6 +146,23 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(
             f"{folder}: the tokenizer does not end a text with {END_TOKEN}; T5's is needed"
         )
+    return tokenizer
+
+
+def _read_tokenizer(folder: Path, special: Mapping[str, str]) -> PreTrainedTokenizerBase:
+    import tokenizers
+    import transformers
+
+    if not (folder / "tokenizer.json").is_file():
+        old: PreTrainedTokenizerBase = transformers.T5Tokenizer.from_pretrained(
+            str(folder), local_files_only=True
+        )
+        return old
+    own = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    # transformers would invent tokens that the file lacks.
+    known = {kind: token for kind, token in special.items() if own.token_to_id(token) is not None}
+    fast: Any = transformers.PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase = fast(tokenizer_object=own, **known)
     return tokenizer
 
 
