@@ -58,7 +58,7 @@ def wheel(built: Path) -> Path:
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
-    """Every file of ``wheel`` but those that differ by build: binary, digests, bill of materials."""
+    """Every file of ``wheel`` but what differs by build: binary, digests, bill of materials."""
     with zipfile.ZipFile(wheel) as archive:
         return {
             name: archive.read(name)

@@ -31,8 +31,12 @@ def sources() -> set[str]:
     }
 
 
-def faults(wheel: Path) -> list[str]:
-    """What is wrong with ``wheel``; empty when nothing is."""
+def faults(wheel: Path, *, published: bool = False) -> list[str]:
+    """What is wrong with ``wheel``; empty when nothing is.
+
+    Args:
+        published: it leaves this machine, so its binary may not name places on it.
+    """
     found = []
     if "-cp311-abi3-" not in wheel.name:
         found.append(f"{wheel.name} is not tagged cp311-abi3: one wheel has to serve 3.11 and up")
@@ -41,6 +45,7 @@ def faults(wheel: Path) -> list[str]:
         (info,) = {name.split("/")[0] for name in names if ".dist-info/" in name}
         metadata = Parser().parsestr(archive.read(f"{info}/METADATA").decode())
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
+        binary = archive.read("cosmos_fast/_core.abi3.so") if published else b""
         code = sum(
             item.compress_size
             for item in archive.infolist()
@@ -63,6 +68,8 @@ def faults(wheel: Path) -> list[str]:
         found.append(f"License-Expression is {metadata['License-Expression']!r}")
     if "cosmos-fast=cosmos_fast.cli:main" not in entry_points.replace(" ", ""):
         found.append("the cosmos-fast command is not declared")
+    places = {str(place).encode() for place in (Path.home(), ROOT)}
+    found += [f"the binary names {place.decode()}" for place in places if place + b"/" in binary]
     if code > CODE_LIMIT:
         found.append(f"{code} bytes without the assets: at most {CODE_LIMIT} was promised")
     return found
@@ -84,8 +91,10 @@ def sizes(wheel: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("wheel", type=Path)
-    wheel = parser.parse_args().wheel
-    found = faults(wheel)
+    parser.add_argument("--published", action="store_true", help="it leaves this machine")
+    arguments = parser.parse_args()
+    wheel: Path = arguments.wheel
+    found = faults(wheel, published=arguments.published)
     print(sizes(wheel))
     for fault in found:
         print(f"check_wheel: {fault}", file=sys.stderr)
