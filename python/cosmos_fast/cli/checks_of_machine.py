@@ -216,7 +216,8 @@ def worlds() -> Check:
 
     found = packaged_worlds()
     if not found:
-        return Check("toy worlds", "warn", "none in this package: the demo uses random weights")
+        finding = "none in this package: the demo uses random weights"
+        return Check("toy worlds", "warn", finding, "install a release, which carries ballworld")
     return Check("toy worlds", "ok", ", ".join(found))
 
 
