@@ -31,18 +31,10 @@ impl<T: Element> Array<T> {
         let shape = self.0.shape();
         match (shape, channels_first) {
             (&[frames, height, width, 3], false) | (&[3, frames, height, width], true) => {
-                Ok(Shape {
-                    frames,
-                    height,
-                    width,
-                })
+                Ok(Shape { frames, height, width })
             }
             _ => {
-                let expected = if channels_first {
-                    "(3, T, H, W)"
-                } else {
-                    "(T, H, W, 3)"
-                };
+                let expected = if channels_first { "(3, T, H, W)" } else { "(T, H, W, 3)" };
                 let message = format!("an array of shape {shape:?} where {expected} is needed");
                 Err(to_python(py, &Error::Argument(message)))
             }

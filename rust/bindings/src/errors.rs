@@ -7,9 +7,8 @@ use pyo3::types::PyType;
 
 fn exception<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
     static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    let module = MODULE.get_or_try_init(py, || {
-        PyResult::Ok(py.import("cosmos_fast.errors")?.unbind())
-    })?;
+    let module =
+        MODULE.get_or_try_init(py, || PyResult::Ok(py.import("cosmos_fast.errors")?.unbind()))?;
     module.bind(py).getattr(name)
 }
 
@@ -17,6 +16,13 @@ fn exception<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
 pub fn to_python(py: Python<'_>, error: &Error) -> PyErr {
     let name = match error {
         Error::Argument(_) => "InputError",
+        Error::Cancelled => "Cancelled",
+        Error::Spawn { .. }
+        | Error::Exit { .. }
+        | Error::Deadline { .. }
+        | Error::Stream(_)
+        | Error::File(_)
+        | Error::System { .. } => "MediaError",
     };
     match exception(py, name).and_then(|kind| Ok(kind.cast_into::<PyType>()?)) {
         Ok(kind) => PyErr::from_type(kind, error.to_string()),

@@ -8,7 +8,7 @@ mod pack;
 #[pyo3::pymodule]
 mod _core {
     #[pymodule_export]
-    use crate::pack::{denormalize, normalize};
+    use crate::pack::{denormalize, normalize, resize};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals, reason = "a Python name")]

@@ -1,6 +1,7 @@
 //! Pixels: `cosmos_fast_core::pack`.
 
-use cosmos_fast_core::pack::{self, bf16_table, f32_table};
+use cosmos_fast_core::pack::{self, Fit, Shape, bf16_table, f32_table};
+use cosmos_fast_core::{Error, Result};
 use half::bf16;
 use pyo3::prelude::*;
 
@@ -49,4 +50,32 @@ pub fn denormalize(
 fn as_bf16(bits: &[u16]) -> &[bf16] {
     use half::slice::HalfBitsSliceExt;
     bits.reinterpret_cast()
+}
+
+/// Pictures (T, h, w, 3) uint8 brought to (T, H, W, 3).
+#[pyfunction]
+#[pyo3(signature = (source, target, *, fit))]
+pub fn resize(
+    py: Python<'_>,
+    source: &Bound<'_, PyAny>,
+    target: &Bound<'_, PyAny>,
+    fit: &str,
+) -> PyResult<()> {
+    let how = fit_named(fit).map_err(|error| to_python(py, &error))?;
+    let source = Array::<u8>::new(source, "source")?;
+    let mut target = Array::<u8>::new(target, "target")?;
+    let shape = source.clip_shape(py, false)?;
+    let Shape { height, width, .. } = target.clip_shape(py, false)?;
+    let bytes = target.values_mut(py, "target")?;
+    py.detach(|| pack::fit(source.values(), shape, bytes, (height, width), how))
+        .map_err(|error| to_python(py, &error))
+}
+
+/// The fit that Python calls `name`.
+pub fn fit_named(name: &str) -> Result<Fit> {
+    match name {
+        "cover" => Ok(Fit::Cover),
+        "stretch" => Ok(Fit::Stretch),
+        _ => Err(Error::argument(format!("fit = {name:?}: \"cover\" or \"stretch\""))),
+    }
 }

@@ -7,6 +7,7 @@
 compile_error!("child supervision uses prctl, pidfd and /proc: cosmos-fast runs on Linux");
 
 pub mod error;
+pub mod media;
 pub mod pack;
 
 pub use error::{Error, Result};

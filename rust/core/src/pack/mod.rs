@@ -4,10 +4,12 @@
 //! the host program's rayon pool keeps its size and its thread-local state.
 
 mod normalize;
+mod resize;
 
 use std::sync::OnceLock;
 
 pub use normalize::{bf16_table, denormalize, f32_table, normalize};
+pub use resize::{Fit, fit};
 
 use crate::{Error, Result};
 
@@ -28,11 +30,7 @@ pub struct Shape {
 impl Shape {
     /// Pixels of the whole clip; an error where the product overflows or an axis is empty.
     pub fn pixels(self) -> Result<usize> {
-        let Self {
-            frames,
-            height,
-            width,
-        } = self;
+        let Self { frames, height, width } = self;
         frames
             .checked_mul(height)
             .and_then(|rows| rows.checked_mul(width))
@@ -50,11 +48,7 @@ impl Shape {
         if length == expected {
             return Ok(());
         }
-        let Self {
-            frames,
-            height,
-            width,
-        } = self;
+        let Self { frames, height, width } = self;
         Err(Error::argument(format!(
             "{name} holds {length} values where {frames} pictures of {height}x{width} \
              (height x width) need {expected}"
@@ -72,17 +66,12 @@ struct Pool {
 fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     static POOL: OnceLock<Pool> = OnceLock::new();
     let pool = POOL.get_or_init(|| {
-        let wanted = std::thread::available_parallelism()
-            .map_or(1, usize::from)
-            .min(MAX_THREADS);
+        let wanted = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
         let built = rayon::ThreadPoolBuilder::new()
             .num_threads(wanted)
             .thread_name(|index| format!("cosmos-pack-{index}"))
             .build();
-        Pool {
-            threads: built.ok(),
-            process: std::process::id(),
-        }
+        Pool { threads: built.ok(), process: std::process::id() }
     });
     match &pool.threads {
         Some(threads) if pool.process == std::process::id() => threads.install(work),

@@ -89,10 +89,7 @@ pub fn denormalize<T: Copy + Send + Sync + Into<f32>>(
     Ok(())
 }
 
-#[allow(
-    clippy::manual_midpoint,
-    reason = "rounded after each operation, as the reference is"
-)]
+#[allow(clippy::manual_midpoint, reason = "rounded after each operation, as the reference is")]
 fn to_byte(value: f32) -> u8 {
     let unit = ((value + 1.0) / 2.0).clamp(0.0, 1.0);
     (unit * 255.0 + 0.5) as u8
@@ -136,15 +133,9 @@ mod tests {
 
     #[test]
     fn every_bf16_becomes_the_byte_that_f32_arithmetic_says() {
-        let source: Vec<bf16> = (0..=u16::MAX)
-            .map(bf16::from_bits)
-            .chain([bf16::ZERO; 2])
-            .collect();
-        let shape = Shape {
-            frames: 1,
-            height: 1,
-            width: source.len() / 3,
-        };
+        let source: Vec<bf16> =
+            (0..=u16::MAX).map(bf16::from_bits).chain([bf16::ZERO; 2]).collect();
+        let shape = Shape { frames: 1, height: 1, width: source.len() / 3 };
         let mut target = vec![0; source.len()];
         denormalize(&source, &mut target, shape).unwrap();
         for (index, value) in source.iter().enumerate() {
@@ -155,20 +146,13 @@ mod tests {
                 ((value + 1.0) * 127.5 + 0.5).clamp(0.0, 255.0) as u8
             };
             let got = target[index % shape.width * 3 + index / shape.width];
-            assert!(
-                got.abs_diff(expected) <= u8::from(value.fract() != 0.0),
-                "{value}: {got}"
-            );
+            assert!(got.abs_diff(expected) <= u8::from(value.fract() != 0.0), "{value}: {got}");
         }
     }
 
     #[test]
     fn a_wrong_length_is_refused() {
-        let shape = Shape {
-            frames: 1,
-            height: 2,
-            width: 2,
-        };
+        let shape = Shape { frames: 1, height: 2, width: 2 };
         let mut target = [0.0; 12];
         assert!(normalize(&[0; 11], &mut target, shape, &f32_table()).is_err());
         assert!(normalize(&[0; 12], &mut target[..9], shape, &f32_table()).is_err());

@@ -1,0 +1,28 @@
+//! Pictures and videos through ffmpeg, as a supervised child process.
+//!
+//! `child` starts and ends the process, `supervisor` moves bytes between it and the rest in one
+//! poll loop on a thread of its own, `ring` is the bounded queue between that thread and the
+//! caller. [`FrameReader`], [`FrameWriter`] and [`Capture`] are the three uses.
+
+mod capture;
+mod child;
+mod pnm;
+mod reader;
+mod ring;
+mod supervisor;
+mod writer;
+
+pub use capture::Capture;
+pub use child::{Limits, Program};
+pub use pnm::{Bounds, Picture, Samples};
+pub use reader::FrameReader;
+pub use writer::FrameWriter;
+
+/// What came of waiting for a bounded time.
+#[derive(Debug)]
+pub enum Waited<T> {
+    /// It is there.
+    Done(T),
+    /// Not yet; look after signals and wait again.
+    NotYet,
+}

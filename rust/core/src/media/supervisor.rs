@@ -1,0 +1,302 @@
+//! The poll loop between one child and the rest.
+//!
+//! One thread serves standard input, output and error, the child's end, the caller's wishes and
+//! the deadline. No read or write blocks, so nothing that a child does, or a grandchild that keeps
+//! a pipe, can hold the loop.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, Shutdown, send, shutdown};
+
+use super::child::{Child, TICK};
+use super::ring::Wake;
+use crate::{Error, Result};
+
+/// How much of standard error is kept: its end.
+const STDERR_BYTES: usize = 8 << 10;
+
+/// What a source of bytes has to offer.
+pub(super) enum Offer<'a> {
+    /// These bytes are next.
+    Bytes(&'a [u8]),
+    /// Nothing yet; the wake will tell.
+    Later,
+    /// Nothing more.
+    End,
+}
+
+/// Where the child's standard input comes from.
+pub(super) trait Feed {
+    /// What there is to send.
+    fn offer(&mut self) -> Offer<'_>;
+    /// That many of the offered bytes are gone. True where that completes a unit of work, which
+    /// gives the child its full time again.
+    fn sent(&mut self, count: usize) -> bool;
+}
+
+/// No standard input.
+impl Feed for () {
+    fn offer(&mut self) -> Offer<'_> {
+        Offer::End
+    }
+    fn sent(&mut self, _count: usize) -> bool {
+        false
+    }
+}
+
+/// Where the child's standard output goes.
+pub(super) trait Sink {
+    /// Whether more can be taken now; the wake tells when that changes.
+    fn has_room(&self) -> bool;
+    /// Reads once. 0 at the end of the stream.
+    fn read(&mut self, from: BorrowedFd<'_>) -> Result<Read>;
+    /// The stream has ended and the child has succeeded.
+    fn end(&mut self) -> Result<()>;
+}
+
+/// What one read gave.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Read {
+    Some,
+    Nothing,
+    End,
+}
+
+impl Read {
+    pub fn from_result(result: rustix::io::Result<usize>) -> Result<Self> {
+        match result {
+            Ok(0) => Ok(Self::End),
+            Ok(_) => Ok(Self::Some),
+            Err(Errno::AGAIN) => Ok(Self::Nothing),
+            Err(error) => Err(Error::system("ffmpeg's output could not be read")(error)),
+        }
+    }
+}
+
+/// No standard output.
+impl Sink for () {
+    fn has_room(&self) -> bool {
+        true
+    }
+    fn read(&mut self, _from: BorrowedFd<'_>) -> Result<Read> {
+        Ok(Read::End)
+    }
+    fn end(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Serves `child` until it has ended, `stopped` says so, or it has made us wait for longer than
+/// `patience` in all since the last complete unit of work. On return the child is gone.
+pub(super) fn supervise(
+    child: Child,
+    feed: &mut dyn Feed,
+    sink: &mut dyn Sink,
+    wake: &Wake,
+    stopped: &dyn Fn() -> bool,
+    patience: Duration,
+) -> Result<()> {
+    let said = VecDeque::with_capacity(STDERR_BYTES);
+    let mut service = Service { child, wake, said, waited: Duration::ZERO, refused: false };
+    service.run(feed, sink, stopped, patience)
+}
+
+struct Service<'a> {
+    child: Child,
+    wake: &'a Wake,
+    said: VecDeque<u8>,
+    /// For how long the child has owed us something.
+    waited: Duration,
+    /// It has closed its standard input before everything was sent.
+    refused: bool,
+}
+
+impl Service<'_> {
+    fn run(
+        &mut self,
+        feed: &mut dyn Feed,
+        sink: &mut dyn Sink,
+        stopped: &dyn Fn() -> bool,
+        patience: Duration,
+    ) -> Result<()> {
+        let mut ended = false;
+        loop {
+            if stopped() {
+                return Err(Error::Cancelled);
+            }
+            let has_input = self.serve_input(feed);
+            let reading = self.child.stdout.is_some() && sink.has_room();
+            if ended {
+                // All that it wrote is in the pipe; whoever else holds the pipe is not waited for.
+                match &self.child.stdout {
+                    None => break,
+                    Some(output) if reading => {
+                        if sink.read(output.as_fd())? != Read::Some {
+                            break;
+                        }
+                        continue;
+                    }
+                    Some(_) => {}
+                }
+            }
+            let owes = !ended
+                && match (&self.child.stdin, &self.child.stdout) {
+                    (Some(_), _) => has_input,
+                    (None, Some(_)) => reading,
+                    (None, None) => true,
+                };
+            let left = patience.checked_sub(self.waited);
+            let Some(left) = left.filter(|left| !owes || !left.is_zero()) else {
+                return Err(Error::Deadline { after: patience });
+            };
+            let start = Instant::now();
+            let heard = self.listen(has_input, reading, ended, owes.then_some(left))?;
+            if owes {
+                self.waited += start.elapsed();
+            }
+            if heard.output
+                && let Some(output) = &self.child.stdout
+                && sink.read(output.as_fd())? == Read::End
+            {
+                self.child.stdout = None;
+            }
+            ended |= heard.ended;
+        }
+        self.conclude(feed, sink)
+    }
+
+    /// Sends what can be sent without waiting. True where more is there to be sent.
+    fn serve_input(&mut self, feed: &mut dyn Feed) -> bool {
+        while let Some(input) = &self.child.stdin {
+            match feed.offer() {
+                Offer::Later => return false,
+                Offer::End => {
+                    // Copies of the socket in forked processes do not keep it open after this.
+                    let _ = shutdown(input, Shutdown::Write);
+                    self.child.stdin = None;
+                    self.waited = Duration::ZERO;
+                }
+                Offer::Bytes(bytes) => match send(input, bytes, SendFlags::NOSIGNAL) {
+                    Ok(count) => {
+                        if feed.sent(count) {
+                            self.waited = Duration::ZERO;
+                        }
+                    }
+                    Err(Errno::AGAIN) => return true,
+                    Err(Errno::INTR) => {}
+                    Err(_) => {
+                        self.refused = true;
+                        self.child.stdin = None;
+                    }
+                },
+            }
+        }
+        false
+    }
+
+    fn listen(
+        &mut self,
+        sending: bool,
+        reading: bool,
+        ended: bool,
+        limit: Option<Duration>,
+    ) -> Result<Heard> {
+        let mut limit = limit;
+        if self.child.ended.is_none() && !ended {
+            limit = Some(limit.map_or(TICK, |left| left.min(TICK)));
+        }
+        let child = &self.child;
+        let mut fds = vec![PollFd::new(self.wake, PollFlags::IN)];
+        watch(&mut fds, child.stdin.as_ref().filter(|_| sending), PollFlags::OUT);
+        let output = watch(&mut fds, child.stdout.as_ref().filter(|_| reading), PollFlags::IN);
+        let end = watch(&mut fds, child.ended.as_ref().filter(|_| !ended), PollFlags::IN);
+        let errors = watch(&mut fds, child.stderr.as_ref(), PollFlags::IN);
+        let timeout = limit.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(Error::system("waiting for ffmpeg failed")(error)),
+        }
+        let fired = |index: Option<usize>| index.is_some_and(|i| !fds[i].revents().is_empty());
+        let (output, end, errors) = (fired(output), fired(end), fired(errors));
+        self.wake.clear();
+        if errors {
+            self.drain_errors();
+        }
+        let ended = end || (self.child.ended.is_none() && !ended && self.child.has_ended());
+        Ok(Heard { output, ended })
+    }
+
+    fn drain_errors(&mut self) {
+        let mut chunk = [0; 4096];
+        while let Some(stderr) = &self.child.stderr {
+            match rustix::io::read(stderr, &mut chunk) {
+                Ok(count @ 1..) => {
+                    let overflow = (self.said.len() + count).saturating_sub(STDERR_BYTES);
+                    self.said.drain(..overflow.min(self.said.len()));
+                    self.said.extend(&chunk[..count]);
+                }
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => {}
+                Ok(0) | Err(_) => self.child.stderr = None,
+            }
+        }
+    }
+
+    fn conclude(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<()> {
+        self.drain_errors();
+        let status =
+            self.child.reap().map_err(Error::system("ffmpeg's status could not be read"))?;
+        let said = printable(self.said.make_contiguous());
+        if !status.success() {
+            return Err(Error::Exit { how: format!("failed ({status})"), said });
+        }
+        if self.refused || !matches!(feed.offer(), Offer::End) {
+            let how = "stopped reading before the last frame".into();
+            return Err(Error::Exit { how, said });
+        }
+        sink.end()
+    }
+}
+
+fn watch<'fd>(
+    fds: &mut Vec<PollFd<'fd>>,
+    fd: Option<&'fd OwnedFd>,
+    flags: PollFlags,
+) -> Option<usize> {
+    fds.push(PollFd::new(fd?, flags));
+    Some(fds.len() - 1)
+}
+
+struct Heard {
+    output: bool,
+    ended: bool,
+}
+
+/// The last lines of `bytes` without control characters, which could move a terminal's cursor.
+fn printable(bytes: &[u8]) -> Option<String> {
+    const LONGEST: usize = 600;
+    let text = String::from_utf8_lossy(bytes);
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let clean: Vec<char> = words.chars().filter(|c| !c.is_control()).collect();
+    let start = clean.len().saturating_sub(LONGEST);
+    let cut = if start > 0 { "..." } else { "" };
+    (!clean.is_empty()).then(|| format!("{cut}{}", clean[start..].iter().collect::<String>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn what_ffmpeg_said_is_safe_to_print() {
+        assert_eq!(printable(b""), None);
+        assert_eq!(printable(b" \n\t"), None);
+        assert_eq!(printable(b"bad\x1b[2J  file\n\xff"), Some("bad[2J file \u{fffd}".into()));
+        let long = printable(&[b'x'; 5000]).unwrap();
+        assert!(long.starts_with("...x") && long.len() == 603);
+    }
+}
