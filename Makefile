@@ -7,6 +7,7 @@
 #   make parity  how far we are from what we must agree with; writes the table of BENCHMARKS.md
 #   make wheel   the wheel and the sdist, looked into
 #   make matrix  the wheel in empty environments: old and new Pythons and dependencies
+#   make soak    500 small clips in one process: memory, descriptors, threads, children
 #   make lock    requirements/dev.lock from requirements/dev.in
 #   make clean   what the targets above made, .venv included
 
@@ -28,7 +29,7 @@ ARGS ?=
 NAMELESS := --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo \
 	--remap-path-prefix=$(CURDIR)=cosmos-fast
 
-.PHONY: help setup demo test parity lint wheel matrix lock clean
+.PHONY: help setup demo test parity lint wheel matrix soak lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -77,6 +78,9 @@ wheel: setup
 
 matrix: wheel  # ARGS="--interpreter /path/to/python3.12" where it is not on PATH
 	$(PYTHON) tools/install_matrix.py dist/*.whl $(ARGS)
+
+soak: setup
+	$(PYTHON) tools/soak.py $(ARGS)
 
 lock: .venv/.dependencies
 	$(VENV)/bin/uv pip compile requirements/dev.in --universal --python-version 3.11 --upgrade \
