@@ -40,6 +40,8 @@ _PROBES: Final = {
     },
 }
 _PATCH: Final = 2
+_SMALLEST_HEAD: Final = 12
+"""Below it an axis of the rotary embedding has no second frequency."""
 _REFUSALS: Final = {
     LATENT_CHANNELS: "a Text2Image network (no condition mask enters it)",
     LATENT_CHANNELS + 8: "a multiview network (seven channels of view embedding enter it)",
@@ -74,6 +76,11 @@ def infer_dit(file: TensorFile, ema: bool = False) -> DiTConfig:
     in_channels = size("patch", 1) // _PATCH**2 - 1
     if kind := _REFUSALS.get(in_channels):
         raise CheckpointError(f"{file.path}: {kind}; only Video2World networks are supported")
+    if width % head_dim or head_dim < _SMALLEST_HEAD:
+        raise CheckpointError(
+            f"{file.path}: width {width} and head dimension {head_dim}; whole heads of at least "
+            f"{_SMALLEST_HEAD} are needed"
+        )
     block = re.compile(re.escape(prefix) + probes["block"])
     blocks = {match[1] for name in file.entries if (match := block.match(name))}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -18,6 +19,8 @@ from cosmos_fast.weights.sidecar import SIDECAR
 from cosmos_fast.weights.tensor_files import files_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cosmos_fast.config import Profile
     from cosmos_fast.weights.dit_keys import Layout
 
@@ -129,39 +132,40 @@ def find_checkpoint(
             implies stays unknown; the message lists what was found and where.
         GatedRepoError: the hub refused the repository.
     """
-    root = Path(checkpoint_root).expanduser() if checkpoint_root is not None else None
-    local, tried = _local(source, root)
-    hub = None
-    if local is None:
-        if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
-            raise CheckpointError(
-                f"{source}: no checkpoint there; looked for {', '.join(tried)}. A folder, a file, "
-                f"a hub id (owner/name) or one of {', '.join(packaged_worlds()) or 'no'} packaged "
-                f"worlds is needed"
-            )
-        access = HubAccess(token=token, endpoint=endpoint, local_files_only=local_files_only)
-        hub = fetch_model(source, variant, revision, access)
-        local = hub.folder
-    chosen = layout.choose(local, variant)
-    roots = layout.helper_roots(chosen.home, root)
-    vae_file = layout.explicit_vae(Path(vae)) if vae else layout.find_vae(chosen, roots)
-    text = layout.find_text(chosen.home, roots)
-    if text_encoder:
-        text = layout.explicit_text(Path(text_encoder))
-    names, implied = implied_profile(chosen, vae_file, profile, ema)
-    return CheckpointFiles(
-        source=os.fspath(source),
-        layout=names,
-        dit=chosen.dit,
-        vae=vae_file,
-        text_encoder=text.encoder,
-        tokenizer=layout.explicit_tokenizer(Path(tokenizer)) if tokenizer else text.tokenizer,
-        profile=implied,
-        revision=hub.revision if hub else None,
-        ema=ema,
-        hub=hub,
-        text_looked_for=text.looked_for,
-    )
+    with _readable(source):
+        root = Path(checkpoint_root).expanduser() if checkpoint_root is not None else None
+        local, tried = _local(source, root)
+        hub = None
+        if local is None:
+            if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
+                raise CheckpointError(
+                    f"{source}: no checkpoint there; looked for {', '.join(tried)}. A folder, "
+                    f"a file, a hub id (owner/name) or the name of a packaged world "
+                    f"({', '.join(packaged_worlds()) or 'none here'}) is needed"
+                )
+            access = HubAccess(token=token, endpoint=endpoint, local_files_only=local_files_only)
+            hub = fetch_model(source, variant, revision, access)
+            local = hub.folder
+        chosen = layout.choose(local, variant)
+        roots = layout.helper_roots(chosen.home, root)
+        vae_file = layout.explicit_vae(Path(vae)) if vae else layout.find_vae(chosen, roots)
+        text = layout.find_text(chosen.home, roots)
+        if text_encoder:
+            text = layout.explicit_text(Path(text_encoder))
+        names, implied = implied_profile(chosen, vae_file, profile, ema)
+        return CheckpointFiles(
+            source=os.fspath(source),
+            layout=names,
+            dit=chosen.dit,
+            vae=vae_file,
+            text_encoder=text.encoder,
+            tokenizer=layout.explicit_tokenizer(Path(tokenizer)) if tokenizer else text.tokenizer,
+            profile=implied,
+            revision=hub.revision if hub else None,
+            ema=ema,
+            hub=hub,
+            text_looked_for=text.looked_for,
+        )
 
 
 def packaged_worlds() -> tuple[str, ...]:
@@ -180,6 +184,14 @@ def digests(files: CheckpointFiles, text: bool = False) -> dict[str, str]:
         parts["tokenizer"] = [layout.tokenizer_file(tokenizer)]
     content = digest_all(file for part in parts.values() for file in part)
     return {f"{part}/{file.name}": content[file] for part in parts for file in parts[part]}
+
+
+@contextlib.contextmanager
+def _readable(source: object) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{source}: cannot be read: {error}") from error
 
 
 def _local(source: str | os.PathLike[str], root: Path | None) -> tuple[Path | None, list[str]]:

@@ -260,16 +260,42 @@ def _open_pickle(path: Path) -> TensorFile:
     return TensorFile(path, entries, tensors.__getitem__, others)
 
 
+def _check_archive(path: Path) -> bool:
+    """Whether ``path`` is a zip archive; refuses one that would unfold to more than it is."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if (
+                    entry.compress_type != zipfile.ZIP_STORED
+                    or entry.file_size > entry.compress_size
+                ):
+                    raise CheckpointError(
+                        f"{path}: {entry.filename} in it is compressed; torch stores "
+                        f"tensors plainly"
+                    )
+                if entry.filename.endswith(".pkl") and entry.file_size > JSON_LIMIT:
+                    raise CheckpointError(
+                        f"{path}: its description {entry.filename} has {entry.file_size} bytes; "
+                        f"that is no dict of tensors"
+                    )
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: a damaged archive: {error}; fetch it again") from error
+    return True
+
+
 def _load_weights_only(path: Path) -> Any:
     allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         (_Discarded, "_io.BytesIO"),
         (_Discarded, "io.BytesIO"),
     ]
+    archive = _check_archive(path)
     try:
         with _ALLOW_LIST_LOCK, torch.serialization.safe_globals(allowed):
             # Files from before torch 1.6 are no zip archives and cannot be mapped.
             return torch.load(  # noqa: TID251 - this is that one place
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                path, map_location="cpu", weights_only=True, mmap=archive
             )
     except Exception as error:
         # A hostile or damaged pickle can make the reader fail in any way; all are one refusal.
