@@ -62,7 +62,7 @@ class Score:
     """bool (M,): the only ball of its scene."""
 
     def median(self, frame: int, of: np.ndarray | None = None) -> float:
-        """Median error in pixels at ``frame``, of all balls or of those that ``of`` (bool) picks."""
+        """Median error in pixels at ``frame``, of all balls or those that ``of`` (bool) picks."""
         chosen = self.error[:, frame] if of is None else self.error[of, frame]
         return float(np.median(chosen)) if chosen.size else float("nan")
 
