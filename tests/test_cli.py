@@ -211,7 +211,7 @@ def test_dry_run_lists_values_and_where_they_come_from(run: Run, place: Path) ->
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
     assert rows["height"] == ["432", "command", "line"]
     assert rows["seed"] == ["1", "original", "default"]
-    assert rows["guidance"] == ["profile", "profile"]
+    assert rows["guidance"] == ["-", "profile"]
     assert not (place / "outputs").exists()
 
 
@@ -222,6 +222,7 @@ def test_dry_run_lists_values_and_where_they_come_from(run: Run, place: Path) ->
         ("--input_image_or_video_path assets", "'assets' is not a file"),
         ("--input_image_or_video_path empty.png", "'empty.png' is empty"),
         ("--diffusion_transformer_dir other", "'checkpoints/other' is not there; fetch it with"),
+        ("--vae none.pth", "vae: 'none.pth' is not there"),
         ("--num_input_frames 9", "is one picture; 9 frames need a video"),
         ("--video_save_folder empty.png", "'empty.png' is not a folder"),
         (

@@ -16,7 +16,7 @@ from cosmos_fast.files import TEMPORARY_PREFIX
 DEADLINE = 5.0
 """Seconds from the signal to the end of the process, promised to users."""
 
-STAGES = ("load", "read", "text", "encode", "denoise", "step 1 ", "decode", "write")
+STAGES = ("find", "load", "read", "text", "encode", "denoise", "step 1 ", "decode", "write")
 
 
 def start(folder: Path) -> subprocess.Popen[str]:

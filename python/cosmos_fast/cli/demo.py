@@ -42,7 +42,7 @@ def demo(**given: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model = _model(folder)
     picture = folder / "demo_start.png"
-    words = {
+    words: dict[str, object] = {
         "model": str(model),
         "input_path": str(picture),
         "prompt": _draw_start(picture),
@@ -50,7 +50,7 @@ def demo(**given: object) -> None:
         **{name: str(flags[name]) for name in ("seed", "num_steps", "device") if name in flags},
     }
     command = shlex.join(
-        ["cosmos-fast", "video2world", *(w for k, v in words.items() for w in (f"--{k}", v))]
+        ["cosmos-fast", "video2world", *(w for k, v in words.items() for w in (f"--{k}", str(v)))]
     )
     _say(command)
     settings = read_settings(parse_flags(VIDEO2WORLD_FLAGS, words))

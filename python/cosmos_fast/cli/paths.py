@@ -36,11 +36,19 @@ def may_be_on_the_hub(settings: Settings) -> bool:
 
 def path_problems(settings: Settings) -> list[str]:
     """What is wrong with the paths of a command, one line each; empty if nothing is."""
-    found = [*_model_problems(settings), *_input_problems(settings), *_output_problems(settings)]
-    return list(dict.fromkeys(found))
+    return [*model_problems(settings), *_input_problems(settings), *_output_problems(settings)]
 
 
-def _model_problems(settings: Settings) -> list[str]:
+def model_problems(settings: Settings) -> list[str]:
+    """What is wrong with the paths of the model's parts, one line each."""
+    return _source_problems(settings) + [
+        f"{name}: {str(path)!r} is not there"
+        for name in ("vae", "text_encoder", "tokenizer")
+        if (path := getattr(settings, name)) is not None and not path.exists()
+    ]
+
+
+def _source_problems(settings: Settings) -> list[str]:
     source = settings.source
     if source == TOY_SOURCE or local_model(settings) or may_be_on_the_hub(settings):
         return []

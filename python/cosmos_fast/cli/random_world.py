@@ -34,6 +34,8 @@ RANDOM_PROFILE: Final = Profile(
 """The ball world's shape, with a smaller transformer."""
 
 _T5: Final = {
+    "architectures": ["T5EncoderModel"],
+    "model_type": "t5",
     "vocab_size": 128,
     "d_model": 64,
     "d_kv": 16,
@@ -41,6 +43,9 @@ _T5: Final = {
     "num_layers": 2,
     "num_heads": 4,
     "feed_forward_proj": "relu",
+    "is_encoder_decoder": False,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
 }
 
 
@@ -54,33 +59,34 @@ def make_random_world(folder: Path, profile: Profile = RANDOM_PROFILE, seed: int
     Returns:
         ``folder``.
     """
+    from cosmos_fast.weights.diffusers_folder import write_descriptions
     from cosmos_fast.weights.dit_keys import diffusers_keys as dit_keys
-    from cosmos_fast.weights.sidecar import SIDECAR, sidecar_json
     from cosmos_fast.weights.text_keys import TextShape, text_keys
     from cosmos_fast.weights.vae_keys import diffusers_keys as vae_keys
 
     generator = torch.Generator().manual_seed(seed)
-    shape = TextShape.from_json({"model_type": "t5", **_T5}, folder)
-    weights = "diffusion_pytorch_model.safetensors"
-    _write_weights(folder / "transformer" / weights, dit_keys(profile.dit).file_names(), generator)
-    _write_weights(folder / "vae" / weights, vae_keys(profile.vae).file_names(), generator)
-    _write_weights(
-        folder / "text_encoder" / "model.safetensors", text_keys(shape, ()).file_names(), generator
-    )
-    _write_text_config(folder / "text_encoder")
-    _write_tokenizer(folder / "tokenizer")
-    write_atomically(folder / SIDECAR, json.dumps(sidecar_json(profile), indent=2).encode())
+    text = text_keys(TextShape.from_json(_T5, folder), ())
+    for name, shapes in (
+        ("transformer/diffusion_pytorch_model", dit_keys(profile.dit).file_names()),
+        ("vae/diffusion_pytorch_model", vae_keys(profile.vae).file_names()),
+        ("text_encoder/model", text.file_names()),
+    ):
+        _write(folder / f"{name}.safetensors", _random_weights(shapes, generator))
+    _write(folder / "text_encoder" / "config.json", json.dumps(_T5, indent=2).encode())
+    _write(folder / "tokenizer" / "tokenizer.json", _tokenizer_json().encode())
+    write_descriptions(folder, profile)
     return folder
 
 
-def _write_weights(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator
-) -> None:
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, data)
+
+
+def _random_weights(shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> bytes:
     from safetensors.torch import save
 
-    tensors = {name: _random(name, shape, generator) for name, shape in shapes.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save(tensors))
+    return save({name: _random(name, shape, generator) for name, shape in shapes.items()})
 
 
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -91,29 +97,17 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> to
     return torch.randn(shape, generator=generator) * scale
 
 
-def _write_text_config(folder: Path) -> None:
-    from transformers import T5Config
-
-    config = T5Config(**_T5, is_encoder_decoder=False, use_cache=False)
-    config.architectures = ["T5EncoderModel"]
-    write_atomically(folder / "config.json", config.to_json_string(use_diff=True).encode())
-
-
-def _write_tokenizer(folder: Path) -> None:
-    """A tokenizer that spells: one token a letter."""
-    from tokenizers import Tokenizer
+def _tokenizer_json() -> str:
+    """A tokenizer that spells: one token a character."""
+    from tokenizers import Regex, Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Split
     from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
 
-    letters = string.ascii_letters + string.digits + string.punctuation + " "
+    characters = string.ascii_letters + string.digits + string.punctuation + " "
     vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2}
-    vocabulary |= {letter: index for index, letter in enumerate(letters, start=3)}
-    raw = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = Split("", behavior="isolated")
-    raw.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    folder.mkdir(parents=True, exist_ok=True)
-    PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
+    vocabulary |= {character: index for index, character in enumerate(characters, start=3)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Split(Regex("."), behavior="isolated")
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer.to_str()

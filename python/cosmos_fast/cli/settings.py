@@ -69,6 +69,9 @@ class Settings:
     checkpoint_root: Path | None
     standard: tuple[str, int, int] | None
     """(model size, resolution, fps) of the released checkpoint that the flags name, if they do."""
+    vae: Path | None
+    text_encoder: Path | None
+    tokenizer: Path | None
     load_ema: bool
     input: Path | None
     prompt: str | None
@@ -144,6 +147,9 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
             "checkpoint_root", "checkpoint_dir", default=Path("checkpoints")
         ),
         standard=released,
+        vae=values.pick("vae", "vae", default=None),
+        text_encoder=values.pick("text_encoder", "text_encoder", default=None),
+        tokenizer=values.pick("tokenizer", "tokenizer", default=None),
         load_ema=values.pick("load_ema", "load_ema", default=False),
         input=values.pick("input", "input_path", "input_image_or_video_path", default=None),
         prompt=values.pick("prompt", "prompt", default=None),
@@ -235,7 +241,7 @@ class _Values:
         return default
 
     def set_default(self, field_name: str, default: object) -> None:
-        if default is None:
+        if field_name in _FROM_PROFILE and default is None:
             self.origins[field_name] = "profile"
         elif field_name in _DIFFERS:
             original = self.generation == "original"
@@ -244,6 +250,10 @@ class _Values:
             self.origins[field_name] = "default"
 
 
+_FROM_PROFILE: Final = frozenset(
+    {"negative_prompt", "height", "width", "num_frames", "fps", "num_steps", "guidance"}
+)
+"""Fields that the checkpoint's profile fills where nothing else does."""
 _DIFFERS: Final = frozenset(
     {"source", "height", "width", "num_frames", "fps", "seed", "fit", "crf", "output"}
 )

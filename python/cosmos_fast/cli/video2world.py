@@ -68,13 +68,15 @@ def read_settings(flags: dict[str, Any]) -> Settings:
 
 
 def local_profile(settings: Settings) -> Profile | None:
-    """What a checkpoint on this machine implies; None where it must first be downloaded."""
-    from cosmos_fast.cli.paths import local_model
+    """What a checkpoint on this machine implies; None where it is not, or not all, here."""
+    from cosmos_fast.cli.paths import local_model, model_problems
     from cosmos_fast.cli.settings import TOY_SOURCE
     from cosmos_fast.errors import CheckpointError
     from cosmos_fast.weights import find_checkpoint
 
     if settings.source != TOY_SOURCE and local_model(settings) is None:
+        return None
+    if model_problems(settings):
         return None
     try:
         return find_checkpoint(
@@ -82,6 +84,10 @@ def local_profile(settings: Settings) -> Profile | None:
             variant=settings.variant,
             local_files_only=True,
             checkpoint_root=settings.checkpoint_root,
+            vae=settings.vae,
+            text_encoder=settings.text_encoder,
+            tokenizer=settings.tokenizer,
+            ema=settings.load_ema,
         ).profile
     except CheckpointError:
         settings.refuse_missing()
@@ -102,7 +108,7 @@ def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
         origins, notes = plain.pop("origins"), plain.pop("notes")
         plain.pop("missing")
         print_rows(
-            (name, "profile" if value is None else str(value), origins.get(name, ""))
+            (name, "-" if value is None else str(value), origins.get(name, ""))
             for name, value in plain.items()
         )
         print_rows(("note", note) for note in notes)
@@ -147,12 +153,15 @@ def load(settings: Settings, display: Display) -> Video2World:
         variant=settings.variant,
         revision=settings.revision,
         checkpoint_root=settings.checkpoint_root,
+        vae=settings.vae,
+        text_encoder=settings.text_encoder,
+        tokenizer=settings.tokenizer,
         device=settings.device,
         precision=settings.precision,
         memory=settings.memory,
         rope_table=settings.rope_table,
         guardrail=NoGuardrail(reason=NO_GUARDRAIL_REASON) if off else "default",
-        on_stage=lambda name, state, seconds: display.stage(f"load {name}", state, seconds),
+        on_stage=display.stage,
     )
 
 

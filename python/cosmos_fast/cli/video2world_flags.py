@@ -72,6 +72,9 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
         "Which checkpoint where a repository or folder holds several, as in 480p-16fps.",
         _MODEL,
     ),
+    Flag("vae", Location(), "VAE file or folder, in place of the one beside the model.", _MODEL),
+    Flag("text_encoder", Location(), "T5 folder, in place of the one found.", _MODEL),
+    Flag("tokenizer", Location(), "T5 tokenizer folder, in place of the one found.", _MODEL),
     Flag("revision", Word(metavar="COMMIT"), "Commit or tag of the hub repository.", _MODEL),
     Flag(
         "model_size",
@@ -170,7 +173,7 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag("offload_guardrail", None, "Keep the guardrail off the device.", _GUARD),
     Flag(
         "device",
-        Pattern(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, mps, cuda or cuda:N", "DEVICE"),
+        Pattern(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N", "DEVICE"),
         "auto, cpu, cuda or cuda:N. Default: auto.",
         _MACHINE,
     ),
