@@ -88,11 +88,12 @@ def _axis_angles(
     """float32 (positions, dim / 2): position times frequency, rounded as ``table`` says.
 
     NVIDIA's module keeps positions and exponents as buffers, which become bfloat16 with the rest
-    of the network: exponent, power, reciprocal and product are each rounded.
+    of the network: base, exponent, power, reciprocal and product are each rounded.
     """
     dtype = torch.bfloat16 if table == "reference" else torch.float32
     theta = _THETA * ratio ** (dim / (dim - 2)) if dim > 2 else _THETA
     exponents = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
-    frequencies = 1.0 / theta ** exponents.to(dtype)
+    base = torch.full((), theta, device=device, dtype=dtype)
+    frequencies = 1.0 / base ** exponents.to(dtype)
     steps = torch.arange(positions, device=device, dtype=torch.float32).to(dtype)
     return torch.outer(steps, frequencies).float()
