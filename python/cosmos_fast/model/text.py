@@ -106,9 +106,10 @@ class TextEncoder:
             max_length=TEXT_ROWS,
             return_tensors="pt",
         )
-        if cut := sum(len(more.ids) for more in tokens.encodings[0].overflowing):
-            logger.warning("prompt too long: its last %d of %d tokens are not read", cut,
-                           cut + TEXT_ROWS)  # fmt: skip
+        if cut := sum(map(_words_of, tokens.encodings[0].overflowing)):
+            logger.warning(
+                "prompt too long: its last %d of %d tokens are not read", cut, cut + TEXT_ROWS
+            )
         mask = tokens["attention_mask"]
         length = int(mask.sum())
         device = self._t5.device
@@ -132,6 +133,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: neither is there, it is damaged, or it is not T5's.
     """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        # transformers would make up an empty tokenizer.
+        raise CheckpointError(f"{folder}: neither tokenizer.json nor spiece.model is there")
     special = {"pad_token": PAD_TOKEN, "eos_token": END_TOKEN, "unk_token": UNKNOWN_TOKEN}
     try:
         tokenizer = _read_tokenizer(folder, special)
@@ -272,6 +276,12 @@ class CachedTextEncoder:
     def release(self) -> None:
         """Lets go of the encoder and its memory; the next unknown prompt loads it again."""
         self._encoder = None
+
+
+def _words_of(encoding: Any) -> int:
+    """Tokens of a part that stand for text: no padding, no end token."""
+    pairs = zip(encoding.attention_mask, encoding.special_tokens_mask, strict=True)
+    return sum(1 for read, special in pairs if read and not special)
 
 
 def _content(rows: torch.Tensor) -> str:
