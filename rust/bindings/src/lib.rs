@@ -2,11 +2,15 @@
 
 mod buffers;
 mod errors;
+mod media;
 mod pack;
 
 /// The Rust core of cosmos-fast.
 #[pyo3::pymodule]
 mod _core {
+    #[pymodule_export]
+    use crate::media::{Encoder, ProcessLimits, capture, decode_tail, inspect};
+
     #[pymodule_export]
     use crate::pack::{denormalize, normalize, resize};
 

@@ -6,16 +6,21 @@
 
 mod capture;
 mod child;
+mod exif;
+mod inspect;
 mod pnm;
 mod reader;
 mod ring;
 mod supervisor;
+mod tail;
 mod writer;
 
 pub use capture::Capture;
 pub use child::{Limits, Program};
+pub use inspect::{Inspection, Kind, inspect};
 pub use pnm::{Bounds, Picture, Samples};
 pub use reader::FrameReader;
+pub use tail::Tail;
 pub use writer::FrameWriter;
 
 /// What came of waiting for a bounded time.

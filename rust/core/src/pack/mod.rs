@@ -4,12 +4,16 @@
 //! the host program's rayon pool keeps its size and its thread-local state.
 
 mod normalize;
+mod orient;
 mod resize;
+mod yuv;
 
 use std::sync::OnceLock;
 
 pub use normalize::{bf16_table, denormalize, f32_table, normalize};
+pub use orient::{Orientation, orient};
 pub use resize::{Fit, fit};
+pub use yuv::{rgb_to_yuv420, yuv420_bytes};
 
 use crate::{Error, Result};
 

@@ -75,7 +75,9 @@ impl Axis {
                 })
                 .collect();
             if total != 0.0 {
-                weights.iter_mut().for_each(|weight| *weight /= total);
+                for weight in &mut weights {
+                    *weight /= total;
+                }
             }
             (start as usize, weights)
         };
