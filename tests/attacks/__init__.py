@@ -1,0 +1,1 @@
+"""Files and inputs that should do no harm, and the builders that make them."""

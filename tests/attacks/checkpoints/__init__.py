@@ -1,0 +1,1 @@
+"""Checkpoints: a small whole one, and many that are hostile or damaged."""
