@@ -195,6 +195,24 @@ class Captured:
             self._graph.replay()
 
 
+def captured_or_plain(
+    step: Callable[[], None],
+    device: torch.device,
+    simplify: Callable[[], None],
+    log: Callable[[str], None],
+) -> Captured:
+    """The step captured; if it cannot run as it is, once more after ``simplify``.
+
+    A machine that is lent for minutes should train slowly rather than not at all.
+    """
+    try:
+        return Captured(step, device)
+    except Exception as failure:
+        log(f"falling back to plain torch: {type(failure).__name__}: {str(failure)[:600]}")
+        simplify()
+        return Captured(step, device)
+
+
 def release(*_: object) -> None:
     """Gives the memory of finished graphs back."""
     gc.collect()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import torch
-from tools.ballworld.descent import Captured, FlatParameters, Optimiser, cosine, release
+from tools.ballworld.descent import FlatParameters, Optimiser, captured_or_plain, cosine, release
 from tools.ballworld.networks import muon_matrices, training_dit
 from tools.ballworld.text import TextTwin, new_parameters
 from tools.ballworld.words import UNKNOWN
@@ -105,9 +105,11 @@ class DiTStage:
         )
         if plan.compile:
             for block in self.dit.blocks:
-                block.compile()
+                block.compile(dynamic=False)
         began = saved = told = time.monotonic()
-        captured = Captured(lambda: self._step(latents, plan, optimiser), self.device)
+        captured = captured_or_plain(
+            lambda: self._step(latents, plan, optimiser), self.device, self._uncompile, log
+        )
         self.metrics.zero_()
         log(f"dit: first steps and capture took {time.monotonic() - began:.1f} s")
         step = told_step = 0
@@ -145,6 +147,10 @@ class DiTStage:
         release()
         save()
         return step
+
+    def _uncompile(self) -> None:
+        for block in self.dit.blocks:
+            block._compiled_call_impl = None
 
     def _step(self, latents: Latents, plan: DiTPlan, optimiser: Optimiser) -> None:
         self.flat.gradient.zero_()

@@ -10,9 +10,13 @@ import json
 import re
 import sys
 import time
+import traceback
 import types
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _BEGAN: Final = time.monotonic()
 
@@ -59,6 +63,7 @@ class Training:
         self.dtype = torch.bfloat16
         self.deadline = _BEGAN + arguments.total
         self.report: dict[str, Any] = {"arguments": vars(arguments), "stages": []}
+        self.failed = False
         self.statistics: tuple[list[float], list[float]] = ([], [])
         torch.manual_seed(arguments.seed)
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -83,12 +88,20 @@ class Training:
         self.vae = VAEStage(world, self.dtype)
         self.dit = DiTStage(self.device, self.dtype)
         self.resume()
-        self.train_vae()
+        self.guarded("vae", self.train_vae)
         if self.left > 60 or arguments.smoke:
-            self.train_dit(world)
-            self.evaluate()
+            self.guarded("transformer", lambda: self.train_dit(world))
+            self.guarded("evaluation", self.evaluate)
         self.write_report()
-        self.log("done")
+        self.log("failed" if self.failed else "done")
+
+    def guarded(self, name: str, stage: Callable[[], None]) -> None:
+        """What was trained before a stage failed is worth keeping and judging."""
+        try:
+            stage()
+        except Exception:
+            self.log(f"{name} failed:\n{traceback.format_exc()}")
+            self.failed = True
 
     def resume(self) -> None:
         if not self.arguments.resume:
@@ -282,4 +295,6 @@ def arguments_of(words: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    Training(arguments_of(sys.argv[1:])).run()
+    training = Training(arguments_of(sys.argv[1:]))
+    training.run()
+    sys.exit(1 if training.failed else 0)

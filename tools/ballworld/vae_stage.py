@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import torch
-from tools.ballworld.descent import Captured, FlatParameters, Optimiser, cosine, release
+from tools.ballworld.descent import FlatParameters, Optimiser, captured_or_plain, cosine, release
 from tools.ballworld.networks import training_vae
 from tools.ballworld.whole_vae import WholeVAE
 
@@ -54,7 +54,8 @@ class VAEStage:
         self.flat = FlatParameters(dict(self.vae.named_parameters()), world.device, dtype)
         self.whole = WholeVAE(self.vae)
         self.metrics = torch.zeros(5, device=world.device)
-        """Sums since the last report: loss, squared error, the same near balls, divergence, gradient."""
+        """Sums since the last report: loss, squared error, the same near balls, divergence,
+        gradient."""
 
     def train(
         self,
@@ -74,7 +75,9 @@ class VAEStage:
         optimiser = Optimiser(self.flat, betas=(0.9, 0.99), clip=plan.clip, slower=slower)
         label = f"vae {plan.frames}x{SIZE.height}x{plan.width}"
         began = saved = told = time.monotonic()
-        captured = Captured(lambda: self._step(plan, optimiser), self.device)
+        captured = captured_or_plain(
+            lambda: self._step(plan, optimiser), self.device, self.whole.simplify, log
+        )
         self.metrics.zero_()
         log(f"{label}: first steps and capture took {time.monotonic() - began:.1f} s")
         step = told_step = 0

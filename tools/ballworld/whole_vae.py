@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from tools.ballworld.norm_silu import norm_silu
+from tools.ballworld.norm_silu import norm_silu, norm_silu_reference
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +39,12 @@ class WholeVAE:
         self.vae = vae
         self.convolution: dict[int, Convolution] = {}
         """Which form convolutions of so many input channels take; "3d" where nothing is said."""
+        self.norm_silu = norm_silu
+
+    def simplify(self) -> None:
+        """Plain torch from here on."""
+        self.norm_silu = norm_silu_reference
+        self.convolution = dict.fromkeys(self.convolution, "3d")
 
     def moments(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         """Mean and log-variance of the posterior, not normalised: (B, T', h, w, 32)."""
@@ -76,7 +82,7 @@ class WholeVAE:
     def _normed_causal(self, norm: nn.Module, conv: CausalConv3d, x: torch.Tensor) -> torch.Tensor:
         # A single frame has no past: its convolution is the youngest tap alone.
         history = conv.history if x.shape[1] > 1 else 0
-        return self._causal(conv, norm_silu(x, cast("torch.Tensor", norm.gamma), history))
+        return self._causal(conv, self.norm_silu(x, cast("torch.Tensor", norm.gamma), history))
 
     def _causal(self, conv: CausalConv3d, x_BTHWC: torch.Tensor) -> torch.Tensor:
         """``x`` brings the past frames with it, or is a single frame."""
