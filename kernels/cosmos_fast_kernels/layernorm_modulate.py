@@ -28,25 +28,25 @@ def _layernorm_modulate_kernel(
     out_stride_b,
     out_stride_n,
     tokens_per_frame,
-    features,
     eps,
+    FEATURES: tl.constexpr,
     BLOCK: tl.constexpr,
     INDEXED: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     batch = tl.program_id(1).to(tl.int64)
     feature = tl.arange(0, BLOCK)
-    mask = feature < features
+    mask = feature < FEATURES
     frame = token // tokens_per_frame
     if INDEXED:
         frame = tl.load(frame_pointer + token).to(tl.int64)
 
     x_start = batch * x_stride_b + token * x_stride_n
     x = tl.load(x_pointer + x_start + feature, mask=mask, other=0.0).to(tl.float32)  # [BLOCK]
-    mean = tl.sum(x, axis=0) / features
+    mean = tl.sum(x, axis=0) / FEATURES
     # Two passes over registers: a mean of squares would cancel where outliers shift the mean.
     centred = tl.where(mask, x - mean, 0.0)
-    variance = tl.sum(centred * centred, axis=0) / features
+    variance = tl.sum(centred * centred, axis=0) / FEATURES
     normed = centred * tl.rsqrt(variance + eps)
 
     shift_start = batch * shift_stride_b + frame * shift_stride_t
@@ -87,23 +87,24 @@ def layernorm_modulate(
         return out
     shift_BTD, scale_BTD = shift_BTD.expand(batch, -1, -1), scale_BTD.expand(batch, -1, -1)
     block = triton.next_power_of_2(features)
-    _layernorm_modulate_kernel[(tokens, batch)](
-        x_BND,
-        shift_BTD,
-        scale_BTD,
-        frame_N,
-        out,
-        *x_BND.stride()[:2],
-        *shift_BTD.stride()[:2],
-        *scale_BTD.stride()[:2],
-        *out.stride()[:2],
-        tokens // shift_BTD.shape[1],
-        features,
-        eps,
-        BLOCK=block,
-        INDEXED=frame_N is not None,
-        num_warps=min(8, max(1, block // 512)),
-    )
+    with torch.cuda.device_of(x_BND):  # Triton launches on the current device
+        _layernorm_modulate_kernel[(tokens, batch)](
+            x_BND,
+            shift_BTD,
+            scale_BTD,
+            frame_N,
+            out,
+            *x_BND.stride()[:2],
+            *shift_BTD.stride()[:2],
+            *scale_BTD.stride()[:2],
+            *out.stride()[:2],
+            tokens // shift_BTD.shape[1],
+            eps,
+            FEATURES=features,
+            BLOCK=block,
+            INDEXED=frame_N is not None,
+            num_warps=min(8, max(1, block // 512)),
+        )
     return out
 
 

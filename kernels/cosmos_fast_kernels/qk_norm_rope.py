@@ -70,8 +70,8 @@ def _norm_rope_kernel(
     k_out_stride_b,
     k_out_stride_n,
     k_out_stride_h,
-    heads,
     eps,
+    HEADS: tl.constexpr,
     HALF: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
     HEAD_BLOCK: tl.constexpr,
@@ -82,7 +82,7 @@ def _norm_rope_kernel(
     batch = tl.program_id(2).to(tl.int64)
     head = (tl.program_id(1) * HEAD_BLOCK + tl.arange(0, HEAD_BLOCK)).to(tl.int64)
     angle = tl.arange(0, HALF_BLOCK)
-    mask = (head < heads)[:, None]
+    mask = (head < HEADS)[:, None]
 
     cos = 0.0
     sin = 0.0
@@ -202,26 +202,27 @@ def _launch(
     half = features // 2
     strides = (*q.stride()[:3], *(q if k is None else k).stride()[:3])
     out_strides = (*q_out.stride()[:3], *(q_out if k_out is None else k_out).stride()[:3])
-    _norm_rope_kernel[(tokens, triton.cdiv(heads, head_block), batch)](
-        q,
-        k,
-        q_out,
-        k_out,
-        q_weight,
-        k_weight,
-        cos,
-        sin,
-        *strides,
-        *out_strides,
-        heads,
-        eps,
-        HALF=half,
-        HALF_BLOCK=triton.next_power_of_2(half),
-        HEAD_BLOCK=head_block,
-        BOTH=k is not None,
-        ROTATE=cos is not None,
-        num_warps=4 if head_block * half >= 512 else 1,
-    )
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        _norm_rope_kernel[(tokens, triton.cdiv(heads, head_block), batch)](
+            q,
+            k,
+            q_out,
+            k_out,
+            q_weight,
+            k_weight,
+            cos,
+            sin,
+            *strides,
+            *out_strides,
+            eps,
+            HEADS=heads,
+            HALF=half,
+            HALF_BLOCK=triton.next_power_of_2(half),
+            HEAD_BLOCK=head_block,
+            BOTH=k is not None,
+            ROTATE=cos is not None,
+            num_warps=4 if head_block * half >= 512 else 1,
+        )
 
 
 def _empty_like(x: torch.Tensor) -> torch.Tensor:

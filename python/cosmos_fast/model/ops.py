@@ -5,7 +5,6 @@ Asked once, when a network is made. :attr:`Ops.names` says what was taken, for t
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sysconfig
 import warnings
@@ -83,9 +82,12 @@ class Ops:
                 where they can run, otherwise torch with one warning that says why.
 
         Raises:
-            InputError: ``kernels=True`` where they cannot run.
+            InputError: a CUDA device where torch sees none, or ``kernels=True`` where they cannot
+                run.
         """
         device = torch.device(device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device = {str(device)!r}, but torch sees no CUDA device")
         attention, attention_name = _attention_for(device, dtype)
         names = dict.fromkeys(_FUSED, "torch") | {"attention": attention_name}
         if kernels is False or (kernels is None and device.type != "cuda"):
@@ -116,8 +118,6 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"{device = } is not a CUDA device"
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"{dtype = }: bfloat16, float16 or float32 is needed"
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is missing; pip install triton"
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
         return f"compute capability {capability} of {device}: 8.0 or newer is needed"
@@ -126,18 +126,25 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def _launcher_obstacle() -> str | None:
     """Triton compiles a small launcher in C at the first launch: compiler and Python.h."""
-    from triton import knobs
-
-    if knobs.build.impl is None:
-        if (knobs.build.cc or shutil.which("gcc") or shutil.which("clang")) is None:
-            return "Triton's launcher needs a C compiler; install gcc or clang, or set CC"
-        scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
-        include = Path(sysconfig.get_paths(scheme=scheme)["include"])
-        if not (include / "Python.h").is_file():
-            return (
-                f"Triton's launcher needs Python.h, which {include} lacks; "
-                f"install the development package of this Python (python3-dev)"
-            )
+    try:
+        from triton import knobs
+    except ImportError as error:
+        return f"triton cannot be imported ({error}); pip install triton"
+    if knobs.build.impl is not None:
+        return None
+    compilers = (knobs.build.cc,) if knobs.build.cc else ("gcc", "clang")
+    if not any(shutil.which(compiler) for compiler in compilers):
+        return (
+            f"Triton's launcher needs a C compiler and {' or '.join(compilers)} is not found; "
+            f"install gcc or clang, or set CC"
+        )
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    include = Path(sysconfig.get_paths(scheme=scheme)["include"])
+    if not (include / "Python.h").is_file():
+        return (
+            f"Triton's launcher needs Python.h, which {include} lacks; "
+            f"install the development package of this Python (python3-dev)"
+        )
     return None
 
 

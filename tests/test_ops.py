@@ -1,0 +1,197 @@
+"""What Ops picks, and that its choices compute the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import sysconfig
+import warnings
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from cosmos_fast.config import DiTConfig
+from cosmos_fast.errors import InputError
+from cosmos_fast.model.attention import AttentionSpec, cudnn_attention, torch_attention
+from cosmos_fast.model.dit import DiT
+from cosmos_fast.model.ops import Ops, _launcher_obstacle, _with_kernels
+from cosmos_fast_kernels import reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SPEC = AttentionSpec(scale=0.3)
+
+
+def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    logits = torch.einsum("bqhd,bkhd->bhqk", q.double(), k.double()) * scale
+    return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v.double())
+
+
+def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((ours.double() - exact.double()).norm() / exact.double().norm())
+
+
+def test_a_cpu_runs_plain_torch() -> None:
+    ops = Ops.select("cpu", torch.bfloat16)
+    assert set(ops.names.values()) == {"torch", "torch sdpa"}
+    assert ops.qk_norm_rope is reference.qk_norm_rope
+    assert ops.attention is torch_attention
+
+
+def test_names_cover_every_operation() -> None:
+    operations = {field.name for field in dataclasses.fields(Ops)} - {"names"}
+    assert set(Ops().names) == operations
+    assert set(_with_kernels(torch_attention, dict(Ops().names)).names) == operations
+
+
+def test_kernels_asked_for_where_they_cannot_run_are_an_error() -> None:
+    with pytest.raises(InputError, match="not a CUDA device"):
+        Ops.select("cpu", torch.bfloat16, kernels=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_missing_gpu_is_an_error() -> None:
+    with pytest.raises(InputError, match="torch sees no CUDA device"):
+        Ops.select("cuda", torch.bfloat16)
+
+
+def test_launcher_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert "gcc or clang is not found" in str(_launcher_obstacle())
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert "no-such-compiler is not found" in str(_launcher_obstacle())
+
+
+def test_launcher_without_python_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "gcc"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    assert "python3-dev" in str(_launcher_obstacle())
+    (tmp_path / "Python.h").touch()
+    assert _launcher_obstacle() is None
+
+
+@pytest.mark.parametrize("keys", [1, 7, 63])
+def test_torch_attention_of_strided_views(keys: int) -> None:
+    qkv = torch.randn(2, 63, 3, 4, 16)
+    q, k, v = qkv[:, :, 0], qkv[:, :keys, 1], qkv[:, :keys, 2]
+    attended = torch_attention(q, k, v, SPEC)
+    assert attended.log_sum_exp_BSH is None
+    torch.testing.assert_close(
+        attended.out_BSHD.double(), formula(q, k, v, 0.3), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"log_sum_exp": True}, {"key_blocks": ((0,),)}, {"precision": "8bit"}],
+    ids=lambda change: next(iter(change)),
+)
+@pytest.mark.parametrize("attention", [torch_attention, cudnn_attention], ids=["torch", "cudnn"])
+def test_dense_attention_refuses_what_it_has_not(attention: Callable, change: dict) -> None:
+    q, k, v = torch.randn(3, 1, 2, 1, 8).unbind()
+    with pytest.raises(InputError, match=next(iter(change))):
+        attention(q, k, v, dataclasses.replace(SPEC, **change))
+
+
+@pytest.fixture
+def small() -> DiT:
+    config = DiTConfig(num_layers=1, num_heads=3, head_dim=64, adaln_rank=8, text_dim=16)
+    torch.manual_seed(5)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return DiT(config, Ops()).to(device)
+
+
+def with_kernels(dit: DiT) -> DiT:
+    other = DiT(dit.config, _with_kernels(torch_attention, {})).to(dit.patch_embed.weight.device)
+    other.load_state_dict(dit.state_dict())
+    return other
+
+
+def velocity(dit: DiT) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(6)
+    device = dit.patch_embed.weight.device
+    x = torch.randn(1, 16, 2, 4, 4, generator=generator).to(device)
+    rows = torch.randn(1, 5, 16, generator=generator).to(device)
+    t, mask = torch.tensor([[1e-4, 0.5]], device=device), torch.ones(1, 1, 1, 1, 1, device=device)
+    return dit(x, t, mask, dit.text_context(rows))
+
+
+@torch.inference_mode()
+def test_kernels_and_torch_give_one_velocity(small: DiT) -> None:
+    assert relative_error(velocity(with_kernels(small)), velocity(small)) <= 1e-5
+
+
+def test_training_with_kernels_goes_through_torch(small: DiT) -> None:
+    plain, fused = small, with_kernels(small)
+    for dit in (plain, fused):
+        velocity(dit).square().mean().backward()
+    for ours, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_attention_can_be_replaced() -> None:
+    calls = []
+
+    def counted(q, k, v, spec, /):
+        calls.append(spec.role)
+        return torch_attention(q, k, v, spec)
+
+    config = DiTConfig(num_layers=2, num_heads=1, head_dim=64, adaln_rank=8, text_dim=16)
+    velocity(DiT(config, dataclasses.replace(Ops(), attention=counted)))
+    assert calls == ["self", "cross"] * 2
+
+
+@pytest.mark.gpu
+def test_a_gpu_gets_kernels_without_a_word() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ops = Ops.select("cuda", torch.bfloat16, kernels=True)
+    assert ops.names["qk_norm_rope"] == ops.names["layernorm_modulate"] == "triton"
+    assert Ops.select("cuda", torch.bfloat16, kernels=False).names["qk_norm_rope"] == "torch"
+
+
+@pytest.mark.gpu
+def test_a_gpu_without_a_compiler_warns_once_and_runs_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.warns(RuntimeWarning, match="C compiler") as caught:
+        ops = Ops.select("cuda", torch.bfloat16)
+    assert len(caught) == 1
+    assert ops.qk_norm_rope is reference.qk_norm_rope
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("features", [64, 128])
+@pytest.mark.parametrize("keys", [1, 63, 512, 1000])
+@torch.inference_mode()
+def test_cudnn_attention_of_strided_views(
+    features: int, keys: int, measured: Callable[[str], None]
+) -> None:
+    qkv = torch.randn(2, 1000, 3, 4, features, device="cuda", dtype=torch.bfloat16)
+    qkv[:, :, 1, :, 5] += 20  # keys of real networks have such channels
+    q, k, v = qkv[:, :, 0], qkv[:, :keys, 1], qkv[:, :keys, 2]
+    spec = AttentionSpec(scale=features**-0.5)
+    exact = formula(q, k, v, spec.scale)
+    ours = relative_error(cudnn_attention(q, k, v, spec).out_BSHD, exact)
+    torchs = relative_error(torch_attention(q, k, v, spec).out_BSHD, exact)
+    measured(f"relative error {ours:.1e}, torch's choice {torchs:.1e}")
+    assert ours <= 1e-2
+
+
+@pytest.mark.gpu
+def test_cudnn_attention_with_gradients_goes_through_torch() -> None:
+    q, k, v = torch.randn(3, 1, 64, 2, 64, device="cuda", dtype=torch.bfloat16).unbind()
+    q.requires_grad_()
+    cudnn_attention(q, k, v, SPEC).out_BSHD.sum().backward()
+    assert q.grad is not None
