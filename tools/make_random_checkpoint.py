@@ -38,6 +38,7 @@ from cosmos_fast.config import DiTConfig, Profile, VAEConfig
 from cosmos_fast.types import Size
 from cosmos_fast.weights import dit_keys, text_keys, vae_keys
 from cosmos_fast.weights.diffusers_folder import write_descriptions, write_json
+from cosmos_fast.weights.key_map import translation
 from cosmos_fast.weights.layout import DIFFUSERS_WEIGHTS
 from cosmos_fast.weights.released import ARCHITECTURES, ORIGINAL_VARIANT, Family, released_profile
 from cosmos_fast.weights.sidecar import SIDECAR, sidecar_json
@@ -235,7 +236,7 @@ def _write_nvidia(
     say: Callable[[str], None],
 ) -> None:
     dit = dit_keys.nvidia_keys(profile.dit)
-    names = _translation(dit, dit_keys.diffusers_keys(profile.dit))
+    names = translation(dit, dit_keys.diffusers_keys(profile.dit))
     specs = _specs(dit, torch.bfloat16)
     folder.mkdir(parents=True, exist_ok=True)
     write_pt(
@@ -246,7 +247,7 @@ def _write_nvidia(
     )
     say(f"{folder / 'model.pt'}: {_gigabytes(specs)}")
     vae = vae_keys.wan_keys(profile.vae)
-    vae_names = _translation(vae, vae_keys.diffusers_keys(profile.vae))
+    vae_names = translation(vae, vae_keys.diffusers_keys(profile.vae))
     vae_specs = _specs(vae, torch.float32)
     path = root / "Wan-AI" / "Wan2.1-T2V-1.3B" / "Wan2.1_VAE.pth"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -269,15 +270,6 @@ def _from_files(pipeline: Path, profile: Profile) -> Callable[[str, Spec, float]
     ]
     homes = {name: file for file in files for name in file.entries}
     return lambda name, _spec, _gain: homes[name].read(name)
-
-
-def _translation(to: KeyMap, source: KeyMap) -> dict[str, str]:
-    """Name in one layout to name in another, piece by piece."""
-    return {
-        to.prefix + theirs.name: source.prefix + ours.name
-        for target, pieces in to.targets.items()
-        for theirs, ours in zip(pieces, source.targets[target], strict=True)
-    }
 
 
 def _write_text(

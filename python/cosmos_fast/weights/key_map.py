@@ -123,6 +123,18 @@ class KeyMap:
                 )
 
 
+def translation(to: KeyMap, source: KeyMap) -> dict[str, str]:
+    """Name in the layout ``to`` to name in the layout ``source``, tensor by tensor.
+
+    Both are of one network, and cut its parameters into the same pieces.
+    """
+    return {
+        to.prefix + new.name: source.prefix + old.name
+        for target, pieces in to.targets.items()
+        for new, old in zip(pieces, source.targets[target], strict=True)
+    }
+
+
 def _listed(names: Collection[str]) -> str:
     shown = sorted(names)[:_NAMED_IN_ERRORS]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""

@@ -75,6 +75,12 @@ def variant_of(name: str) -> str:
     return stem.removeprefix("model-")
 
 
+def nvidia_name(profile_name: str) -> str:
+    """The file name in NVIDIA's layout of a checkpoint with a profile of this name."""
+    variant = profile_name.rpartition("/")[2]
+    return f"model-{variant}.pt" if PLAIN_VARIANT.fullmatch(variant) else "model.pt"
+
+
 def choose(local: Path, variant: str | None) -> Candidate:
     """The one transformer that ``local`` (a file or folder) and ``variant`` mean.
 
