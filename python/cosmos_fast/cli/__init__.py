@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cosmos_fast.cli.convert import convert
 from cosmos_fast.cli.demo import demo
 from cosmos_fast.cli.doctor import doctor
 from cosmos_fast.cli.exits import ExitCode, exit_code_of, message_of
@@ -32,7 +33,6 @@ def build_app() -> typer.Typer:
         help="One picture or a few frames, and a prompt, become a video.",
         epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 blocked by a guardrail, "
         "4 part of a batch failed, 130 interrupted (143 by SIGTERM).",
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={
             "help_option_names": ["--help", "-h"],
@@ -43,6 +43,7 @@ def build_app() -> typer.Typer:
     app.callback()(_program)
     app.command()(video2world)
     app.command()(demo)
+    app.command()(convert)
     app.command()(doctor)
     add_future_commands(app)
     return app
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _invoke(arguments: list[str]) -> int:
     command = typer.main.get_command(build_app())
-    outcome = command.main(arguments, prog_name=_PROGRAM, standalone_mode=False)
+    outcome = command.main(arguments or ["--help"], prog_name=_PROGRAM, standalone_mode=False)
     return outcome if isinstance(outcome, int) else ExitCode.OK
 
 

@@ -201,13 +201,14 @@ def ffmpeg() -> Check:
         from cosmos_fast.media import VideoWriter, find_ffmpeg
 
         found = find_ffmpeg()
+        line = f"{found.version}, {found.path} (from {found.source})"
         with tempfile.TemporaryDirectory() as folder:
             size = Size(64, 64)
             with VideoWriter(Path(folder, "probe.mp4"), size=size, fps=16, metadata={}) as writer:
                 writer.write(np.zeros((5, *size, 3), dtype=np.uint8))
     except (CosmosFastError, ImportError) as error:
         return Check("ffmpeg", "fail", str(error), cure)
-    return Check("ffmpeg", "ok", f"{found.version}, {found.path} (from {found.source}), writes mp4")
+    return Check("ffmpeg", "ok", f"{line}, writes mp4")
 
 
 def worlds() -> Check:
