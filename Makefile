@@ -5,6 +5,7 @@
 #   make test    the Rust and Python tests
 #   make lint    format, lint, types, floors, stub, licences and advisories
 #   make parity  how far we are from what we must agree with; writes the table of BENCHMARKS.md
+#   make bench   speed of the kernels beside their rivals, on this machine's GPU
 #   make wheel   the wheel and the sdist, looked into
 #   make matrix  the wheel in empty environments: old and new Pythons and dependencies
 #   make soak    500 small clips in one process: memory, descriptors, threads, children
@@ -29,7 +30,7 @@ ARGS ?=
 NAMELESS := --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo \
 	--remap-path-prefix=$(CURDIR)=cosmos-fast
 
-.PHONY: help setup demo test parity lint wheel matrix soak lock clean
+.PHONY: help setup demo test parity lint bench wheel matrix soak lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -63,12 +64,17 @@ lint: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy python
-	$(PYTHON) -m mypy --config-file tests/mypy.ini tests tools/*.py
+	$(PYTHON) -m mypy --config-file tests/mypy.ini tests tools benches
 	$(VENV)/bin/lint-imports
 	MYPYPATH=python $(PYTHON) -m mypy.stubtest cosmos_fast._core
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(PYTHON) tools/audit.py
+
+bench: setup
+	@$(PYTHON) -c "import sys, torch; \
+		torch.cuda.is_available() or sys.exit('make: bench needs a CUDA device, and torch sees none')"
+	for bench in benches/bench_*.py; do $(PYTHON) $$bench $(ARGS) || exit 1; done
 
 wheel: setup
 	rm -rf dist
