@@ -255,9 +255,10 @@ def test_bf16_error_is_that_of_bf16(measured: Callable[[str], None]) -> None:
     config = SMALL["head_dim_128_2b_ratios"]
     given = inputs(config)
     given["t_BT"] = given["t_BT"].bfloat16().float()
-    exact = run(network(config), **given)
-    ours = relative_error(run(network(config).bfloat16(), **given), exact)
-    plain = relative_error(plain_bf16(network(config).bfloat16(), **given), exact)
+    half = network(config).bfloat16()
+    exact = run(network(config).bfloat16().float(), **given)
+    ours = relative_error(run(half, **given), exact)
+    plain = relative_error(plain_bf16(half, **given), exact)
     measured(f"relative error {ours:.2e}, diffusers' own in bfloat16 {plain:.2e}")
     assert ours <= 1.1 * plain
 
@@ -265,13 +266,17 @@ def test_bf16_error_is_that_of_bf16(measured: Callable[[str], None]) -> None:
 def plain_bf16(dit: DiT, x_BCTHW, t_BT, mask_B1THW, rows) -> torch.Tensor:
     """diffusers' network in bfloat16: every step of norm, modulation and gate is rounded."""
     batch, _, frames, height, width = x_BCTHW.shape
-    output = theirs(dit).bfloat16()(
-        hidden_states=x_BCTHW.bfloat16(),
-        timestep=t_BT[:, None, :, None, None].bfloat16(),
-        encoder_hidden_states=rows.bfloat16(),
-        fps=24,
-        condition_mask=mask_B1THW.expand(batch, 1, frames, height, width).bfloat16(),
-        padding_mask=torch.zeros(1, 1, height * 8, width * 8, dtype=torch.bfloat16),
+    output = (
+        theirs(dit)
+        .to(x_BCTHW.device)
+        .bfloat16()(
+            hidden_states=x_BCTHW.bfloat16(),
+            timestep=t_BT[:, None, :, None, None].bfloat16(),
+            encoder_hidden_states=rows.bfloat16(),
+            fps=24,
+            condition_mask=mask_B1THW.expand(batch, 1, frames, height, width).bfloat16(),
+            padding_mask=x_BCTHW.new_zeros(1, 1, height * 8, width * 8).bfloat16(),
+        )
     )
     return output.sample.float()
 
@@ -381,3 +386,47 @@ def test_a_mask_for_a_network_without_its_channel_is_refused() -> None:
     dit = network(SMALL["text2image"])
     with pytest.raises(InputError, match="not among its channels"):
         run(dit, **(inputs(dit.config) | {"mask_B1THW": torch.zeros(1, 1, 3, 1, 1)}))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("heads", [16, 40], ids=["2b_width", "14b_width"])
+@torch.inference_mode()
+def test_full_width_bf16_error_on_gpu(heads: int, measured: Callable[[str], None]) -> None:
+    config = DiTConfig(num_layers=3, num_heads=heads)
+    exact_net = network(config).bfloat16().float().cuda()
+    given = on_gpu(inputs(config, frames=4, height=54, width=96))
+    given["t_BT"] = given["t_BT"].bfloat16().float()
+    exact = run(exact_net, **given)
+    errors = {"diffusers": relative_error(plain_bf16(exact_net, **given), exact)}
+    for name, kernels in (("torch", False), ("kernels", True)):
+        half = with_ops(exact_net, Ops.select("cuda", torch.bfloat16, kernels=kernels)).bfloat16()
+        errors[name] = relative_error(run(half, **given), exact)
+    measured(", ".join(f"{name} {error:.2e}" for name, error in errors.items()))
+    assert errors["kernels"] <= 1.1 * errors["torch"]
+    assert errors["kernels"] <= 1.1 * errors["diffusers"]
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@torch.inference_mode()
+def test_forward_never_waits_for_the_device() -> None:
+    dit = network(SMALL["head_dim_64"]).cuda().bfloat16()
+    dit = with_ops(dit, Ops.select("cuda", torch.bfloat16))
+    given = on_gpu(inputs(dit.config))
+    text = dit.text_context(given.pop("rows"))
+    dit(*given.values(), text)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        dit(*given.values(), text)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def on_gpu(given: dict) -> dict:
+    return {name: value.cuda() for name, value in given.items()}
+
+
+def with_ops(dit: DiT, ops: Ops) -> DiT:
+    other = DiT(dit.config, ops, dit.rope_table).to(dit.patch_embed.weight)
+    other.load_state_dict(dit.state_dict())
+    return other

@@ -315,16 +315,15 @@ class VAE(nn.Module):
         Args:
             latents_BCTHW: normalised, float, shape (B, 16, n + 1, h, w).
 
-        Yields:
-            float32, shape (B, 3, 1, 8·h, 8·w) first, then n times (B, 3, 4, 8·h, 8·w): about -1
-            to 1, not clamped.
+        Returns:
+            An iterator that computes as it is asked, under the caller's gradient mode: float32 of
+            shape (B, 3, 1, 8·h, 8·w) first, then n times (B, 3, 4, 8·h, 8·w): about -1 to 1, not
+            clamped.
 
         Raises:
             InputError: another shape.
         """
-        past = Past()
-        for chunk in _chunks(self._denormalised(latents_BCTHW), step=1):
-            yield self.decoder(self.post_quant_conv(chunk, past), past).float()
+        return self._decoded(self._denormalised(latents_BCTHW))
 
     def decode(self, latents_BCTHW: torch.Tensor) -> torch.Tensor:
         """The whole clip, made of :meth:`decode_chunks`: float32 (B, 3, 4·n + 1, 8·h, 8·w)."""
@@ -336,6 +335,11 @@ class VAE(nn.Module):
         z_BCTHW = self.post_quant_conv(self._denormalised(latents_BCTHW), past)
         video_BCTHW: torch.Tensor = self.decoder(z_BCTHW, past)
         return video_BCTHW.float()
+
+    def _decoded(self, z_BCTHW: torch.Tensor) -> Iterator[torch.Tensor]:
+        past = Past()
+        for chunk in _chunks(z_BCTHW, step=1):
+            yield self.decoder(self.post_quant_conv(chunk, past), past).float()
 
     def _moments(self, video_BCTHW: torch.Tensor, past: Past) -> torch.Tensor:
         hidden_BCTHW = self.encoder(video_BCTHW.to(self.dtype), past)

@@ -1,0 +1,177 @@
+"""How a figure is made: warm up, repeat, median and spread, beside what the device can do.
+
+Every bench runs ours and the rivals in one process on the same inputs, checks each against an
+exact result first, and ends its output with one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+FLUSH_BYTES = 512 * 2**20
+"""More than the last-level cache of any device: inputs come from memory each time."""
+
+
+class WrongResult(Exception):
+    """A contender computed something else; nothing of the run is reported."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One contender at one shape."""
+
+    operation: str
+    shape: str
+    contender: str
+    timing: Timing
+    error: float
+    """Relative to the exact result."""
+    gigabytes_per_second: float
+    share_of_copy: float
+    """Of the bandwidth that a device-to-device copy reaches in this run."""
+
+
+def measure(
+    function: Callable[[], object], device: torch.device, *, warmup: int = 5, repeats: int = 50
+) -> Timing:
+    """Times ``function`` with the caches of ``device`` flushed before every call."""
+    for _ in range(warmup):
+        function()
+    timed = _timed_on_cuda if device.type == "cuda" else _timed_on_host
+    milliseconds = sorted(timed(function, device, repeats))
+    return Timing(
+        median_ms=statistics.median(milliseconds),
+        p10_ms=milliseconds[len(milliseconds) // 10],
+        p90_ms=milliseconds[-1 - len(milliseconds) // 10],
+        repeats=repeats,
+    )
+
+
+def _timed_on_cuda(
+    function: Callable[[], object], device: torch.device, repeats: int
+) -> list[float]:
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+    starts, ends = (
+        [torch.cuda.Event(enable_timing=True) for _ in range(repeats)] for _ in range(2)
+    )
+    torch.cuda.synchronize(device)
+    for start, end in zip(starts, ends, strict=True):
+        flush.zero_()
+        start.record()
+        function()
+        end.record()
+    torch.cuda.synchronize(device)
+    return [start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)]
+
+
+def _timed_on_host(
+    function: Callable[[], object], device: torch.device, repeats: int
+) -> list[float]:
+    milliseconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        milliseconds.append((time.perf_counter() - start) * 1e3)
+    return milliseconds
+
+
+def copy_bandwidth(device: torch.device, size: int = FLUSH_BYTES) -> float:
+    """Gigabytes a second, read and written, of a copy within ``device``: the ceiling here."""
+    source = torch.empty(size, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    timing = measure(lambda: target.copy_(source), device, repeats=20)
+    return 2 * size / timing.median_ms / 1e6
+
+
+def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((ours.double() - exact.double()).norm() / exact.double().norm())
+
+
+def check(contender: str, error: float, bound: float) -> None:
+    """
+    Raises:
+        WrongResult: ``error`` is beyond ``bound``, or not a number.
+    """
+    if not error <= bound:
+        raise WrongResult(f"{contender}: relative error {error:.2e} is beyond {bound:.0e}")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a figure depends on besides the code."""
+    facts: dict[str, Any] = {
+        "device": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in ("cosmos-fast", "torch", "triton")},
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {
+            "device": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return facts
+
+
+def report(
+    name: str,
+    figures: list[Figure],
+    *,
+    device: torch.device,
+    settings: Mapping[str, Any],
+    save: Path | None,
+) -> None:
+    """Prints a table and, as the last line, the JSON object; ``save`` keeps the same object."""
+    for one in figures:
+        print(
+            f"{one.operation:22} {one.shape:22} {one.contender:18} "
+            f"{one.timing.median_ms:8.3f} ms [{one.timing.p10_ms:.3f}, {one.timing.p90_ms:.3f}] "
+            f"{one.gigabytes_per_second:7.0f} GB/s {one.share_of_copy:6.1%} of copy, "
+            f"error {one.error:.1e}"
+        )
+    line = json.dumps(
+        {
+            "bench": name,
+            "command": " ".join(sys.argv),
+            "machine": machine(device),
+            "settings": dict(settings),
+            "figures": [asdict(one) for one in figures],
+        }
+    )
+    if save is not None:
+        partial = save.with_name(save.name + ".partial")
+        partial.write_text(line + "\n", "utf-8")
+        partial.replace(save)
+    print(line)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
