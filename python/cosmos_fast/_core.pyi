@@ -1,11 +1,26 @@
 """The Rust core of cosmos-fast."""
 
-from typing_extensions import Buffer
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Encoder",
+    "ProcessLimits",
+    "__version__",
+    "capture",
+    "decode_tail",
+    "denormalize",
+    "inspect",
+    "normalize",
+    "resize",
+]
 
 __version__: Final[str]
 
-def normalize(source: Buffer, target: Buffer) -> None:
+def normalize(source: NDArray[np.uint8], target: NDArray[np.float32] | NDArray[np.uint16]) -> None:
     """Pictures to the network's range and layout: ``x / 127.5 - 1`` of every byte.
 
     Args:
@@ -17,13 +32,148 @@ def normalize(source: Buffer, target: Buffer) -> None:
         InputError: wrong shape, layout or a read-only target.
     """
 
-def denormalize(source: Buffer, target: Buffer) -> None:
+def denormalize(
+    source: NDArray[np.float32] | NDArray[np.uint16], target: NDArray[np.uint8]
+) -> None:
     """The way back: ``(x + 1) / 2`` clamped to [0, 1], times 255, plus one half, truncated.
 
     Args:
-        source: float32, or bfloat16 as uint16 bits, shape (3, T, H, W), C-contiguous, about [-1, 1].
+        source: float32, or bfloat16 as uint16 bits, shape (3, T, H, W), C-contiguous, about
+            [-1, 1].
         target: written; uint8, shape (T, H, W, 3), C-contiguous.
 
     Raises:
         InputError: wrong shape, layout or a read-only target.
     """
+
+def resize(source: NDArray[np.uint8], target: NDArray[np.uint8], *, fit: str) -> None:
+    """Pictures brought to another size, antialiased, on floats in [0, 1], truncated to bytes.
+
+    Args:
+        source: uint8, shape (T, h, w, 3), C-contiguous.
+        target: written; uint8, shape (T, H, W, 3), C-contiguous.
+        fit: "cover" (bilinear, scaled until it covers, cut at the centre) or "stretch" (bicubic).
+
+    Raises:
+        InputError: wrong shape, layout or fit, or a read-only target.
+    """
+
+@final
+class ProcessLimits:
+    """What a child process may use. 0 leaves processor time or memory unlimited."""
+
+    def __new__(
+        cls,
+        *,
+        seconds: float,
+        cpu_seconds: int = 0,
+        memory_bytes: int = 0,
+        file_bytes: int | None = None,
+    ) -> Self:
+        """
+        Args:
+            seconds: how long the process may make the caller wait: in all where it is read from,
+                for each frame where it is written to.
+            cpu_seconds: processor time, all threads together.
+            memory_bytes: address space.
+            file_bytes: size of any file that it writes; None leaves that unlimited.
+
+        Raises:
+            InputError: ``seconds`` is negative or no number.
+        """
+
+def inspect(fd: int) -> tuple[str, int, bool]:
+    """What an open file is, by its content.
+
+    Returns:
+        Kind ("jpeg", "png", "webp", "mp4", "matroska" or "avi"), EXIF orientation (1 to 8), and
+        whether it is a picture with more than 8 bits a sample.
+
+    Raises:
+        MediaError: another kind, a cut file, or no regular file.
+    """
+
+def capture(
+    argv: Sequence[str], *, limits: ProcessLimits, most_bytes: int, source: int | None = None
+) -> bytes:
+    """What a program prints; ``source`` is the descriptor that becomes its standard input.
+
+    Raises:
+        MediaError: it cannot be started, fails, takes too long or prints more than ``most_bytes``.
+    """
+
+def decode_tail(
+    argv: Sequence[str],
+    target: NDArray[np.uint8],
+    *,
+    source: int,
+    fit: str,
+    orientation: int,
+    max_side: int,
+    max_pixels: int,
+    limits: ProcessLimits,
+) -> int:
+    """Runs a decoder that prints PPM or PAM pictures and fits the last of them into ``target``.
+
+    Args:
+        argv: the decoder's command line.
+        target: written; uint8, shape (T, H, W, 3), C-contiguous.
+        source: descriptor that becomes its standard input.
+        fit: "cover" or "stretch".
+        orientation: EXIF orientation by which each picture is turned before it is fitted.
+        max_side: longest side of a picture that is accepted.
+        max_pixels: pixels of a picture that is accepted.
+        limits: what the decoder may use.
+
+    Returns:
+        How many pictures there were; ``target`` is untouched where they are fewer than T.
+
+    Raises:
+        InputError: an argument is wrong.
+        MediaError: the decoder fails, takes too long, or prints something else.
+    """
+
+@final
+class Encoder:
+    """A program that takes raw frames, running beside the caller."""
+
+    def __new__(
+        cls,
+        argv: Sequence[str],
+        *,
+        output: int,
+        size: tuple[int, int],
+        pixels: str,
+        ring: int,
+        limits: ProcessLimits,
+    ) -> Self:
+        """
+        Args:
+            argv: the program's command line.
+            output: descriptor that becomes its standard output.
+            size: height and width.
+            pixels: "yuv420p" (BT.709, limited range, even sides) or "rgb24": what it is sent.
+            ring: frames that may wait for it before the caller does.
+            limits: what it may use.
+
+        Raises:
+            InputError: an argument is wrong.
+        """
+
+    def write(self, frames: NDArray[np.uint8]) -> None:
+        """Queues frames, uint8 (n, H, W, 3), C-contiguous; waits where the ring is full.
+
+        Raises:
+            InputError: wrong shape or layout.
+            MediaError: the program has failed.
+        """
+
+    def finish(self) -> None:
+        """Waits until the program has taken every frame and ended well.
+
+        Raises:
+            MediaError: it fails, ends early or takes too long.
+        """
+
+    def stop(self) -> None:
+        """Ends the program now; does nothing where it has ended."""

@@ -1,0 +1,221 @@
+"""Files and folders that appear whole or not at all, whatever ends the process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from cosmos_fast.errors import MediaError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PREFIX: Final = ".cosmos-fast-draft-"
+"""Names under this prefix belong to drafts that are being written, or were when something died."""
+
+_GRACE_SECONDS: Final = 60
+"""A younger draft is left alone: its writer may not hold the lock yet."""
+
+
+class Draft:
+    """A file on its way to ``path``.
+
+    Where the file system can, it has no name until it is published, so that not even SIGKILL
+    leaves anything behind. Elsewhere it has a name that the next draft in that folder sweeps away
+    once nobody holds its lock.
+    """
+
+    def __init__(self, path: Path, *, nameless: bool = True) -> None:
+        """
+        Raises:
+            MediaError: the folder is missing and cannot be made, or cannot be written; or ``path``
+                is something other than a file.
+        """
+        self._path, self._name = path, _fresh_name()
+        self._named = False
+        self._folder = _open_folder(path)
+        try:
+            self.descriptor: Final = self._open(nameless)
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._folder)
+            raise _failure(path, error) from error
+
+    def _open(self, nameless: bool) -> int:
+        if nameless:
+            with contextlib.suppress(OSError):  # NFS and FAT cannot
+                return os.open(".", os.O_TMPFILE | os.O_RDWR, 0o666, dir_fd=self._folder)
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW
+        descriptor = os.open(self._name, flags, 0o666, dir_fd=self._folder)
+        self._named = True
+        return descriptor
+
+    @property
+    def readable(self) -> Path:
+        """A path under which this process can read the draft, before it is published."""
+        return Path(f"/proc/self/fd/{self.descriptor}")
+
+    def publish(self) -> None:
+        """Flushes the file to disk and gives it its name, in the place of what was there.
+
+        Raises:
+            MediaError: the disk is full, or the folder has gone; nothing is left behind.
+        """
+        try:
+            os.fsync(self.descriptor)
+            if not self._named:
+                source = os.fspath(self.readable)
+                os.link(source, self._name, dst_dir_fd=self._folder, follow_symlinks=True)
+                self._named = True
+            os.rename(self._name, self._path.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self._named = False
+            os.fsync(self._folder)
+        except OSError as error:
+            raise _failure(self._path, error) from error
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Leaves nothing behind; after ``publish`` it only closes."""
+        if self._folder < 0:
+            return
+        if self._named:
+            with contextlib.suppress(OSError):
+                os.unlink(self._name, dir_fd=self._folder)
+        os.close(self.descriptor)
+        os.close(self._folder)
+        self._folder = -1
+
+
+class FolderDraft:
+    """A folder of files on its way to ``path``, under a name that the next draft sweeps away."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            MediaError: ``path`` exists and is not an empty folder, or its parent cannot be written.
+        """
+        self._path, self._name = path, _fresh_name()
+        self._parent = _open_folder(path, folder=True)
+        try:
+            os.mkdir(self._name, dir_fd=self._parent)
+            self.descriptor: Final = os.open(
+                self._name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._parent
+            )
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._parent)
+            raise _failure(path, error) from error
+
+    @property
+    def readable(self) -> Path:
+        """A path under which this process can read the folder, before it is published."""
+        return Path(f"/proc/self/fd/{self.descriptor}")
+
+    def publish(self) -> None:
+        """Flushes all files and gives the folder its name.
+
+        Raises:
+            MediaError: the disk is full, or somebody else made the folder; nothing is left behind.
+        """
+        try:
+            for entry in os.scandir(self.descriptor):
+                with _opened(entry.name, self.descriptor) as file:
+                    os.fsync(file)
+            os.fsync(self.descriptor)
+            os.rename(self._name, self._path.name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
+            self._name = ""
+            os.fsync(self._parent)
+        except OSError as error:
+            raise _failure(self._path, error) from error
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Leaves nothing behind; after ``publish`` it only closes."""
+        if self._parent < 0:
+            return
+        if self._name:
+            shutil.rmtree(self._name, ignore_errors=True, dir_fd=self._parent)
+        os.close(self.descriptor)
+        os.close(self._parent)
+        self._parent = -1
+
+
+def _fresh_name() -> str:
+    return f"{PREFIX}{secrets.token_hex(8)}"
+
+
+def _failure(path: Path, error: OSError) -> MediaError:
+    return MediaError(
+        f"{path}: cannot be written ({error.strerror}); check the folder, its permissions and "
+        "the space on its disk"
+    )
+
+
+@contextlib.contextmanager
+def _opened(name: str, folder: int) -> Iterator[int]:
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_folder(path: Path, *, folder: bool = False) -> int:
+    """The folder that ``path`` is to appear in, made if need be, rid of dead drafts."""
+    try:
+        if not path.name or "\0" in str(path):
+            raise MediaError(f"{str(path)!r} names no file to write; give it a name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if _stands_in_the_way(path, folder):
+            expected = "an empty folder or nothing" if folder else "a file or nothing"
+            raise MediaError(f"{path}: {expected} may be there; choose another name")
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _failure(path, error) from error
+    with contextlib.suppress(OSError):  # what cannot be swept now is for another time
+        _sweep(descriptor)
+    return descriptor
+
+
+def _stands_in_the_way(path: Path, folder: bool) -> bool:
+    """Whether ``path`` is something that a draft must not replace: a device, a full folder."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    if folder:
+        return not stat.S_ISDIR(mode) or any(path.iterdir())
+    return not (stat.S_ISREG(mode) or stat.S_ISLNK(mode))
+
+
+def _sweep(folder: int) -> None:
+    """Removes drafts of this user whose writers are dead."""
+    for entry in os.scandir(folder):
+        if entry.name.startswith(PREFIX):
+            with contextlib.suppress(OSError):  # gone, or not ours to remove
+                _remove_if_dead(entry.name, folder)
+
+
+def _remove_if_dead(name: str, folder: int) -> None:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    draft = os.open(name, flags, dir_fd=folder)
+    try:
+        found = os.fstat(draft)
+        if found.st_uid != os.geteuid() or time.time() - found.st_mtime < _GRACE_SECONDS:
+            return
+        fcntl.flock(draft, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its writer lives
+        if stat.S_ISDIR(found.st_mode):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
+        else:
+            os.unlink(name, dir_fd=folder)
+    finally:
+        os.close(draft)

@@ -1,0 +1,203 @@
+"""The last frames of a file."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from cosmos_fast._core import capture, decode_tail, inspect
+from cosmos_fast.errors import InputError, MediaError
+from cosmos_fast.media import argv
+from cosmos_fast.media.discovery import Ffmpeg, find_ffmpeg
+from cosmos_fast.media.limits import Fit, MediaLimits
+from cosmos_fast.types import Frames, Size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+_LOG = logging.getLogger(__name__)
+
+_STILLS: Final = ("jpeg", "png", "webp")
+_TURNS: Final = {
+    2: "mirrored left to right",
+    3: "turned by 180 degrees",
+    4: "mirrored top to bottom",
+    5: "turned by 90 degrees to the right and mirrored",
+    6: "turned by 90 degrees to the right",
+    7: "turned by 90 degrees to the left and mirrored",
+    8: "turned by 90 degrees to the left",
+}
+_LISTING_BYTES: Final = 64 << 20
+"""Room for the packets of a day at 10 frames a second."""
+
+
+def read_frames(
+    path: str | os.PathLike[str],
+    *,
+    size: Size,
+    num_frames: int,
+    fit: Fit = "cover",
+    fps: float | None = None,
+    ffmpeg: Ffmpeg | Path | None = None,
+    limits: MediaLimits | None = None,
+    notes: list[str] | None = None,
+) -> Frames:
+    """The last ``num_frames`` frames of a video, or a picture, fitted to ``size``.
+
+    Pictures are JPEG, PNG or WebP, of any depth; transparency is shown on black, and the camera's
+    orientation is honoured. Videos are MP4, MOV, MKV, WebM or AVI; only their tail is decoded, and
+    the frames are the file's own: no frame is resampled in time. What a file is, its content says,
+    not its name.
+
+    Args:
+        path: the file.
+        size: height and width of the result.
+        num_frames: at least 1; a picture is 1.
+        fit: "cover" or "stretch".
+        fps: rate that the result is given; None is the file's own, 1 for a picture.
+        ffmpeg: the binary to use; None searches.
+        limits: what reading may cost.
+        notes: gets a sentence for each thing done to the picture that the caller may want to
+            know, such as a turn; the log gets it too.
+
+    Returns:
+        Frames on the host, uint8 (num_frames, H, W, 3).
+
+    Raises:
+        InputError: an argument is wrong.
+        MediaError: the file is missing, damaged, of another kind, beyond ``limits``, or has too
+            few frames; a picture has one.
+    """
+    path, limits = Path(path), limits or MediaLimits()
+    if num_frames < 1:
+        raise InputError(f"{num_frames = }: at least 1 is needed")
+    target = np.empty((num_frames, *size, 3), dtype=np.uint8)
+    binary = ffmpeg if isinstance(ffmpeg, Ffmpeg) else find_ffmpeg(ffmpeg)
+    source = _open(path)
+    try:
+        reader = _Reader(binary, source, target, fit, limits)
+        rate = reader.read(path, [] if notes is None else notes)
+    except MediaError as error:
+        raise MediaError(f"{path}: {error}") from error
+    finally:
+        os.close(source)
+    return Frames(target, fps or rate)
+
+
+def _open(path: Path) -> int:
+    """A descriptor; never waits, as opening a FIFO would."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise MediaError(
+            f"{path}: cannot be opened ({reason}); check the name and permissions"
+        ) from error
+
+
+class Packets(NamedTuple):
+    """What the packets of a video tell."""
+
+    number: int
+    fps: float
+    """From the typical time between two; 1 where there are fewer."""
+
+
+class _Reader:
+    """One file on its way into ``target``."""
+
+    def __init__(
+        self, ffmpeg: Ffmpeg, source: int, target: NDArray[np.uint8], fit: Fit, limits: MediaLimits
+    ) -> None:
+        self._ffmpeg, self._source, self._target = ffmpeg, source, target
+        self._fit, self._limits = fit, limits
+
+    def read(self, path: Path, notes: list[str]) -> float:
+        """Fills the target and returns the file's own frames per second."""
+        kind, orientation, deep = inspect(self._source)
+        if kind not in _STILLS:
+            return self._read_video()
+        wanted = len(self._target)
+        if wanted > 1:
+            raise MediaError(
+                f"a picture is one frame where {wanted} are asked for; pass a video, or ask for 1"
+            )
+        # ffmpeg would apply some orientations in some versions: here it is told not to.
+        command = argv.still(self._ffmpeg, self._limits, deep=deep, alpha=kind != "jpeg")
+        if self._decode(command, orientation) < 1:
+            raise MediaError("it holds no picture that can be decoded; save it again")
+        if orientation in _TURNS:
+            note = f"{path.name}: {_TURNS[orientation]}, as its EXIF orientation says"
+            _LOG.info(note)
+            notes.append(note)
+        return 1.0
+
+    def _read_video(self) -> float:
+        wanted, seen = len(self._target), 0
+        for tail_seconds in self._look_backs():
+            listed = self._list_packets(tail_seconds)
+            if tail_seconds is not None:
+                if listed.number < wanted:
+                    continue
+                tail_seconds = max(tail_seconds, (wanted + 1) / listed.fps)
+            command = argv.video(self._ffmpeg, self._limits, tail_seconds=tail_seconds)
+            seen = self._decode(command, orientation=1)
+            if seen >= wanted:
+                return listed.fps
+        raise MediaError(f"it has {seen} frames where {wanted} are asked for; pass a longer video")
+
+    def _look_backs(self) -> Iterator[float | None]:
+        """Seconds before the end to start from, ever more, then None: from the beginning."""
+        seconds = max(0.25, 0.08 * len(self._target))
+        for _ in range(3):
+            yield seconds
+            seconds *= 6
+        yield None
+
+    def _list_packets(self, tail_seconds: float | None) -> Packets:
+        command = argv.packets(self._ffmpeg, self._limits, tail_seconds=tail_seconds)
+        listing = capture(
+            command,
+            limits=self._limits.process,
+            most_bytes=_LISTING_BYTES,
+            source=self._source,
+        )
+        return parse_packets(listing.decode(errors="replace"))
+
+    def _decode(self, command: list[str], orientation: int) -> int:
+        limits = self._limits
+        os.lseek(self._source, 0, os.SEEK_SET)
+        return decode_tail(
+            command,
+            self._target,
+            source=self._source,
+            fit=self._fit,
+            orientation=orientation,
+            max_side=limits.max_side,
+            max_pixels=limits.max_pixels,
+            limits=limits.process,
+        )
+
+
+def parse_packets(listing: str) -> Packets:
+    """The number of packets in ffmpeg's ``framecrc`` form, and the frame rate they imply."""
+    time_base, times, count = 1.0, set(), 0
+    for line in listing.splitlines():
+        if line.startswith("#tb 0:"):
+            numerator, _, denominator = line.removeprefix("#tb 0:").strip().partition("/")
+            time_base = int(numerator) / int(denominator)
+        elif line and not line.startswith("#"):
+            count += 1
+            times.add(int(line.split(",")[2]))
+    ordered = sorted(times)
+    steps = [later - earlier for earlier, later in itertools.pairwise(ordered)]
+    typical = statistics.median(steps) * time_base if steps else 0.0
+    return Packets(count, 1.0 / typical if typical > 0 else 1.0)
