@@ -33,23 +33,20 @@ def digest(path: Path, cache: Path | None = None) -> str:
         cache: folder of remembered digests; by default below cosmos-fast's cache folder.
     """
     path = path.resolve()
-    folder = cache or Environment.read().cache / _FOLDER
-    note = folder / (hashlib.sha256(str(path).encode()).hexdigest()[:32] + ".json")
-    status = path.stat()
-    seen = {
-        "path": str(path),
-        "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "inode": status.st_ino,
-    }
+    note, seen = _note_of(path, cache), _seen(path)
     if (known := _recall(note, seen)) is not None:
         return known
     with path.open("rb") as file:
         computed = hashlib.file_digest(file, "sha256").hexdigest()
-    after = path.stat()
-    if (after.st_size, after.st_mtime_ns, after.st_ino) == tuple(seen.values())[1:]:
+    if _seen(path) == seen:
         _remember(note, {**seen, "sha256": computed})
     return computed
+
+
+def remember(path: Path, sha256: str, cache: Path | None = None) -> None:
+    """Notes the digest of a file that was just computed elsewhere, as under another name."""
+    path = path.resolve()
+    _remember(_note_of(path, cache), {**_seen(path), "sha256": sha256})
 
 
 def digest_all(paths: Iterable[Path], cache: Path | None = None) -> dict[Path, str]:
@@ -57,6 +54,21 @@ def digest_all(paths: Iterable[Path], cache: Path | None = None) -> dict[Path, s
     files = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(_THREADS) as pool:
         return dict(zip(files, pool.map(lambda path: digest(path, cache), files), strict=True))
+
+
+def _note_of(path: Path, cache: Path | None) -> Path:
+    folder = cache or Environment.read().cache / _FOLDER
+    return folder / (hashlib.sha256(str(path).encode()).hexdigest()[:32] + ".json")
+
+
+def _seen(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {
+        "path": str(path),
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "inode": status.st_ino,
+    }
 
 
 def _recall(note: Path, seen: dict[str, Any]) -> str | None:

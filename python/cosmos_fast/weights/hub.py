@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cosmos_fast.errors import CheckpointError, GatedRepoError
 from cosmos_fast.weights import layout
@@ -55,12 +55,15 @@ def fetch_model(
     """
     wanted_revision = revision or REVISIONS.get(repo_id)
     if access.local_files_only:
-        folder = snapshot(repo_id, wanted_revision, None, access)
+        folder = snapshot(repo_id, wanted_revision, (), access)
         return HubModel(repo_id, folder.name, folder, access, text_files=("text_encoder/*",))
     names, commit = list_files(repo_id, wanted_revision, access)
     found = [layout.Candidate(v, Path(name), Path()) for v, name in layout.variants_among(names)]
     chosen = layout.pick(found, variant, repo_id)
-    folder = snapshot(repo_id, commit, model_files(names, chosen), access)
+    # By the name that was asked for, so that the cache can be found by it offline.
+    folder = snapshot(repo_id, wanted_revision, model_files(names, chosen), access)
+    if folder.name != commit:
+        raise CheckpointError(f"{repo_id}: changed while it was fetched; run again")
     return HubModel(repo_id, commit, folder, access, text_files=tuple(text_files(names)))
 
 
@@ -119,29 +122,35 @@ def list_files(repo_id: str, revision: str | None, access: HubAccess) -> tuple[l
     return [file.rfilename for file in info.siblings or ()], info.sha or ""
 
 
-def snapshot(
-    repo_id: str, revision: str | None, files: Sequence[str] | None, access: HubAccess
-) -> Path:
-    """The local folder of a repository with ``files`` in it (None: with what is there already).
+def snapshot(repo_id: str, revision: str | None, files: Sequence[str], access: HubAccess) -> Path:
+    """The local folder of a repository with ``files`` in it; offline, with what is there already.
 
     Raises:
         CheckpointError: as :func:`refusals`, or a file differs from its digest on the hub.
         GatedRepoError: the hub refused.
     """
     from huggingface_hub import snapshot_download
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+    class Silent(tqdm):  # type: ignore[misc]
+        """The library prints nothing."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})
 
     with refusals(repo_id, revision):
         folder = Path(
             snapshot_download(
                 repo_id,
                 revision=revision,
-                allow_patterns=list(files) if files is not None else None,
+                allow_patterns=list(files),
                 token=access.token,
                 endpoint=access.endpoint,
-                local_files_only=access.local_files_only or files is None,
+                local_files_only=access.local_files_only,
+                tqdm_class=Silent,
             )
         )
-    for name in files or ():
+    for name in files:
         _check_content(folder / name, repo_id)
     return folder
 
