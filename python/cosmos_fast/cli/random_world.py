@@ -28,6 +28,7 @@ RANDOM_PROFILE: Final = Profile(
         num_layers=4, num_heads=2, head_dim=64, adaln_rank=32, text_dim=64, rope_scale=(1, 1, 1)
     ),
     vae=VAEConfig(base_dim=16),
+    num_steps=12,
     guidance=1.0,
     toy=True,
 )

@@ -1,0 +1,267 @@
+"""Commands that run: small random models, real files, what lands on disk, stdout and stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cosmos_fast.cli import main
+from cosmos_fast.cli.random_world import RANDOM_PROFILE, make_random_world
+from cosmos_fast.media import read_frames
+from cosmos_fast.types import Size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Run = Callable[..., tuple[int, str, str]]
+
+PROMPT = "A grey heron stands in the reeds."
+SMALL = ["--height", "64", "--width", "96", "--num_video_frames", "9", "--num_steps", "2"]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = main(arguments)
+        sys.stdout.flush()
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy, and one that is none, below the original's names."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    make_random_world(root / "toy")
+    make_random_world(
+        root / "Cosmos-Predict2-2B-Video2World", replace(RANDOM_PROFILE, name="tiny", toy=False)
+    )
+    return root
+
+
+@pytest.fixture
+def place(tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").symlink_to(checkpoints)
+    picture = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    Image.fromarray(picture).save("start.png")
+    return tmp_path
+
+
+def later(*extra: str) -> list[str]:
+    start = ["--model", "checkpoints/toy", "--input_path", "start.png", "--prompt", PROMPT]
+    return ["video2world", *start, *SMALL, *extra]
+
+
+def original(*extra: str) -> list[str]:
+    start = ["--checkpoint_dir", "checkpoints", "--input_image_or_video_path", "start.png"]
+    off = ["--disable_prompt_upsampler", "--offload_prompt_upsampler", "--prompt", PROMPT]
+    return ["video2world", *start, *off, *SMALL, *extra]
+
+
+def manifest(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def test_the_later_generation_writes_its_files(run: Run, place: Path) -> None:
+    code, out, err = run(*later("--save_path", "a/heron.mp4"))
+    assert code == 0, err
+    assert out == "a/heron.mp4\n"
+    assert sorted(path.name for path in (place / "a").iterdir()) == [
+        "heron.json",
+        "heron.mp4",
+        "heron.txt",
+    ]
+    assert (place / "a/heron.txt").read_text() == f"[Prompt]\n{PROMPT}\n"
+    found = manifest(place / "a/heron.json")
+    assert found["video"] | {"sha256": ""} == {
+        "file": "heron.mp4", "sha256": "", "frames": 9, "height": 64, "width": 96,
+        "fps": 16.0, "crf": 15,
+    }  # fmt: skip
+    assert (found["arguments"]["seed"], found["arguments"]["fit"]) == (0, "cover")
+    assert found["guardrail"]["reason"] == "toy model"
+    frames = read_frames(place / "a/heron.mp4", size=Size(64, 96), num_frames=9)
+    assert frames.shape == (9, 64, 96, 3)
+
+
+def test_the_original_generation_writes_its_files(run: Run, place: Path) -> None:
+    code, out, err = run(*original("--video_save_name", "heron", "--disable_guardrail"))
+    assert code == 0, err
+    assert out == "outputs/heron.mp4\n"
+    assert (place / "outputs/heron.txt").read_text() == PROMPT
+    found = manifest(place / "outputs/heron.json")
+    assert (found["video"]["fps"], found["video"]["crf"]) == (24.0, 25)
+    assert (found["arguments"]["seed"], found["arguments"]["fit"]) == (1, "stretch")
+    assert found["guardrail"]["reason"] == "--disable_guardrail"
+    assert "note: --offload_prompt_upsampler has no effect" in err
+
+
+def test_a_run_without_a_guardrail_warns_once(run: Run, place: Path) -> None:
+    code, _, err = run(*original())
+    assert code == 0, err
+    assert err.count("warning: no guardrail is available") == 1
+    assert manifest(place / "outputs/output.json")["guardrail"]["reason"] == "none available"
+
+
+def test_json_is_all_there_is_on_stdout(run: Run, place: Path) -> None:
+    code, out, _ = run(*later("--save_path", "heron.mp4", "--json"))
+    assert code == 0
+    assert out.count("\n") == 1
+    document = json.loads(out)
+    assert (document["status"], document["exit_code"]) == ("ok", 0)
+    assert (document["video"], document["sidecar"], document["manifest"]) == (
+        "heron.mp4",
+        "heron.txt",
+        "heron.json",
+    )
+    assert document["report"]["stages"].keys() >= {"read", "text", "encode", "denoise", "decode"}
+    assert document["settings"]["origins"]["seed"] == "later default"
+    assert document["report"]["arguments"] == manifest(place / "heron.json")["arguments"]
+
+
+def test_the_same_command_makes_the_same_bytes(run: Run, place: Path) -> None:
+    for name in ("one.mp4", "two.mp4"):
+        assert run(*later("--save_path", name))[0] == 0
+    assert run(*later("--save_path", "three.mp4", "--seed", "5"))[0] == 0
+    one, two, three = ((place / f"{n}.mp4").read_bytes() for n in ("one", "two", "three"))
+    assert one == two
+    assert one != three
+
+
+def test_progress_is_plain_lines_where_no_terminal_is(run: Run, place: Path) -> None:
+    _, _, err = run(*later())
+    assert "\x1b" not in err
+    stages = [line.split(" s  ")[1] for line in err.splitlines() if " s  " in line]
+    assert [name for name in stages if name in ("read", "text", "encode", "denoise", "decode")] == [
+        "read",
+        "text",
+        "encode",
+        "denoise",
+        "decode",
+    ]
+    assert any(name.startswith("step 3 of 3, ") for name in stages)
+    assert "total" in err
+    assert "TFLOP/s" in err
+    assert "wrote output/generated_video.mp4" in err
+
+
+def test_a_terminal_sees_a_bar_and_no_color_sees_lines(place: Path) -> None:
+    import pty
+
+    for name, value in (("TERM", "xterm-256color"), ("NO_COLOR", "1")):
+        controller, terminal = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cosmos_fast", *later()],
+            stdout=subprocess.DEVNULL,
+            stderr=terminal,
+            env={**os.environ, "TERM": "xterm-256color", name: value},
+        )
+        os.close(terminal)
+        seen = b""
+        while chunk := _read(controller):
+            seen += chunk
+        os.close(controller)
+        assert process.wait(60) == 0
+        assert (b"\x1b[" in seen) is (name == "TERM")
+        assert b"denoise" in seen
+
+
+def _read(handle: int) -> bytes:
+    try:
+        return os.read(handle, 4096)
+    except OSError:  # the other end of a pseudo-terminal is closed
+        return b""
+
+
+def test_a_config_file_runs(run: Run, place: Path) -> None:
+    (place / "run.toml").write_text(
+        f'model = "checkpoints/toy"\ninput_path = "start.png"\nprompt = "{PROMPT}"\n'
+        "height = 64\nwidth = 96\nnum_video_frames = 9\nnum_steps = 2\nseed = 9\n"
+    )
+    code, out, err = run("video2world", "--config", "run.toml", "--num_steps", "1", "--json")
+    assert code == 0, err
+    arguments = json.loads(out)["report"]["arguments"]
+    assert (arguments["seed"], arguments["num_steps"]) == (9, 1)
+
+
+def test_five_frames_of_a_video_are_continued(run: Run, place: Path) -> None:
+    assert run(*later("--save_path", "first.mp4"))[0] == 0
+    code, out, err = run(
+        *later("--input_path", "first.mp4", "--num_conditional_frames", "5", "--json")
+    )
+    assert code == 0, err
+    assert json.loads(out)["report"]["arguments"]["num_conditional_frames"] == 5
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "message"),
+    [
+        (["--input_path", "text.png"], 1, "text.png"),
+        (["--num_conditional_frames", "5", "--input_path", "text.mp4"], 1, "text.mp4"),
+        (["--device", "cuda:99"], 2, "cuda:99"),
+        (["--model", "checkpoints"], 1, "checkpoints"),
+        (["--model", "start.png"], 1, "start.png"),
+        (["--variant", "480p-16fps-x"], 1, "480p-16fps-x"),
+        (["--num_video_frames", "1"], 2, "num_frames = 1"),
+    ],
+)
+def test_failures_are_one_line_and_leave_nothing(
+    run: Run, place: Path, extra: list[str], code: int, message: str
+) -> None:
+    for name in ("text.png", "text.mp4"):
+        (place / name).write_text("no picture at all\n")
+    before = sorted(place.rglob("*"))
+    got, out, err = run(*later(*extra))
+    assert (got, out) == (code, "")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0] == err.splitlines()[-1]
+    assert message in errors[0]
+    assert "Traceback" not in err
+    assert [
+        path for path in sorted(place.rglob("*")) if path not in before and path.is_file()
+    ] == []
+
+
+def test_debug_shows_the_traceback(run: Run, place: Path) -> None:
+    (place / "text.png").write_text("no picture at all\n")
+    _, _, err = run(*later("--input_path", "text.png", "--debug"))
+    assert "Traceback" in err
+
+
+def test_demo(run: Run, place: Path) -> None:
+    code, out, err = run("demo", "--num_steps", "2", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["command"].startswith("cosmos-fast video2world --model ")
+    assert document["command"] in err
+    made = {path.name for path in (place / "outputs").iterdir() if path.is_file()}
+    assert made == {"demo.mp4", "demo.txt", "demo.json", "demo_start.png", "demo_frames.png"}
+    sheet = np.asarray(Image.open(place / "outputs/demo_frames.png"))
+    assert sheet.shape == (3 * 100 + 4, 4 * 164 + 4, 3)
+    assert ("random" in err) is not document["trained"]
+
+
+def test_the_demo_says_a_command_that_makes_the_same_video(run: Run, place: Path) -> None:
+    import shlex
+
+    _, out, _ = run("demo", "--num_steps", "1", "--json")
+    first = (place / "outputs/demo.mp4").read_bytes()
+    (place / "outputs/demo.mp4").unlink()
+    _, *words = shlex.split(json.loads(out)["command"])
+    assert run(*words)[0] == 0
+    assert (place / "outputs/demo.mp4").read_bytes() == first
