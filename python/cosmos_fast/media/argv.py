@@ -12,7 +12,7 @@ import importlib
 import os
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.errors import MediaError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cosmos_fast.media.discovery import Ffmpeg
+    from cosmos_fast.media.encoding import Encoding
     from cosmos_fast.media.limits import MediaLimits
     from cosmos_fast.types import Size
 
@@ -33,7 +34,6 @@ DECODER_THREADS: Final = 2
 """Each more costs memory by the picture; the last few frames are soon decoded."""
 MOST_ENCODER_THREADS: Final = 16
 
-Kind = Literal["mp4", "mkv", "png"]
 _GLOBALS: Final = ("-nostdin", "-hide_banner", "-loglevel", "error", "-xerror")
 _SCALER: Final = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
@@ -65,18 +65,17 @@ def packets(ffmpeg: Ffmpeg, limits: MediaLimits, *, tail_seconds: float | None) 
     return _compile(ffmpeg, _ffmpeg_python().input(INPUT, **options)["V:0"], "pipe:1", listing)
 
 
-def encode(
-    ffmpeg: Ffmpeg, size: Size, fps: float, kind: Kind, crf: int, metadata: Mapping[str, str]
-) -> list[str]:
+def encode(ffmpeg: Ffmpeg, encoding: Encoding) -> list[str]:
     """Encodes raw frames from standard input to the file on standard output.
 
     H.264 takes yuv420p that is BT.709, limited range, already; the others take rgb24.
     """
+    kind, size = encoding.kind, encoding.size
     raw = {
         "f": "rawvideo",
         "pix_fmt": "yuv420p" if kind == "mp4" else "rgb24",
         "s": f"{size.width}x{size.height}",
-        "r": str(Fraction(fps).limit_denominator(100_000)),
+        "r": str(Fraction(encoding.fps).limit_denominator(100_000)),
         "protocol_whitelist": "pipe",
     }
     threads = min(len(os.sched_getaffinity(0)), MOST_ENCODER_THREADS)
@@ -90,14 +89,15 @@ def encode(
             "chroma_sample_location": "left",
         }
         raw |= tags
-        options |= {"c:v": "libx264", "pix_fmt": "yuv420p", "crf": crf} | tags
+        options |= {"c:v": "libx264", "pix_fmt": "yuv420p", "crf": encoding.crf} | tags
         options |= {"f": "mp4", "movflags": "+faststart"}
     elif kind == "mkv":
         options |= {"c:v": "ffv1", "level": 3, "slicecrc": 1, "pix_fmt": "bgr0", "f": "matroska"}
     else:
         options |= {"c:v": "png", "pix_fmt": "rgb24", "f": "image2", "start_number": 0}
-    if metadata:
-        options["metadata"] = [f"{key}={value}" for key, value in metadata.items()]
+    # ffmpeg-python takes each option once; the numbers are ignored after "g", for global.
+    for index, (key, value) in enumerate(encoding.metadata.items()):
+        options[f"metadata:g:{index}"] = f"{key}={value}"
     target = f"{OUTPUT}/%05d.png" if kind == "png" else OUTPUT
     source = _ffmpeg_python().input("pipe:0", **raw)
     return _compile(ffmpeg, source, target, options, "-y")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from cosmos_fast._core import Encoder, ProcessLimits, capture, inspect
+from cosmos_fast._core import Encoder, capture, inspect
 from cosmos_fast.errors import MediaError
 from cosmos_fast.media import argv
 from cosmos_fast.media.limits import MediaLimits
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from cosmos_fast._core import ProcessLimits
     from cosmos_fast.media.discovery import Ffmpeg
+    from cosmos_fast.media.encoding import Encoding
     from cosmos_fast.media.publishing import Draft, FolderDraft
     from cosmos_fast.types import Size
 
 RING: Final = 8
 """Frames that may wait for the encoder before the caller does."""
 
-_LIMITS: Final = ProcessLimits(seconds=120.0)
 _LISTING_BYTES: Final = 256 << 20
 
 
@@ -51,9 +52,15 @@ class _Encoded:
     """What the files that ffmpeg writes have in common."""
 
     def __init__(
-        self, draft: Draft | FolderDraft, command: Sequence[str], size: Size, pixels: str
+        self,
+        draft: Draft | FolderDraft,
+        command: Sequence[str],
+        size: Size,
+        limits: ProcessLimits,
+        pixels: str = "rgb24",
     ) -> None:
         self.draft: Final = draft
+        self._limits = limits
         try:
             self._encoder = Encoder(
                 command,
@@ -61,7 +68,7 @@ class _Encoded:
                 size=size,
                 pixels=pixels,
                 ring=RING,
-                limits=_LIMITS,
+                limits=limits,
             )
         except BaseException:
             draft.discard()
@@ -89,25 +96,28 @@ class VideoFile(_Encoded):
     """An .mp4 (from yuv420p, even sides) or .mkv (lossless, from rgb24) file."""
 
     def __init__(
-        self, draft: Draft, ffmpeg: Ffmpeg, command: Sequence[str], size: Size, *, even: bool
+        self,
+        draft: Draft,
+        ffmpeg: Ffmpeg,
+        command: Sequence[str],
+        encoding: Encoding,
+        limits: ProcessLimits,
     ) -> None:
-        super().__init__(draft, command, size, "yuv420p" if even else "rgb24")
+        pixels = "yuv420p" if encoding.kind == "mp4" else "rgb24"
+        super().__init__(draft, command, encoding.size, limits, pixels)
         self._ffmpeg = ffmpeg
 
     def _count(self) -> int:
         # ffmpeg ends well after a cut last frame on its input: the file itself is asked.
         command = argv.packets(self._ffmpeg, MediaLimits(), tail_seconds=None)
         listing = capture(
-            command, limits=_LIMITS, most_bytes=_LISTING_BYTES, source=self.draft.descriptor
+            command, limits=self._limits, most_bytes=_LISTING_BYTES, source=self.draft.descriptor
         )
         return parse_packets(listing.decode(errors="replace")).number
 
 
 class StillFile(_Encoded):
     """A .png file."""
-
-    def __init__(self, draft: Draft, ffmpeg: Ffmpeg, size: Size) -> None:
-        super().__init__(draft, argv.encode_picture(ffmpeg, size), size, "rgb24")
 
     def _count(self) -> int:
         kind, _, _ = inspect(self.draft.descriptor)
@@ -116,9 +126,6 @@ class StillFile(_Encoded):
 
 class PictureFolder(_Encoded):
     """A folder of .png files, 00000.png onwards."""
-
-    def __init__(self, draft: FolderDraft, command: Sequence[str], size: Size) -> None:
-        super().__init__(draft, command, size, "rgb24")
 
     def _count(self) -> int:
         names = sorted(entry.name for entry in os.scandir(self.draft.descriptor))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
 
+from cosmos_fast._core import ProcessLimits
 from cosmos_fast.errors import InputError, MediaError
 from cosmos_fast.media import argv
 from cosmos_fast.media.discovery import Ffmpeg, find_ffmpeg
+from cosmos_fast.media.encoding import Encoding, kind_of
 from cosmos_fast.media.publishing import Draft, FolderDraft
 from cosmos_fast.media.sinks import ArrayFile, PictureFolder, Sink, StillFile, VideoFile
 from cosmos_fast.types import Frames, Size
@@ -21,17 +22,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
     from types import TracebackType
-
-    from cosmos_fast.media.argv import Kind
-
-_TAGS: Final = (
-    "album", "artist", "comment", "composer", "copyright", "date", "description", "genre",
-    "lyrics", "synopsis", "title",
-)  # fmt: skip
-"""What an MP4 file can say about itself; ffmpeg drops anything else without a word."""
-_LONGEST_TAG: Final = 16_384
-_LONGEST_SIDE: Final = 8192
-_PATTERN: Final = re.compile(r"%05d\.png", re.IGNORECASE)
 
 
 class VideoWriter:
@@ -53,6 +43,7 @@ class VideoWriter:
         crf: int = 15,
         metadata: Mapping[str, str] | None = None,
         ffmpeg: Ffmpeg | Path | None = None,
+        seconds: float = 120.0,
     ) -> None:
         """
         Args:
@@ -62,28 +53,18 @@ class VideoWriter:
             crf: quality of H.264, 0 (lossless but for colour) to 51; 15 as the reference.
             metadata: what the file says about itself, such as {"comment": "AI-generated"}.
             ffmpeg: the binary to use; None searches.
+            seconds: how long ffmpeg may make the caller wait with any one frame, or with its end.
 
         Raises:
             InputError: an argument is wrong.
             MediaError: the folder cannot be written, or there is no ffmpeg.
         """
-        self._path, self._size = Path(path), Size(*size)
-        _check(self._path, self._size, fps, crf, metadata or {})
+        self._path = Path(path)
+        kind = kind_of(self._path)
+        self._encoding = Encoding(kind, Size(*size), fps, crf, metadata or {})
         self._frames = 0
         self._state = "open"
-        self._sink = self._open_sink(fps, crf, metadata or {}, ffmpeg)
-
-    def _open_sink(
-        self, fps: float, crf: int, metadata: Mapping[str, str], ffmpeg: Ffmpeg | Path | None
-    ) -> Sink:
-        kind, size = _kind(self._path), self._size
-        if kind is None:
-            return ArrayFile(Draft(self._path), size)
-        binary = ffmpeg if isinstance(ffmpeg, Ffmpeg) else find_ffmpeg(ffmpeg)
-        command = argv.encode(binary, size, fps, kind, crf, metadata)
-        if kind == "png":
-            return PictureFolder(FolderDraft(self._path.parent), command, size)
-        return VideoFile(Draft(self._path), binary, command, size, even=kind == "mp4")
+        self._sink = _open_sink(self._path, self._encoding, ffmpeg, ProcessLimits(seconds=seconds))
 
     def write(self, frames: Frames | np.ndarray | torch.Tensor) -> None:
         """Queues frames; waits where the encoder is behind.
@@ -97,11 +78,12 @@ class VideoWriter:
             MediaError: the encoder failed; the writer leaves nothing behind.
         """
         self._require("open")
+        size = self._encoding.size
         array = _host_array(frames)
-        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (*self._size, 3):
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (*size, 3):
             raise InputError(
-                f"{array.dtype} frames of shape {array.shape} for a video of {self._size}: uint8 "
-                f"of shape (n, {self._size.height}, {self._size.width}, 3) is needed"
+                f"{array.dtype} frames of shape {array.shape} for a video of {size}: uint8 of "
+                f"shape (n, {size.height}, {size.width}, 3) is needed"
             )
         with self._leaving_nothing_on_error():
             self._sink.write(np.ascontiguousarray(array))
@@ -202,7 +184,9 @@ def write_png(
             f"a {pixels.dtype} picture of shape {pixels.shape}: uint8 (H, W, 3), RGB, is needed"
         )
     binary = ffmpeg if isinstance(ffmpeg, Ffmpeg) else find_ffmpeg(ffmpeg)
-    sink = StillFile(Draft(path), binary, Size(*pixels.shape[:2]))
+    size = Size(*pixels.shape[:2])
+    limits = ProcessLimits(seconds=60.0)
+    sink = StillFile(Draft(path), argv.encode_picture(binary, size), size, limits)
     try:
         sink.write(np.ascontiguousarray(pixels[None]))
         sink.finish(1)
@@ -221,37 +205,14 @@ def _host_array(frames: Frames | np.ndarray | torch.Tensor) -> np.ndarray:
     return np.asarray(frames)
 
 
-def _check(path: Path, size: Size, fps: float, crf: int, metadata: Mapping[str, str]) -> None:
-    kind = _kind(path)
-    if kind == "mp4" and (size.height % 2 or size.width % 2):
-        raise InputError(f"{size = !s}: mp4 (4:2:0) needs even sides; use .mkv for odd ones")
-    if min(size) < 1 or max(size) > _LONGEST_SIDE:
-        raise InputError(f"{size = !s}: each side must be from 1 to {_LONGEST_SIDE}")
-    if not 0.01 <= fps <= 1000:
-        raise InputError(f"{fps = } frames per second: 0.01 to 1000 can be written")
-    if not isinstance(crf, int) or not 0 <= crf <= 51:
-        raise InputError(f"{crf = }: H.264 quality is a whole number from 0 (best) to 51")
-    for key, value in metadata.items():
-        if key not in _TAGS:
-            raise InputError(f"metadata {key!r}: an mp4 file holds {', '.join(_TAGS)}")
-        if "\0" in value or len(value) > _LONGEST_TAG:
-            raise InputError(
-                f"metadata {key!r} of {len(value)} characters: at most {_LONGEST_TAG}, none null"
-            )
-
-
-def _kind(path: Path) -> Kind | None:
-    """What the name asks for; None is an array."""
-    if _PATTERN.fullmatch(path.name):
-        return "png"
-    suffix = path.suffix.lower().removeprefix(".")
-    if suffix == "mp4":
-        return "mp4"
-    if suffix == "mkv":
-        return "mkv"
-    if suffix == "npy":
-        return None
-    raise InputError(
-        f"{str(path)!r}: the name must end in .mp4, .mkv (lossless), .npy (the array itself) or "
-        "/%05d.png (a folder of pictures)"
-    )
+def _open_sink(
+    path: Path, encoding: Encoding, ffmpeg: Ffmpeg | Path | None, limits: ProcessLimits
+) -> Sink:
+    size = encoding.size
+    if encoding.kind == "npy":
+        return ArrayFile(Draft(path), size)
+    binary = ffmpeg if isinstance(ffmpeg, Ffmpeg) else find_ffmpeg(ffmpeg)
+    command = argv.encode(binary, encoding)
+    if encoding.kind == "png":
+        return PictureFolder(FolderDraft(path.parent), command, size, limits)
+    return VideoFile(Draft(path), binary, command, encoding, limits)

@@ -29,7 +29,7 @@ pub enum Error {
         said: Option<String>,
     },
     /// The program made the caller wait too long and was killed.
-    #[error("ffmpeg took longer than {} s and was stopped", after.as_secs_f64())]
+    #[error("ffmpeg took longer than {} s and was stopped; allow more if all else is well", after.as_secs_f64())]
     Deadline {
         /// How long the caller was willing to wait.
         after: Duration,

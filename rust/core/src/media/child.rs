@@ -117,9 +117,14 @@ impl Child {
         matches!(waitid(WaitId::Pid(self.pid), options), Ok(Some(_)) | Err(_))
     }
 
+    /// Kills what the process has started and left behind.
+    pub fn kill_group(&self) {
+        self.signal_group(Signal::KILL);
+    }
+
     /// Kills what the ended process left behind, and takes its status.
     pub fn reap(&mut self) -> io::Result<ExitStatus> {
-        self.signal_group(Signal::KILL);
+        self.kill_group();
         self.reaped = true;
         self.process.wait()
     }
@@ -202,8 +207,10 @@ fn prepare(parent: Pid, limits: Limits) -> io::Result<()> {
 
 fn lower(resource: Resource, limit: u64) -> io::Result<()> {
     let allowed = getrlimit(resource).maximum.unwrap_or(u64::MAX);
-    let limit = Some(limit.min(allowed));
-    Ok(setrlimit(resource, Rlimit { current: limit, maximum: limit })?)
+    let limit = limit.min(allowed);
+    // Processor time ends with SIGXCPU, which says why, and a second later with SIGKILL.
+    let last = if resource == Resource::Cpu { (limit + 1).min(allowed) } else { limit };
+    Ok(setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(last) })?)
 }
 
 fn readable_pipe() -> Result<(Stdio, OwnedFd)> {

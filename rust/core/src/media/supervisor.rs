@@ -6,11 +6,13 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
+use rustix::process::Signal;
 
 use super::child::{Child, TICK};
 use super::ring::Wake;
@@ -124,49 +126,59 @@ impl Service<'_> {
         patience: Duration,
     ) -> Result<()> {
         let mut ended = false;
+        let mut mark = Instant::now();
         loop {
             if stopped() {
                 return Err(Error::Cancelled);
             }
             let has_input = self.serve_input(feed);
             let reading = self.child.stdout.is_some() && sink.has_room();
-            if ended {
+            if ended && (reading || self.child.stdout.is_none()) {
                 // All that it wrote is in the pipe; whoever else holds the pipe is not waited for.
-                match &self.child.stdout {
-                    None => break,
-                    Some(output) if reading => {
-                        if sink.read(output.as_fd())? != Read::Some {
-                            break;
-                        }
-                        continue;
-                    }
-                    Some(_) => {}
+                if self.read_once(sink)? != Read::Some {
+                    break;
+                }
+            } else {
+                let owes = !ended && self.owes(has_input, reading);
+                let limit = owes.then(|| patience.saturating_sub(self.waited));
+                let heard = self.listen(has_input, reading, ended, limit)?;
+                if !owes {
+                    mark = Instant::now();
+                }
+                if heard.output {
+                    self.read_once(sink)?;
+                }
+                if heard.ended && !ended {
+                    self.child.kill_group();
+                    ended = true;
                 }
             }
-            let owes = !ended
-                && match (&self.child.stdin, &self.child.stdout) {
-                    (Some(_), _) => has_input,
-                    (None, Some(_)) => reading,
-                    (None, None) => true,
-                };
-            let left = patience.checked_sub(self.waited);
-            let Some(left) = left.filter(|left| !owes || !left.is_zero()) else {
+            // A whole turn counts, so that endless output runs into the deadline like none at all.
+            self.waited += mark.elapsed();
+            mark = Instant::now();
+            if self.waited >= patience {
                 return Err(Error::Deadline { after: patience });
-            };
-            let start = Instant::now();
-            let heard = self.listen(has_input, reading, ended, owes.then_some(left))?;
-            if owes {
-                self.waited += start.elapsed();
             }
-            if heard.output
-                && let Some(output) = &self.child.stdout
-                && sink.read(output.as_fd())? == Read::End
-            {
-                self.child.stdout = None;
-            }
-            ended |= heard.ended;
         }
         self.conclude(feed, sink)
+    }
+
+    /// Whether it is the child that has to do something next.
+    fn owes(&self, has_input: bool, reading: bool) -> bool {
+        match (&self.child.stdin, &self.child.stdout) {
+            (Some(_), _) => has_input,
+            (None, Some(_)) => reading,
+            (None, None) => true,
+        }
+    }
+
+    fn read_once(&mut self, sink: &mut dyn Sink) -> Result<Read> {
+        let Some(output) = &self.child.stdout else { return Ok(Read::End) };
+        let heard = sink.read(output.as_fd())?;
+        if heard == Read::End {
+            self.child.stdout = None;
+        }
+        Ok(heard)
     }
 
     /// Sends what can be sent without waiting. True where more is there to be sent.
@@ -252,7 +264,11 @@ impl Service<'_> {
             self.child.reap().map_err(Error::system("ffmpeg's status could not be read"))?;
         let said = printable(self.said.make_contiguous());
         if !status.success() {
-            return Err(Error::Exit { how: format!("failed ({status})"), said });
+            let how = match status.signal().and_then(Signal::from_named_raw) {
+                Some(Signal::XCPU) => "used up the processor time it is allowed".into(),
+                _ => format!("failed ({status})"),
+            };
+            return Err(Error::Exit { how, said });
         }
         if self.refused || !matches!(feed.offer(), Offer::End) {
             let how = "stopped reading before the last frame".into();
