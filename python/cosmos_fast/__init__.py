@@ -1,1 +1,50 @@
-"""cosmos-fast: NVIDIA Cosmos-Predict2 Video2World as an engine to embed."""
+"""cosmos-fast: NVIDIA Cosmos-Predict2 Video2World as an engine to embed.
+
+    >>> import cosmos_fast as cf
+    >>> engine = cf.Video2World.from_pretrained("nvidia/Cosmos-Predict2-2B-Video2World")
+    >>> clip = engine.generate("start.jpg", "the arm lifts the cup")
+    >>> clip.save("out.mp4")
+"""
+
+from cosmos_fast._core import __version__
+from cosmos_fast.clip import Clip
+from cosmos_fast.config import Profile
+from cosmos_fast.engine import Video2World
+from cosmos_fast.errors import (
+    Cancelled,
+    CheckpointError,
+    CosmosFastError,
+    DeviceLost,
+    GatedRepoError,
+    GuardrailBlocked,
+    InputError,
+    MediaError,
+    MemoryPlanError,
+)
+from cosmos_fast.prompt import NoGuardrail
+from cosmos_fast.report import Report
+from cosmos_fast.types import NO_TEXT, Conditioning, Frames, Latents, Size, TextEmbedding
+
+__all__ = [
+    "NO_TEXT",
+    "Cancelled",
+    "CheckpointError",
+    "Clip",
+    "Conditioning",
+    "CosmosFastError",
+    "DeviceLost",
+    "Frames",
+    "GatedRepoError",
+    "GuardrailBlocked",
+    "InputError",
+    "Latents",
+    "MediaError",
+    "MemoryPlanError",
+    "NoGuardrail",
+    "Profile",
+    "Report",
+    "Size",
+    "TextEmbedding",
+    "Video2World",
+    "__version__",
+]

@@ -369,9 +369,10 @@ class Video2World:
             def velocity(
                 x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
             ) -> torch.Tensor:
-                return dit(
+                flow: torch.Tensor = dit(
                     x, times, mask, context, layout, rope=rope, modulations=modulations(times, step)
                 )
+                return flow
 
             return denoiser(velocity, given)
 
@@ -400,7 +401,7 @@ class Video2World:
             stages=tuple(clock.stages),
             step_seconds=clock.step_seconds(),
             forwards_per_step=branches,
-            flops_per_forward=forward_flops(self.profile.dit, request.latent_shape[2:]),
+            flops_per_forward=forward_flops(self.profile.dit, request.latent_shape[2:]).total,
             backends=dict(parts.ops.names),
             device=parts.device_name,
             precision=str(parts.dtype).removeprefix("torch."),

@@ -89,7 +89,7 @@ class Report:
     stages: tuple[Stage, ...]
     step_seconds: tuple[float, ...]
     forwards_per_step: int
-    flops_per_forward: float
+    flops_per_forward: int
     backends: Mapping[str, str]
     device: str
     precision: str
