@@ -348,7 +348,9 @@ def repository(made: Path) -> dict[str, bytes]:
     return files
 
 
-def test_a_repository_by_its_id(made: Path, hub: FakeHub) -> None:
+def test_a_repository_by_its_id(
+    made: Path, hub: FakeHub, capfd: pytest.CaptureFixture[str]
+) -> None:
     hub.repositories["someone/world"] = repository(made)
     with pytest.raises(CheckpointError, match=r"2 checkpoints match.*'diffusers'.*'480p-16fps'"):
         find_checkpoint("someone/world", endpoint=hub.endpoint)
@@ -364,6 +366,7 @@ def test_a_repository_by_its_id(made: Path, hub: FakeHub) -> None:
     # The text encoder comes when it is needed, without the VAE that lies in the tokenizer's folder.
     hub.requests.clear()
     load_text_encoder(files, "cpu")
+    assert capfd.readouterr() == ("", ""), "the library prints nothing"
     assert sorted(hub.fetched()) == [
         "text_encoder/config.json",
         "text_encoder/model.safetensors",

@@ -237,6 +237,21 @@ def test_nothing_is_shared_between_encoders(tmp_path: Path) -> None:
     assert same(PromptCache(tmp_path, "t5 in float32").get("word"), embedding(1))
 
 
+def test_the_encoder_is_identified_once_and_only_when_a_prompt_comes(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def identify() -> str:
+        asked.append("t5")
+        return asked[-1]
+
+    cache = PromptCache(tmp_path, identify)
+    assert not asked
+    cache.put("word", embedding(1))
+    assert same(cache.get("word"), embedding(1))
+    assert same(PromptCache(tmp_path, "t5").get("word"), embedding(1))
+    assert asked == ["t5"]
+
+
 def test_prompt_and_encoder_cannot_be_confused(tmp_path: Path) -> None:
     PromptCache(tmp_path, 'a", "b').put("c", embedding(1))
     assert PromptCache(tmp_path, "a").get('b", "c') is None

@@ -177,12 +177,14 @@ class PromptCache:
     The device is no part of the name: one that another kind of device made is used all the same.
     """
 
-    def __init__(self, folder: Path, encoder: str, max_bytes: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, encoder: str | Callable[[], str], max_bytes: int | None = None
+    ) -> None:
         """
         Args:
             folder: where entries lie; made when the first one is written.
-            encoder: identity of the text encoder and the dtype it runs in: embeddings of one
-                identity are never used for another.
+            encoder: identity of the text encoder and the dtype it runs in, or what finds it out
+                when the first prompt comes: embeddings of one identity are never used for another.
             max_bytes: beyond this the entries that were used longest ago are removed.
         """
         self._folder = folder
@@ -225,6 +227,8 @@ class PromptCache:
             logger.debug("prompt not cached in %s: %s", self._folder, error)
 
     def _path(self, prompt: str) -> Path:
+        if not isinstance(self._encoder, str):
+            self._encoder = self._encoder()
         made_from = json.dumps([_FORMAT, self._encoder, TEXT_ROWS, prompt])
         return self._folder / f"{hashlib.sha256(made_from.encode()).hexdigest()}.safetensors"
 
