@@ -16,6 +16,7 @@ import typer
 from cosmos_fast.cli.convert import convert
 from cosmos_fast.cli.demo import demo
 from cosmos_fast.cli.doctor import doctor
+from cosmos_fast.cli.download import SEVERAL_VALUES, download
 from cosmos_fast.cli.exits import ExitCode, exit_code_of, message_of
 from cosmos_fast.cli.flags import spread_values
 from cosmos_fast.cli.future_commands import add_future_commands
@@ -43,6 +44,7 @@ def build_app() -> typer.Typer:
     app.callback()(_program)
     app.command()(video2world)
     app.command()(demo)
+    app.command()(download)
     app.command()(convert)
     app.command()(doctor)
     add_future_commands(app)
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with interruptible():
-            return _invoke(spread_values(given, ("model_sizes", "model_types")))
+            return _invoke(spread_values(given, SEVERAL_VALUES))
     except Interrupted as interrupted:
         return _fail(given, "interrupted", interrupted, interrupted.exit_code)
     except BrokenPipeError:

@@ -18,10 +18,14 @@ PLAIN_INTERVAL: Final = 5.0
 
 
 class Display(Protocol):
-    """Told about a run as it goes; ``stage`` and ``step`` fit the engine's callbacks."""
+    """Told about a run as it goes; ``stage`` and ``step`` fit the engine's callbacks.
+
+    ``amount`` is told how many bytes of how many have arrived.
+    """
 
     def stage(self, name: str, state: Literal["start", "end"], seconds: float | None) -> None: ...
     def step(self, step: int, total: int, x0: Any) -> None: ...
+    def amount(self, done: int, total: int) -> None: ...
     def say(self, text: str) -> None: ...
 
 
@@ -66,6 +70,12 @@ class PlainDisplay:
             f"{each:.2f} s each, {each * (total - step):.0f} s left"
         )
 
+    def amount(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last_line >= PLAIN_INTERVAL:
+            self._last_line = now
+            self.say(f"{now - self._began:7.1f} s  {_gigabytes(done, total)}")
+
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
@@ -108,8 +118,18 @@ class LiveDisplay:
                 self._stage[1], completed=step, total=total, count=f"{step}/{total}"
             )
 
+    def amount(self, done: int, total: int) -> None:
+        if self._stage is not None:
+            self.progress.update(
+                self._stage[1], completed=done, total=total, count=_gigabytes(done, total)
+            )
+
     def say(self, text: str) -> None:
         self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _gigabytes(done: int, total: int) -> str:
+    return f"{done / 1e9:.2f} of {total / 1e9:.2f} GB"
 
 
 @contextlib.contextmanager

@@ -170,7 +170,7 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
         output=_output(values),
         device=values.pick("device", "device", default="auto").lower(),
         precision=values.pick("precision", "precision", default="auto"),
-        memory=values.pick("memory", "memory", default="auto"),
+        memory=values.pick("memory", "memory", default="auto").lower(),
         rope_table=values.pick("rope_table", "rope_table", default="reference"),
         downcast_text_encoder=values.pick(
             "downcast_text_encoder", "downcast_text_encoder", default=False

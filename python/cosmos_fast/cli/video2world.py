@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from cosmos_fast.cli.config_file import merge, read_config
 from cosmos_fast.cli.exits import ExitCode, UsageError
@@ -68,30 +68,29 @@ def read_settings(flags: dict[str, Any]) -> Settings:
 
 
 def local_profile(settings: Settings) -> Profile | None:
-    """What a checkpoint on this machine implies; None where it is not, or not all, here."""
+    """What a checkpoint on this machine implies; None where it is not, or not all, here.
+
+    Raises:
+        CheckpointError: it is here and cannot be used.
+    """
     from cosmos_fast.cli.paths import local_model, model_problems
     from cosmos_fast.cli.settings import TOY_SOURCE
-    from cosmos_fast.errors import CheckpointError
     from cosmos_fast.weights import find_checkpoint
 
     if settings.source != TOY_SOURCE and local_model(settings) is None:
         return None
     if model_problems(settings):
         return None
-    try:
-        return find_checkpoint(
-            settings.source,
-            variant=settings.variant,
-            local_files_only=True,
-            checkpoint_root=settings.checkpoint_root,
-            vae=settings.vae,
-            text_encoder=settings.text_encoder,
-            tokenizer=settings.tokenizer,
-            ema=settings.load_ema,
-        ).profile
-    except CheckpointError:
-        settings.refuse_missing()
-        raise
+    return find_checkpoint(
+        settings.source,
+        variant=settings.variant,
+        local_files_only=True,
+        checkpoint_root=settings.checkpoint_root,
+        vae=settings.vae,
+        text_encoder=settings.text_encoder,
+        tokenizer=settings.tokenizer,
+        ema=settings.load_ema,
+    ).profile
 
 
 def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
@@ -158,7 +157,7 @@ def load(settings: Settings, display: Display) -> Video2World:
         tokenizer=settings.tokenizer,
         device=settings.device,
         precision=settings.precision,
-        memory=settings.memory,
+        memory=cast("Literal['auto', 'resident']", settings.memory),  # amounts were refused
         rope_table=settings.rope_table,
         guardrail=NoGuardrail(reason=NO_GUARDRAIL_REASON) if off else "default",
         on_stage=display.stage,
