@@ -21,10 +21,10 @@ import json, sys, time
 import torch, numpy
 
 before = set(sys.modules)
-start = time.perf_counter()
+wall, cpu = time.perf_counter(), time.process_time()
 import cosmos_fast
-seconds = time.perf_counter() - start
-print(json.dumps({"seconds": seconds, "modules": sorted(set(sys.modules) - before)}))
+times = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+print(json.dumps(times | {"modules": sorted(set(sys.modules) - before)}))
 """
 
 GUARDED = """
@@ -63,13 +63,16 @@ def imported() -> dict[str, Any]:
 def test_import_brings_nothing_but_itself(
     imported: dict[str, Any], measured: Callable[[str], None]
 ) -> None:
-    own = {"cosmos_fast", "cosmos_fast_kernels"}
+    # safetensors takes a hundredth of a second. Not allowed are, above all: transformers, triton,
+    # ffmpeg, imageio_ffmpeg, huggingface_hub, diffusers, typer, rich.
+    light = {"cosmos_fast", "cosmos_fast_kernels", "safetensors"}
     roots = {name.split(".")[0] for name in imported["modules"]}
-    foreign = roots - own - sys.stdlib_module_names
     assert "cosmos_fast" in roots
-    # ... above all not transformers, triton, ffmpeg, huggingface_hub, diffusers, typer or rich.
-    assert not foreign
-    measured(f"import cosmos_fast takes {imported['seconds']:.3f} s beyond torch (aim: 0.2 s)")
+    assert not roots - light - sys.stdlib_module_names
+    measured(
+        f"import cosmos_fast takes {imported['wall']:.2f} s beyond torch, "
+        f"{imported['cpu']:.2f} s of them computing (aim: 0.2 s)"
+    )
 
 
 def test_import_leaves_the_process_as_it_was() -> None:
