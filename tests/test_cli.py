@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from attacks.checkpoints.fake_hub import FakeHub
 from cosmos_fast.cli import main
 from cosmos_fast.cli.future_commands import FUTURE_COMMANDS
 from cosmos_fast.cli.random_world import RANDOM_PROFILE, make_random_world
@@ -308,7 +309,7 @@ def test_a_command_that_does_not_exist_yet_names_its_part(run: Run, name: str) -
         )
 
 
-@pytest.mark.parametrize("command", ["video2world", "demo", "convert", "doctor"])
+@pytest.mark.parametrize("command", ["video2world", "demo", "download", "convert", "doctor"])
 def test_help_of_every_command(run: Run, command: str) -> None:
     code, out, err = run(command, "--help")
     assert (code, err) == (0, "")
@@ -323,9 +324,12 @@ def test_help_of_video2world_names_every_flag(run: Run, monkeypatch: pytest.Monk
         assert f"--{flag.name} " in out
 
 
-def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def process(
+    *arguments: str, at: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "cosmos_fast", *arguments],
+        cwd=at,
         capture_output=True,
         text=True,
         timeout=120,
@@ -333,18 +337,29 @@ def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_module_is_the_program_and_help_needs_no_torch() -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "cosmos_fast", "video2world", "--help"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def test_module_is_the_program() -> None:
+    done = process("video2world", "--help")
     assert done.returncode == 0
     assert "cosmos-fast video2world" in done.stdout
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "typer" in imported
-    assert not {"torch", "numpy", "transformers", "triton"} & imported
+
+
+def test_the_command_line_adds_nothing_heavy_to_the_package() -> None:
+    """``--help`` and completion, which runs at every press of a key, need none of it."""
+    probe = """
+import sys
+import cosmos_fast
+before = set(sys.modules)
+from cosmos_fast.cli import main
+main(["video2world", "--help"])
+print(*sorted(set(sys.modules) - before), file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0
+    added = {name.partition(".")[0] for name in done.stderr.split()}
+    assert "typer" in added
+    assert not {"torch", "transformers", "triton", "huggingface_hub", "safetensors"} & added
 
 
 def test_version(run: Run) -> None:
@@ -412,6 +427,67 @@ def test_convert_writes_what_loads_with_the_same_weights(
     new = load_dit(after, "cpu", torch.float32)
     assert old.keys() == new.keys()
     assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+DOWNLOADS = [
+    ("--model_sizes 2B 14B --model_types Video2World --checkpoint_dir there", ["2B", "14B"]),
+    ("--model-sizes 2B --model-types video2world --fps 16 --resolution 720", ["2B"]),
+]
+"""The original document's command, and the later tool's."""
+
+
+@pytest.mark.parametrize(("line", "sizes"), DOWNLOADS, ids=["original", "later"])
+def test_download_of_both_generations(tmp_path: Path, line: str, sizes: list[str]) -> None:
+    names = ["model-720p-16fps.pt", "model-480p-16fps.pt", "tokenizer/tokenizer.pth"]
+    contents = {name: name.encode() * 50 for name in names}
+    repositories = {f"nvidia/Cosmos-Predict2-{s}-Video2World": contents for s in ("2B", "14B")}
+    with FakeHub(repositories) as hub:
+        environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
+        arguments = ["download", *line.split(), "--leave_text_encoder"]
+        listed = process(*arguments, "--dry-run", at=tmp_path, **environment)
+        assert listed.returncode == 0, listed.stderr
+        folder = tmp_path / ("there" if "there" in line else "checkpoints")
+        assert not folder.exists()
+        done = process(*arguments, "--json", at=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    paths = sorted(file["path"] for file in document["files"])
+    assert paths == sorted(
+        f"{folder.name}/nvidia/Cosmos-Predict2-{size}-Video2World/{name}"
+        for size in sizes
+        for name in (names[0], names[2])
+    )
+    for path in paths:
+        assert path in listed.stdout
+        assert (tmp_path / path).read_bytes() == contents[path.split("Video2World/")[1]]
+
+
+def test_download_says_what_the_hub_refused(tmp_path: Path) -> None:
+    repository = "nvidia/Cosmos-Predict2-2B-Video2World"
+    with FakeHub({repository: {}}, status={repository: 403}) as hub:
+        done = process(
+            "download", "--model_sizes", "2B", at=tmp_path,
+            HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "home"),
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: nvidia/Cosmos-Predict2-2B-Video2World: the hub answers 403")
+    assert "Accept the terms at https://" in error
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--model_sizes 7B", "--model_sizes: '7B' is not one of its choices; expected 0.6B, 2B or"),
+        ("--model_types Text2Image", "text2image: not supported"),
+        ("--natten", "natten: sparse-attention checkpoints are not supported"),
+        ("--fps 4", "--fps: '4' is not one of its choices; expected 10 or 16"),
+    ],
+)
+def test_download_refuses(run: Run, line: str, message: str) -> None:
+    code, out, err = run("download", *line.split())
+    assert (code, out) == (2, "")
+    assert message in err.splitlines()[-1]
 
 
 def test_convert_refuses_what_is_there(run: Run, place: Path) -> None:

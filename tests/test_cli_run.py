@@ -219,7 +219,7 @@ def test_five_frames_of_a_video_are_continued(run: Run, place: Path) -> None:
         (["--input_path", "text.png"], 1, "text.png"),
         (["--num_conditional_frames", "5", "--input_path", "text.mp4"], 1, "text.mp4"),
         (["--device", "cuda:99"], 2, "cuda:99"),
-        (["--model", "checkpoints"], 1, "checkpoints"),
+        (["--model", "hollow"], 1, "hollow"),
         (["--model", "start.png"], 1, "start.png"),
         (["--variant", "480p-16fps-x"], 1, "480p-16fps-x"),
         (["--num_video_frames", "1"], 2, "num_frames = 1"),
@@ -230,6 +230,7 @@ def test_failures_are_one_line_and_leave_nothing(
 ) -> None:
     for name in ("text.png", "text.mp4"):
         (place / name).write_text("no picture at all\n")
+    (place / "hollow").mkdir()
     before = sorted(place.rglob("*"))
     got, out, err = run(*later(*extra))
     assert (got, out) == (code, "")

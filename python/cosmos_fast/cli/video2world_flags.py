@@ -95,7 +95,12 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
         "Transformer file in place of the released one of that size, resolution and rate.",
         _MODEL,
     ),
-    Flag("load_ema", None, "Take the averaged weights of a training checkpoint.", _MODEL),
+    Flag(
+        "load_ema",
+        None,
+        "Take the averaged weights (not yet; convert does).",
+        _MODEL,
+    ),
     Flag("natten", None, "Take the sparse-attention checkpoint (not yet).", _MODEL),
     Flag(
         "checkpoint_dir",
@@ -200,7 +205,12 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag("offload_tokenizer", None, "Keep the VAE off the device (original).", _MACHINE),
     Flag("offload_text_encoder_model", None, "Keep T5 off the device (original).", _MACHINE),
     Flag("offload_text_encoder", None, "Keep T5 off the device.", _MACHINE),
-    Flag("downcast_text_encoder", None, "Run T5 in bf16 whatever it is stored in.", _MACHINE),
+    Flag(
+        "downcast_text_encoder",
+        None,
+        "Run T5 in bf16 (not yet; convert does).",
+        _MACHINE,
+    ),
     Flag("use_cuda_graphs", None, "Replay the network as CUDA graphs (not yet).", _MACHINE),
     Flag("benchmark", None, "Report the mean of three more runs (not yet).", _MACHINE),
     Flag("config", Location(), "TOML file of flags, by the same names; flags override it.", _RUN),
