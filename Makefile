@@ -30,7 +30,8 @@ ARGS ?=
 NAMELESS := --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo \
 	--remap-path-prefix=$(CURDIR)=cosmos-fast
 
-.PHONY: help setup demo test parity lint bench wheel matrix soak lock clean
+.PHONY: help setup demo test parity lint lint-style lint-types lint-floors lint-rust lint-audit \
+	bench wheel matrix soak lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -47,7 +48,7 @@ setup: .venv/.core
 .venv/.core: .venv/.dependencies $(RUST_SOURCES)
 	@command -v cargo >/dev/null || { echo "make: cargo is missing: the media and memory core \
 	is written in Rust; install a toolchain (https://rustup.rs) and call make again" >&2; exit 1; }
-	VIRTUAL_ENV=$(VENV) $(PYTHON) -m maturin develop --release --locked
+	VIRTUAL_ENV=$(VENV) PIP_QUIET=1 $(PYTHON) -m maturin develop --release --locked
 	@touch $@
 
 demo: setup
@@ -60,15 +61,25 @@ test: setup
 parity: setup
 	$(PYTHON) -m pytest --write-parity -m parity $(ARGS)
 
-lint: setup
+lint: lint-style lint-types lint-floors lint-rust lint-audit
+
+lint-style: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+lint-types: setup
 	$(PYTHON) -m mypy python
 	$(PYTHON) -m mypy --config-file tests/mypy.ini tests tools benches
-	$(VENV)/bin/lint-imports
 	MYPYPATH=python $(PYTHON) -m mypy.stubtest cosmos_fast._core
+
+lint-floors: setup
+	$(VENV)/bin/lint-imports
+
+lint-rust: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+lint-audit: setup
 	$(PYTHON) tools/audit.py
 
 bench: setup
