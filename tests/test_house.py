@@ -136,6 +136,17 @@ def test_the_floors_refuse_it(module: str, code: str, contract: str, tmp_path: P
     assert contract in " ".join(broken.split()), run.stdout
 
 
+def test_no_room_but_the_command_line_uses_the_front_door() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        if "cli" in file.relative_to(PACKAGE).parts:
+            continue
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                assert "cosmos_fast" not in {alias.name for alias in node.names}, file
+            elif isinstance(node, ast.ImportFrom) and node.module == "cosmos_fast":
+                assert {alias.name for alias in node.names} <= {"_core"}, file
+
+
 def only_python(folder: str, names: list[str]) -> set[str]:
     return {name for name in names if not (Path(folder, name).is_dir() or name.endswith(".py"))} | {
         "__pycache__"
