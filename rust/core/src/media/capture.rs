@@ -1,64 +1,40 @@
 //! Short text out of ffmpeg.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::io::{read, retry_on_intr};
 
 use super::Waited;
-use super::child::{Child, Ends, Program};
+use super::child::{Ends, Program};
 use super::ring::Ring;
 use super::supervisor::{Read, Sink, supervise};
+use super::worker::Worker;
 use crate::{Error, Result};
 
 /// Runs a program for what it prints. Dropping it stops the program.
-pub struct Capture {
-    ring: Arc<Ring<Vec<u8>>>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct Capture(Worker<Vec<u8>>);
 
 impl Capture {
     /// Starts `program`; more than `most` bytes of output are an error.
     pub fn start(program: Program, most: usize, patience: Duration) -> Result<Self> {
-        let ring = Arc::new(Ring::new(1)?);
-        let theirs = Arc::clone(&ring);
-        let thread = std::thread::Builder::new()
-            .name("cosmos-capture".into())
-            .spawn(move || {
-                let mut sink = Text { bytes: Vec::new(), most };
-                let ends = Ends { feed: false, read: true };
-                let how = Child::start(program, ends).and_then(|child| {
-                    let stopped = || theirs.is_stopped();
-                    supervise(child, &mut (), &mut sink, &theirs.wake, &stopped, patience)
-                });
-                if how.is_ok() {
-                    theirs.give(sink.bytes);
-                }
-                theirs.finish(how);
-            })
-            .map_err(Error::system("a thread could not be started"))?;
-        Ok(Self { ring, thread: Some(thread) })
+        let ends = Ends { feed: false, read: true };
+        Worker::start("cosmos-capture", program, ends, Ring::new(1)?, move |child, ring| {
+            let mut sink = Text { bytes: Vec::new(), most };
+            supervise(child, &mut (), &mut sink, &ring.wake, &|| ring.is_stopped(), patience)?;
+            ring.give(sink.bytes);
+            Ok(())
+        })
+        .map(Self)
     }
 
     /// What it printed, once it has ended; waits for at most `time`.
     pub fn wait(&self, time: Duration) -> Result<Waited<Vec<u8>>> {
-        Ok(match self.ring.take(time)? {
+        Ok(match self.0.ring.take(time)? {
             Waited::Done(text) => Waited::Done(text.unwrap_or_default()),
             Waited::NotYet => Waited::NotYet,
         })
-    }
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        self.ring.stop();
-        if let Some(thread) = self.thread.take() {
-            // A panic in that thread has been reported by its hook.
-            let _ = thread.join();
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Pictures and videos through ffmpeg, as a supervised child process.
 //!
 //! `child` starts and ends the process, `supervisor` moves bytes between it and the rest in one
-//! poll loop on a thread of its own, `ring` is the bounded queue between that thread and the
+//! poll loop on the thread of a `worker`, `ring` is the bounded queue between that thread and the
 //! caller. [`FrameReader`], [`FrameWriter`] and [`Capture`] are the three uses.
 
 mod capture;
@@ -13,6 +13,7 @@ mod reader;
 mod ring;
 mod supervisor;
 mod tail;
+mod worker;
 mod writer;
 
 pub use capture::Capture;

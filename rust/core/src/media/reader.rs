@@ -1,24 +1,20 @@
 //! Pictures out of ffmpeg.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::Waited;
-use super::child::{Child, Ends, Program};
+use super::child::{Ends, Program};
 use super::pnm::{Assembler, Bounds, Picture};
 use super::ring::Ring;
 use super::supervisor::{Read, Sink, supervise};
-use crate::{Error, Result};
+use super::worker::Worker;
+use crate::Result;
 
 /// Decodes on a thread of its own, at most `ring` pictures ahead of the caller.
 ///
 /// Dropping it stops ffmpeg and waits for its end.
-pub struct FrameReader {
-    ring: Arc<Ring<Picture>>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct FrameReader(Worker<Picture>);
 
 impl FrameReader {
     /// Starts `program`, which is to write PPM or PAM pictures to its standard output.
@@ -31,41 +27,23 @@ impl FrameReader {
         ring: usize,
         patience: Duration,
     ) -> Result<Self> {
-        let ring = Arc::new(Ring::new(ring.max(1))?);
-        let theirs = Arc::clone(&ring);
-        let thread = std::thread::Builder::new()
-            .name("cosmos-reader".into())
-            .spawn(move || {
-                let mut sink = Pictures { ring: &theirs, assembler: Assembler::new(bounds) };
-                let ends = Ends { feed: false, read: true };
-                let how = Child::start(program, ends).and_then(|child| {
-                    let stopped = || theirs.is_stopped();
-                    supervise(child, &mut (), &mut sink, &theirs.wake, &stopped, patience)
-                });
-                theirs.finish(how);
-            })
-            .map_err(Error::system("a thread could not be started"))?;
-        Ok(Self { ring, thread: Some(thread) })
+        let ends = Ends { feed: false, read: true };
+        let ring = Ring::new(ring.max(1))?;
+        Worker::start("cosmos-reader", program, ends, ring, move |child, ring| {
+            let mut sink = Pictures { ring, assembler: Assembler::new(bounds) };
+            supervise(child, &mut (), &mut sink, &ring.wake, &|| ring.is_stopped(), patience)
+        })
+        .map(Self)
     }
 
     /// The next picture, `None` after the last; waits for at most `time`.
     pub fn next(&self, time: Duration) -> Result<Waited<Option<Picture>>> {
-        self.ring.take(time)
+        self.0.ring.take(time)
     }
 
     /// Gives the memory of a picture back, for another one.
     pub fn recycle(&self, picture: Picture) {
-        self.ring.recycle(picture);
-    }
-}
-
-impl Drop for FrameReader {
-    fn drop(&mut self) {
-        self.ring.stop();
-        if let Some(thread) = self.thread.take() {
-            // A panic in that thread has been reported by its hook.
-            let _ = thread.join();
-        }
+        self.0.ring.recycle(picture);
     }
 }
 

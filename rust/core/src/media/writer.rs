@@ -1,14 +1,14 @@
 //! Frames into ffmpeg.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::Waited;
-use super::child::{Child, Ends, Program};
+use super::child::{Ends, Program};
 use super::ring::{Closed, Ring};
 use super::supervisor::{Feed, Offer, supervise};
-use crate::{Error, Result};
+use super::worker::Worker;
+use crate::Result;
 
 /// Encodes on a thread of its own, at most `ring` frames behind the caller, who waits where the
 /// ring is full.
@@ -17,7 +17,8 @@ use crate::{Error, Result};
 pub struct FrameWriter {
     ring: Arc<Ring<Vec<u8>>>,
     frame_bytes: usize,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Empty once stopped; under a lock, so that one thread may stop what another is waiting for.
+    worker: Mutex<Option<Worker<Vec<u8>>>>,
 }
 
 impl FrameWriter {
@@ -31,22 +32,13 @@ impl FrameWriter {
         ring: usize,
         patience: Duration,
     ) -> Result<Self> {
-        let ring = Arc::new(Ring::new(ring.max(1))?);
-        let theirs = Arc::clone(&ring);
-        let thread = std::thread::Builder::new()
-            .name("cosmos-writer".into())
-            .spawn(move || {
-                let mut feed =
-                    Frames { ring: &theirs, current: Vec::new(), sent: 0, closed: false };
-                let ends = Ends { feed: true, read: false };
-                let how = Child::start(program, ends).and_then(|child| {
-                    let stopped = || theirs.is_stopped();
-                    supervise(child, &mut feed, &mut (), &theirs.wake, &stopped, patience)
-                });
-                theirs.finish(how);
-            })
-            .map_err(Error::system("a thread could not be started"))?;
-        Ok(Self { ring, frame_bytes, thread: Mutex::new(Some(thread)) })
+        let ends = Ends { feed: true, read: false };
+        let ring = Ring::new(ring.max(1))?;
+        let worker = Worker::start("cosmos-writer", program, ends, ring, move |child, ring| {
+            let mut feed = Frames { ring, current: Vec::new(), sent: 0, closed: false };
+            supervise(child, &mut feed, &mut (), &ring.wake, &|| ring.is_stopped(), patience)
+        })?;
+        Ok(Self { ring: Arc::clone(&worker.ring), frame_bytes, worker: Mutex::new(Some(worker)) })
     }
 
     /// Queues one frame, which `fill` writes into the memory it gets. Waits for room for at most
@@ -80,18 +72,8 @@ impl FrameWriter {
 
     /// Ends ffmpeg now and waits for its end.
     pub fn stop(&self) {
-        self.ring.stop();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            // A panic in that thread has been reported by its hook.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Drop for FrameWriter {
-    fn drop(&mut self) {
-        self.stop();
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(worker);
     }
 }
 
