@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from cosmos_fast_kernels import attention_hopper
-from cosmos_fast_kernels.attention_hopper import HopperConfig
+from cosmos_fast_kernels import attention_hopper, attention_hopper_pipeline
+from cosmos_fast_kernels.attention_hopper_pipeline import HopperConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +149,7 @@ class Machine:
 
     def translated(self) -> Callable[..., None]:
         """The kernel with this machine in place of Gluon."""
-        world = dict(vars(attention_hopper))
+        world = {**vars(attention_hopper_pipeline), **vars(attention_hopper)}
         world |= {
             "gl": self.gluon(),
             "mbarrier": types.SimpleNamespace(
@@ -166,11 +166,11 @@ class Machine:
             "warpgroup_mma": self.multiply,
             "warpgroup_mma_wait": self.wait_products,
         }
-        for name, value in vars(attention_hopper).items():
+        for name, value in list(world.items()):
             if type(value).__name__ == "GluonJITFunction":
                 world[name] = types.FunctionType(value.fn.__code__, world, name)
-        world |= {"_meet": self.meet, "_barriers": Barriers}
-        world["_ring"] = lambda desc, stages: Shared(
+        world |= {"meet": self.meet, "make_barriers": Barriers}
+        world["make_ring"] = lambda desc, stages: Shared(
             np.full([stages, *desc.block_type.shape], np.nan, np.float32)
         )
         return world["_attention_kernel"]
@@ -305,7 +305,7 @@ DESIGNS = {
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize(
     ("queries", "keys", "zero_keys", "programs"),
-    [(1, 1, 0, 1), (63, 1000, 0, 1), (300, 257, 7, 2), (400, 128, 0, 1), (129, 640, 1, 3)],
+    [(1, 1, 0, 1), (129, 640, 1, 1), (300, 257, 7, 2)],
 )
 def test_the_partitions_agree(
     design: str, queries: int, keys: int, zero_keys: int, programs: int

@@ -152,8 +152,9 @@ def _attention_kernel(
                 out, top, total, KEYS, True, POLICY,
             )  # fmt: skip
 
-    # A row that attends to nothing has sum 0: its output is 0, its log-sum-exp -inf.
-    out = out / tl.where(total > 0.0, total, 1.0)[:, None]
+    # A row that attends to nothing has sum 0 and top -inf: output 0, log-sum-exp -inf.
+    total = tl.where(total > 0.0, total, 1.0)
+    out = out / total[:, None]
     out_start = out_pointer + batch * out_stride_b + head * out_stride_h
     out_pointers = out_start + row.to(tl.int64)[:, None] * out_stride_s + feature[None, :]
     tl.store(out_pointers, out.to(out_pointer.dtype.element_ty), mask=row_mask)
@@ -219,6 +220,7 @@ def attention(
     scale: float,
     zero_keys: int = 0,
     log_sum_exp: bool = False,
+    out: torch.Tensor | None = None,
     key_blocks: KeyBlocks | None = None,
     blocks: Blocks | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -231,17 +233,21 @@ def attention(
         zero_keys: how many further keys to count that are zero, with values of zero: the padding
             of a prompt, which scores 0 and adds to the denominator alone.
         log_sum_exp: whether the second result is wanted.
+        out: where to write, shaped and typed like q; any strides with the last axis contiguous.
+            None: a new contiguous tensor.
         key_blocks: attend to these only; None: to all.
         blocks: how to cut the work; None: the shipped choice for the device.
 
     Returns:
-        the output, contiguous, shaped and typed like q; and, float32 (B, S, H), the natural
+        the output, shaped and typed like q; and, float32 (B, S, H), the natural
         logarithm of each row's sum of exponentials, where asked for.
 
     Raises:
         ValueError: shapes, dtypes, devices or numbers that the kernel cannot take.
     """
-    check(q_BSHD, k_BSHD, v_BSHD, scale, zero_keys)
+    if out is None:
+        out = torch.empty_like(q_BSHD, memory_format=torch.contiguous_format)
+    check(q_BSHD, k_BSHD, v_BSHD, out, scale, zero_keys)
     batches, queries, heads, head_dim = q_BSHD.shape
     blocks = blocks or shipped_blocks(q_BSHD.device, head_dim)
     if key_blocks is not None and len(key_blocks.starts) != triton.cdiv(queries, LIST_BLOCK) + 1:
@@ -249,24 +255,23 @@ def attention(
             f"{len(key_blocks.starts) - 1} lists of key blocks for {queries} queries: "
             f"{triton.cdiv(queries, LIST_BLOCK)} are needed, one for each {LIST_BLOCK}"
         )
-    out_BSHD = torch.empty_like(q_BSHD, memory_format=torch.contiguous_format)
     sums_BSH = None
     if log_sum_exp:
         sums_BSH = q_BSHD.new_empty((batches, queries, heads), dtype=torch.float32)
     if q_BSHD.numel() == 0:
-        return out_BSHD, sums_BSH
+        return out, sums_BSH
     _attention_kernel[(triton.cdiv(queries, blocks.rows), heads, batches)](
         q_BSHD,
         k_BSHD,
         v_BSHD,
-        out_BSHD,
+        out,
         sums_BSH,
         key_blocks.starts if key_blocks else None,
         key_blocks.indices if key_blocks else None,
         *q_BSHD.stride()[:3],
         *k_BSHD.stride()[:3],
         *v_BSHD.stride()[:3],
-        *out_BSHD.stride()[:3],
+        *out.stride()[:3],
         scale * LOG2_E,
         zero_keys,
         queries,
@@ -281,7 +286,7 @@ def attention(
         num_warps=blocks.num_warps,
         num_stages=blocks.num_stages,
     )
-    return out_BSHD, sums_BSH
+    return out, sums_BSH
 
 
 def shipped_blocks(device: torch.device, head_dim: int) -> Blocks:
@@ -297,6 +302,7 @@ def check(
     q_BSHD: torch.Tensor,
     k_BSHD: torch.Tensor,
     v_BSHD: torch.Tensor,
+    out_BSHD: torch.Tensor,
     scale: float,
     zero_keys: int,
 ) -> None:
@@ -304,7 +310,7 @@ def check(
     Raises:
         ValueError: shapes, dtypes, devices or numbers that no kernel of attention can take.
     """
-    tensors = {"q": q_BSHD, "k": k_BSHD, "v": v_BSHD}
+    tensors = {"q": q_BSHD, "k": k_BSHD, "v": v_BSHD, "out": out_BSHD}
     for name, tensor in tensors.items():
         if tensor.ndim != 4 or tensor.shape[3] not in (64, 128) or tensor.stride(3) != 1:
             raise ValueError(
@@ -318,15 +324,18 @@ def check(
         ):
             raise ValueError(
                 f"{name} of {tensor.dtype} on {tensor.device} beside q of {q_BSHD.dtype} on "
-                f"{q_BSHD.device}: all three bfloat16, or all float16, on one device are needed"
+                f"{q_BSHD.device}: all bfloat16, or all float16, on one device are needed"
             )
     batches, _, heads, head_dim = q_BSHD.shape
-    if k_BSHD.shape != v_BSHD.shape or k_BSHD.shape[::2] + k_BSHD.shape[3:] != (
-        batches, heads, head_dim,
-    ):  # fmt: skip
+    if (
+        out_BSHD.shape != q_BSHD.shape
+        or k_BSHD.shape != v_BSHD.shape
+        or k_BSHD.shape != (batches, k_BSHD.shape[1], heads, head_dim)
+    ):
         raise ValueError(
             f"q of shape {tuple(q_BSHD.shape)}, k of {tuple(k_BSHD.shape)}, v of "
-            f"{tuple(v_BSHD.shape)}: only the length of k and v, which they share, may differ"
+            f"{tuple(v_BSHD.shape)}, out of {tuple(out_BSHD.shape)}: only the length of k and v, "
+            f"which they share, may differ"
         )
     if not scale > 0 or not math.isfinite(scale):
         raise ValueError(f"{scale = }: a finite number above 0 is needed")

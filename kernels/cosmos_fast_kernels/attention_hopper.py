@@ -8,7 +8,7 @@ Consumers may take turns: while one issues its two products, the other computes 
 ragged block of keys goes first, so that the loop over the others needs no mask.
 
 What a quantised or a sparse form has to change stands in one function each: :func:`_scores` and
-:func:`_add_values` (arithmetic of the two products), :func:`_key_block` (which keys come next).
+:func:`_add_values` (arithmetic of the two products), ``key_block`` (which keys come next).
 
 Axes: B batch, S positions, H heads, D features of a head.
 """
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -32,69 +31,21 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-from triton.language.core import constexpr_type
 
 from cosmos_fast_kernels.attention import LOG2_E, check
-
-
-@dataclass(frozen=True)
-class HopperConfig:
-    """A design of the kernel. Its defaults are the one that ships."""
-
-    head_dim: int = 128
-    """Features of a head: 64 or 128."""
-    rows: int = 64
-    """Queries of each consumer."""
-    consumers: int = 2
-    """Warpgroups that compute."""
-    keys: int = 128
-    """Keys in a block, a power of two."""
-    tail: int = 0
-    """Keys in a block beyond ``keys``: 192 is 128 + 64, shapes being powers of two."""
-    stages: int = 2
-    """Blocks of keys, and of values, in flight."""
-    q_stages: int = 1
-    """Tiles whose queries are in flight."""
-    loader: bool = True
-    """A warp of its own starts the copies; without one, the only consumer has two warpgroups."""
-    overlap: bool = True
-    """Compute the softmax of a block while the values of the one before are being added."""
-    turns: str = "mbarrier"
-    """How consumers take turns: "none", "mbarrier", or "named" (hardware barriers; two only)."""
-    registers: int = 240
-    """Of a thread of a consumer."""
-    loader_registers: int = 24
-    """Of a thread of the loader."""
-
-    @property
-    def type(self) -> constexpr_type:
-        """What Gluon asks of a compile-time value that travels in a tuple."""
-        return constexpr_type(self)
-
-    @property
-    def num_warps(self) -> int:
-        """Warps of the kernel as Gluon counts them: those of the first consumer."""
-        return 4 if self.loader else 8
-
-
-@gluon.jit
-def _next(slot, phase, STAGES: gl.constexpr):
-    """The next slot of a ring and the parity of its turn."""
-    wraps = slot + 1 == STAGES
-    return gl.where(wraps, 0, slot + 1), gl.where(wraps, phase ^ 1, phase)
-
-
-@gluon.jit
-def _tile(tile, query_blocks, heads):
-    """(block of queries, head, batch): neighbours share K and V, which stay in the L2 cache."""
-    rest = tile // query_blocks
-    return tile % query_blocks, rest % heads, rest // heads
-
-
-@gluon.jit
-def _key_block(turn, key_blocks):
-    """Which block of keys comes at this turn: the last, ragged one, then the others in order."""
-    return gl.where(turn == 0, key_blocks, turn) - 1
+from cosmos_fast_kernels.attention_hopper_pipeline import (
+    HopperConfig,
+    load_first,
+    load_tiles,
+    make_barriers,
+    make_ring,
+    meet,
+    next_slot,
+    pass_turn,
+    release_slot,
+    tile_place,
+    wait_turn,
+)
 
 
 @gluon.jit
@@ -108,92 +59,6 @@ def _scores(q, k, KEYS: gl.constexpr, LAYOUT: gl.constexpr):
 def _add_values(p, v, out):
     """Start O += P V."""
     return warpgroup_mma(p, v, out, is_async=True)
-
-
-@gluon.jit
-def _meet(WAIT: gl.constexpr, NAME: gl.constexpr):
-    """One of the hardware's named barriers, of 256 threads: wait at it, or only announce."""
-    VERB: gl.constexpr = "sync" if WAIT else "arrive"
-    token = gl.full([128], 0, gl.int32, gl.BlockedLayout([1], [32], [4], [0]))
-    gl.inline_asm_elementwise(
-        f"bar.{VERB} {NAME}, 256;\nmov.b32 $0, $1;", "=r,r", [token], gl.int32, False, 1
-    )
-
-
-@gluon.jit
-def _wait_turn(turns, phase, CONSUMER: gl.constexpr, CONFIG: gl.constexpr):
-    if CONFIG.turns == "mbarrier":
-        # Whoever goes first finds the phase before the first one complete.
-        mbarrier.wait(turns.index(CONSUMER), phase ^ (1 if CONSUMER == 0 else 0))
-    if CONFIG.turns == "named":
-        _meet(True, 8 + CONSUMER)
-
-
-@gluon.jit
-def _pass_turn(turns, CONSUMER: gl.constexpr, CONFIG: gl.constexpr):
-    NEXT: gl.constexpr = (CONSUMER + 1) % CONFIG.consumers
-    if CONFIG.turns == "mbarrier":
-        mbarrier.arrive(turns.index(NEXT), count=1)
-    if CONFIG.turns == "named":
-        _meet(False, 8 + NEXT)
-
-
-@gluon.jit
-def _start_load(descs, rings, bar, slot, batch, head, row, CONFIG: gl.constexpr):
-    """Start the TMA copy of one block of keys (or of values) into a slot of its ring."""
-    BYTES: gl.constexpr = (CONFIG.keys + CONFIG.tail) * CONFIG.head_dim * 2
-    mbarrier.expect(bar, BYTES)
-    tma.async_copy_global_to_shared(descs[0], [batch, head, row, 0], bar, rings[0].index(slot))
-    if CONFIG.tail > 0:
-        tma.async_copy_global_to_shared(
-            descs[1], [batch, head, row + CONFIG.keys, 0], bar, rings[1].index(slot)
-        )
-
-
-@gluon.jit
-def _load(descs, buffers, bars, sizes, CONFIG: gl.constexpr):
-    """The loader: everything the consumers read, in the order in which they read it."""
-    q_desc, k_descs, v_descs, _ = descs
-    q_buffers, k_rings, v_rings = buffers
-    q_ready, q_free, k_ready, k_free, v_ready, v_free, _ = bars
-    query_blocks, heads, tiles, key_blocks = sizes
-    BLOCK: gl.constexpr = CONFIG.keys + CONFIG.tail
-    STAGES: gl.constexpr = CONFIG.stages
-    Q_STAGES: gl.constexpr = CONFIG.q_stages
-    CONSUMERS: gl.constexpr = CONFIG.consumers
-
-    k_slot = 0
-    k_phase = 1
-    v_slot = 0
-    v_phase = 1
-    q_slot = 0
-    q_phase = 1
-    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        block, head, batch = _tile(tile, query_blocks, heads)
-        for consumer in gl.static_range(CONSUMERS):
-            row = (block * CONSUMERS + consumer) * CONFIG.rows
-            place = q_slot * CONSUMERS + consumer
-            bar = q_ready.index(place)
-            mbarrier.wait(q_free.index(place), q_phase)
-            mbarrier.expect(bar, CONFIG.rows * CONFIG.head_dim * 2)
-            tma.async_copy_global_to_shared(
-                q_desc, [batch, head, row, 0], bar, q_buffers.index(place)
-            )
-        q_slot, q_phase = _next(q_slot, q_phase, Q_STAGES)
-        # Values trail keys by one block, as the consumers read them.
-        for turn in range(key_blocks + 1):
-            if turn < key_blocks:
-                row = _key_block(turn, key_blocks) * BLOCK
-                mbarrier.wait(k_free.index(k_slot), k_phase)
-                bar = k_ready.index(k_slot)
-                _start_load(k_descs, k_rings, bar, k_slot, batch, head, row, CONFIG)
-                k_slot, k_phase = _next(k_slot, k_phase, STAGES)
-            if turn > 0:
-                row = _key_block(turn - 1, key_blocks) * BLOCK
-                mbarrier.wait(v_free.index(v_slot), v_phase)
-                bar = v_ready.index(v_slot)
-                _start_load(v_descs, v_rings, bar, v_slot, batch, head, row, CONFIG)
-                v_slot, v_phase = _next(v_slot, v_phase, STAGES)
 
 
 @gluon.jit
@@ -231,37 +96,6 @@ def _softmax(s, s_tail, top, shift, scale, CONFIG: gl.constexpr):
         tail_sums = _thread_sum(p_tail, CONFIG.rows, CONFIG.tail)
         sums += gl.convert_layout(tail_sums, sums.type.layout)
     return p, p_tail, sums
-
-
-@gluon.jit
-def _release(turn, descs, rings, ready, free, slot, batch, head, key_blocks, CONFIG: gl.constexpr):
-    """A slot was read: tell the loader, or, where there is none, load the next block into it."""
-    if CONFIG.loader:
-        mbarrier.arrive(free.index(slot), count=1)
-    elif turn + CONFIG.stages < key_blocks:
-        row = _key_block(turn + CONFIG.stages, key_blocks) * (CONFIG.keys + CONFIG.tail)
-        _start_load(descs, rings, ready.index(slot), slot, batch, head, row, CONFIG)
-
-
-@gluon.jit
-def _load_first(descs, buffers, bars, place, k_slot, v_slot, key_blocks, CONFIG: gl.constexpr):
-    """Where there is no loader: fill the rings at the start of a tile."""
-    q_desc, k_descs, v_descs, _ = descs
-    q_buffers, k_rings, v_rings = buffers
-    q_ready, _, k_ready, _, v_ready, _, _ = bars
-    batch, head, row = place
-    STAGES: gl.constexpr = CONFIG.stages
-    mbarrier.expect(q_ready.index(0), CONFIG.rows * CONFIG.head_dim * 2)
-    tma.async_copy_global_to_shared(
-        q_desc, [batch, head, row, 0], q_ready.index(0), q_buffers.index(0)
-    )
-    for turn in gl.static_range(STAGES):
-        if turn < key_blocks:
-            row = _key_block(turn, key_blocks) * (CONFIG.keys + CONFIG.tail)
-            slot = (k_slot + turn) % STAGES
-            _start_load(k_descs, k_rings, k_ready.index(slot), slot, batch, head, row, CONFIG)
-            slot = (v_slot + turn) % STAGES
-            _start_load(v_descs, v_rings, v_ready.index(slot), slot, batch, head, row, CONFIG)
 
 
 @gluon.jit
@@ -358,26 +192,26 @@ def _consume(
     q_phase = 0
     turn_phase = 0
     if CONFIG.turns == "named" and CONFIG.consumers - 1 == CONSUMER:
-        _meet(False, 8)
+        meet(False, 8)
 
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        block, head, batch = _tile(tile, query_blocks, heads)
+        block, head, batch = tile_place(tile, query_blocks, heads)
         row = (block * CONFIG.consumers + CONSUMER) * ROWS
         if not CONFIG.loader:
             place = (batch, head, row)
-            _load_first(descs, buffers, bars, place, k_slot, v_slot, key_blocks, CONFIG)
+            load_first(descs, buffers, bars, place, k_slot, v_slot, key_blocks, CONFIG)
 
         q_place = q_slot * CONFIG.consumers + CONSUMER
         q = q_buffers.index(q_place).reshape([ROWS, CONFIG.head_dim])
         mbarrier.wait(q_ready.index(q_place), q_phase)
         mbarrier.wait(k_ready.index(k_slot), k_phase)
-        _wait_turn(turns, turn_phase, CONSUMER, CONFIG)
+        wait_turn(turns, turn_phase, CONSUMER, CONFIG)
         s, s_tail = _scores_of(q, k_rings, k_slot, CONFIG, S, T)
-        _pass_turn(turns, CONSUMER, CONFIG)
+        pass_turn(turns, CONSUMER, CONFIG)
         turn_phase ^= 1
         s, s_tail = _wait_scores(s, s_tail, 0, CONFIG)
-        _release(0, k_descs, k_rings, k_ready, k_free, k_slot, batch, head, key_blocks, CONFIG)
-        k_slot, k_phase = _next(k_slot, k_phase, STAGES)
+        release_slot(0, k_descs, k_rings, k_ready, k_free, k_slot, batch, head, key_blocks, CONFIG)
+        k_slot, k_phase = next_slot(k_slot, k_phase, STAGES)
 
         first = (key_blocks - 1) * (KEYS + TAIL)
         s = _masked(s, first, keys, KEYS)
@@ -393,24 +227,24 @@ def _consume(
         for turn in range(1, key_blocks):
             mbarrier.wait(k_ready.index(k_slot), k_phase)
             if CONFIG.overlap:
-                _wait_turn(turns, turn_phase, CONSUMER, CONFIG)
+                wait_turn(turns, turn_phase, CONSUMER, CONFIG)
                 s, s_tail = _scores_of(q, k_rings, k_slot, CONFIG, S, T)
                 mbarrier.wait(v_ready.index(v_slot), v_phase)
                 out = _values_of(p, p_tail, v_rings, v_slot, out, CONFIG)
-                _pass_turn(turns, CONSUMER, CONFIG)
+                pass_turn(turns, CONSUMER, CONFIG)
                 s, s_tail = _wait_scores(s, s_tail, BEHIND, CONFIG)
             else:
                 mbarrier.wait(v_ready.index(v_slot), v_phase)
-                _wait_turn(turns, turn_phase, CONSUMER, CONFIG)
+                wait_turn(turns, turn_phase, CONSUMER, CONFIG)
                 out = _values_of(p, p_tail, v_rings, v_slot, out, CONFIG)
                 s, s_tail = _scores_of(q, k_rings, k_slot, CONFIG, S, T)
-                _pass_turn(turns, CONSUMER, CONFIG)
+                pass_turn(turns, CONSUMER, CONFIG)
                 s, s_tail = _wait_scores(s, s_tail, 0, CONFIG)
             turn_phase ^= 1
-            _release(
+            release_slot(
                 turn, k_descs, k_rings, k_ready, k_free, k_slot, batch, head, key_blocks, CONFIG
             )
-            k_slot, k_phase = _next(k_slot, k_phase, STAGES)
+            k_slot, k_phase = next_slot(k_slot, k_phase, STAGES)
 
             new_top = gl.maximum(top, _row_maximum(s, s_tail, CONFIG))
             decay = gl.exp2((top - new_top) * scale)
@@ -424,10 +258,10 @@ def _consume(
                 # softmax, unless a branch lies between them; this is the cheapest one.
                 mbarrier.wait(v_ready.index(v_slot), v_phase)
             out = _wait_values(out, p, p_tail, CONFIG)
-            _release(
+            release_slot(
                 turn - 1, v_descs, v_rings, v_ready, v_free, v_slot, batch, head, key_blocks, CONFIG
             )
-            v_slot, v_phase = _next(v_slot, v_phase, STAGES)
+            v_slot, v_phase = next_slot(v_slot, v_phase, STAGES)
             out = out * gl.convert_layout(decay, OUT_ROWS)[:, None]
             p, p_tail = _weights(new_p, new_p_tail, P, DTYPE)
 
@@ -439,7 +273,7 @@ def _consume(
         out = _wait_values(out, p, p_tail, CONFIG)
         if CONFIG.loader:
             mbarrier.arrive(v_free.index(v_slot), count=1)
-        v_slot, v_phase = _next(v_slot, v_phase, STAGES)
+        v_slot, v_phase = next_slot(v_slot, v_phase, STAGES)
 
         if LOG_SUM_EXP:
             rows = row + gl.arange(0, ROWS, top.type.layout)
@@ -454,25 +288,10 @@ def _consume(
         tma.store_wait(0)
         if CONFIG.loader:
             mbarrier.arrive(q_free.index(q_place), count=1)
-        q_slot, q_phase = _next(q_slot, q_phase, CONFIG.q_stages)
+        q_slot, q_phase = next_slot(q_slot, q_phase, CONFIG.q_stages)
 
     if CONFIG.turns == "named" and CONSUMER == 0:
-        _meet(True, 8)
-
-
-@gluon.jit
-def _ring(desc, STAGES: gl.constexpr):
-    # Gluon knows no starred expressions.
-    SHAPE: gl.constexpr = [STAGES] + desc.block_type.shape  # noqa: RUF005
-    return gl.allocate_shared_memory(desc.dtype, SHAPE, desc.layout)
-
-
-@gluon.jit
-def _barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
-    bars = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
-    for index in gl.static_range(COUNT):
-        mbarrier.init(bars.index(index), count=ARRIVALS)
-    return bars
+        meet(True, 8)
 
 
 @gluon.jit(do_not_specialize=["zero_keys", "batches", "queries", "keys", "heads"])
@@ -500,23 +319,23 @@ def _attention_kernel(
     numbers = (scale, zero_keys, queries, keys, log_sum_exp_pointer)
     descs = (q_desc, (k_desc, k_tail_desc), (v_desc, v_tail_desc), o_desc)
 
-    q_buffers = _ring(q_desc, CONFIG.q_stages * CONFIG.consumers)
-    k_ring = _ring(k_desc, CONFIG.stages)
-    v_ring = _ring(v_desc, CONFIG.stages)
+    q_buffers = make_ring(q_desc, CONFIG.q_stages * CONFIG.consumers)
+    k_ring = make_ring(k_desc, CONFIG.stages)
+    v_ring = make_ring(v_desc, CONFIG.stages)
     k_tail_ring = k_ring
     v_tail_ring = v_ring
     if CONFIG.tail > 0:
-        k_tail_ring = _ring(k_tail_desc, CONFIG.stages)
-        v_tail_ring = _ring(v_tail_desc, CONFIG.stages)
+        k_tail_ring = make_ring(k_tail_desc, CONFIG.stages)
+        v_tail_ring = make_ring(v_tail_desc, CONFIG.stages)
     buffers = (q_buffers, (k_ring, k_tail_ring), (v_ring, v_tail_ring))
     bars = (
-        _barriers(CONFIG.q_stages * CONFIG.consumers, 1),
-        _barriers(CONFIG.q_stages * CONFIG.consumers, 1),
-        _barriers(CONFIG.stages, 1),
-        _barriers(CONFIG.stages, CONFIG.consumers),
-        _barriers(CONFIG.stages, 1),
-        _barriers(CONFIG.stages, CONFIG.consumers),
-        _barriers(CONFIG.consumers, 1),
+        make_barriers(CONFIG.q_stages * CONFIG.consumers, 1),
+        make_barriers(CONFIG.q_stages * CONFIG.consumers, 1),
+        make_barriers(CONFIG.stages, 1),
+        make_barriers(CONFIG.stages, CONFIG.consumers),
+        make_barriers(CONFIG.stages, 1),
+        make_barriers(CONFIG.stages, CONFIG.consumers),
+        make_barriers(CONFIG.consumers, 1),
     )
     if CONFIG.consumers == 1:
         _consume(descs, buffers, bars, sizes, numbers, 0, CONFIG, ZERO_KEYS, LOG_SUM_EXP)
@@ -531,7 +350,7 @@ def _attention_kernel(
                     _consume,
                     (descs, buffers, bars, sizes, numbers, 1, CONFIG, ZERO_KEYS, LOG_SUM_EXP),
                 ),
-                (_load, (descs, buffers, bars, sizes, CONFIG)),
+                (load_tiles, (descs, buffers, bars, sizes, CONFIG)),
             ],
             [4, 1],
             [CONFIG.registers, CONFIG.loader_registers],
@@ -551,7 +370,7 @@ def _attention_kernel(
                     _consume,
                     (descs, buffers, bars, sizes, numbers, 2, CONFIG, ZERO_KEYS, LOG_SUM_EXP),
                 ),
-                (_load, (descs, buffers, bars, sizes, CONFIG)),
+                (load_tiles, (descs, buffers, bars, sizes, CONFIG)),
             ],
             [4, 4, 1],
             [CONFIG.registers, CONFIG.registers, CONFIG.loader_registers],
@@ -584,6 +403,7 @@ def hopper_attention(
     scale: float,
     zero_keys: int = 0,
     log_sum_exp: bool = False,
+    out: torch.Tensor | None = None,
     config: HopperConfig | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """softmax(q k^T scale) v on a GPU of compute capability 9.0.
@@ -596,22 +416,23 @@ def hopper_attention(
     Raises:
         ValueError: what the portable kernel refuses, or what :func:`obstacle` names.
     """
-    check(q_BSHD, k_BSHD, v_BSHD, scale, zero_keys)
+    if out is None:
+        out = torch.empty_like(q_BSHD, memory_format=torch.contiguous_format)
+    check(q_BSHD, k_BSHD, v_BSHD, out, scale, zero_keys)
     batches, queries, heads, head_dim = q_BSHD.shape
     keys = k_BSHD.shape[1]
     config = DEFAULT[head_dim] if config is None else config
     if config.head_dim != head_dim:
         raise ValueError(f"a design for heads of {config.head_dim} features, but {head_dim = }")
-    if reason := obstacle(q_BSHD, k_BSHD, v_BSHD):
+    if reason := obstacle(q_BSHD, k_BSHD, v_BSHD, out):
         raise ValueError(reason)
-    out_BSHD = torch.empty_like(q_BSHD, memory_format=torch.contiguous_format)
     sums_BSH = None
     if log_sum_exp:
         sums_BSH = q_BSHD.new_empty((batches, queries, heads), dtype=torch.float32)
     if q_BSHD.numel() == 0:
-        return out_BSHD, sums_BSH
+        return out, sums_BSH
     if keys == 0:
-        return out_BSHD.zero_(), None if sums_BSH is None else sums_BSH.fill_(math.log(zero_keys))
+        return out.zero_(), None if sums_BSH is None else sums_BSH.fill_(math.log(zero_keys))
 
     tiles = triton.cdiv(queries, config.rows * config.consumers) * heads * batches
     processors = torch.cuda.get_device_properties(q_BSHD.device).multi_processor_count
@@ -623,7 +444,7 @@ def hopper_attention(
             _descriptor(v_BSHD, config.keys),
             _descriptor(k_BSHD, tail),
             _descriptor(v_BSHD, tail),
-            _descriptor(out_BSHD, config.rows),
+            _descriptor(out, config.rows),
             sums_BSH,
             scale * LOG2_E,
             zero_keys,
@@ -636,7 +457,7 @@ def hopper_attention(
             LOG_SUM_EXP=log_sum_exp,
             num_warps=config.num_warps,
         )
-    return out_BSHD, sums_BSH
+    return out, sums_BSH
 
 
 def _descriptor(tensor_BSHD: torch.Tensor, rows: int) -> TensorDescriptor:
