@@ -12,14 +12,15 @@ The last line is one JSON object, also written to ``--out``.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from harness import machine
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 """(q, k, v, out or anything, zero keys) -> out; all (B, S, H, D)."""
@@ -90,12 +92,14 @@ def designs() -> dict[str, Any]:
 
     return {
         "gluon turns": HopperConfig(),
-        "gluon hardware turns": HopperConfig(turns="named"),
-        "gluon wide 192 turns": HopperConfig(tail=64),
-        "gluon wide 192 hardware turns": HopperConfig(tail=64, turns="named"),
-        "gluon wide 160 turns": HopperConfig(tail=32),
-        "gluon free": HopperConfig(turns="none"),
-        "gluon wide 192 free": HopperConfig(tail=64, turns="none"),
+        "gluon named turns": HopperConfig(turns="named"),
+        "gluon late decay": HopperConfig(late_decay=True),
+        "gluon late decay, named": HopperConfig(late_decay=True, turns="named"),
+        "gluon wide": HopperConfig(tail=64),
+        "gluon wide, named": HopperConfig(tail=64, turns="named"),
+        "gluon wide, late decay, named": HopperConfig(tail=64, late_decay=True, turns="named"),
+        "gluon wide, no turns": HopperConfig(tail=64, turns="none"),
+        "gluon no turns": HopperConfig(turns="none"),
         "gluon values first": HopperConfig(overlap=False),
         "gluon two tiles": HopperConfig(q_stages=2),
         "gluon no loader": HopperConfig(rows=128, consumers=1, loader=False, turns="none"),
@@ -118,13 +122,13 @@ def contender(name: str) -> Attend:
             q, k, v, scale=q.shape[-1] ** -0.5, zero_keys=zero_keys, out=out
         )[0]
     if name == "fa3":
-        from fa3_fwd_interface import flash_attn_func
+        flash_attn_func = importlib.import_module("fa3_fwd_interface").flash_attn_func
 
         return lambda q, k, v, out, zero_keys: flash_attn_func(q, *padded(k, v, zero_keys))
     if name == "dry crash":
         raise RuntimeError("a contender that does not work")
     if name == "dry hang":
-        return lambda q, k, v, out, zero_keys: time.sleep(3600) or out
+        threading.Event().wait()
     if name == "dry wrong":
         return lambda q, k, v, out, zero_keys: rival(q, k, v, zero_keys) * 1.5
     return lambda q, k, v, out, zero_keys: rival(q, k, v, zero_keys)
@@ -362,17 +366,6 @@ class Clocks:
             self.lines = self.process.communicate()[0].splitlines()
 
 
-def machine(device: str) -> dict[str, Any]:
-    import triton
-
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    found["triton"] = triton.__version__
-    if device == "cuda":
-        found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-        found["cudnn"] = torch.backends.cudnn.version()
-    return found
-
-
 def table(result: dict[str, Any]) -> str:
     lines = [f"GEMM ceiling {result.get('gemm_tflops', 0):.0f} TF/s"]
     for name, report in result["checks"].items():
@@ -404,17 +397,17 @@ def lead(options: argparse.Namespace) -> None:
         if options.dry:
             names = ["dry one", "dry two", "dry wrong", "dry crash", "dry hang", "cudnn"]
         if options.contenders:
-            names = [one for one in options.contenders.split(",") if one in names]
+            names = [one for one in options.contenders.split(";") if one in names]
         checks = check_all(names, device, options.check_seconds, environment)
         passed = [name for name in names if checks[name]["passed"]]
         result: dict[str, Any] = {
-            "machine": machine(device),
+            "machine": machine(torch.device(device)),
             "settings": vars(options),
             "checks": checks,
             "shapes": [],
         }
         left = options.budget - (time.perf_counter() - began)
-        timer = ["--role", "time", "--contenders", ",".join(passed), "--device", device]
+        timer = ["--role", "time", "--contenders", ";".join(passed), "--device", device]
         timer += ["--budget", str(left - 12), "--keep", str(options.keep)]
         timer += ["--seconds", str(options.seconds)]
         with Clocks() as card:
@@ -444,7 +437,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="each contender, each shape")
     parser.add_argument("--keep", type=int, default=3, help="own designs after the first shape")
     parser.add_argument("--wheels", help="folder of wheels to use, unpacked")
-    parser.add_argument("--contenders", default="", help="only these, separated by commas")
+    parser.add_argument("--contenders", default="", help="only these, separated by semicolons")
     parser.add_argument("--dry", action="store_true", help="control flow only, on a CPU")
     parser.add_argument("--role", default="lead", choices=["lead", "check", "time"])
     parser.add_argument("--contender", default="")
@@ -453,7 +446,7 @@ def main() -> None:
     if options.role == "check":
         print(json.dumps(check(options.contender, options.device)))
     elif options.role == "time":
-        names = options.contenders.split(",")
+        names = options.contenders.split(";")
         time_all(names, options.device, options.budget, options.keep, options.seconds)
     else:
         lead(options)

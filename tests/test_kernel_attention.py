@@ -102,6 +102,7 @@ def test_attention_matches_float64(
     exact, exact_sums = expected(q, k, v)
     relative = (out.double() - exact).norm() / exact.norm()
     assert relative < tolerance[dtype]["rtol"]
+    assert log_sum_exp is not None
     torch.testing.assert_close(log_sum_exp.double(), exact_sums, rtol=1e-5, atol=1e-4)
 
 
@@ -125,6 +126,7 @@ def test_scores_far_below_zero_still_lose_to_folded_padding() -> None:
     q, k, v = (torch.ones(1, 3, 1, 64, dtype=torch.bfloat16) for _ in range(3))
     out, sums = attention(q, -300 * k, v, scale=1.0, zero_keys=4, log_sum_exp=True, blocks=SMALL)
     assert not out.any()
+    assert sums is not None
     torch.testing.assert_close(sums, torch.full_like(sums, math.log(4)))
 
 
@@ -143,6 +145,7 @@ def test_listed_blocks_are_attended_and_no_others() -> None:
     exact, exact_sums = expected(q, k, v, seen=seen)
     assert (out.double() - exact).norm() / exact.norm() < 2e-3
     assert not out[:, 256:384].any()
+    assert sums is not None
     torch.testing.assert_close(sums.double(), exact_sums, rtol=1e-5, atol=1e-4)
 
 
@@ -201,7 +204,7 @@ def test_kernels_of_this_gpu_match_float64(
         for one in projected(queries, keys, batch=2, features=features, dtype=torch.bfloat16)
     )
     exact, exact_sums = expected(q, k, v, zero_keys)
-    kernels = [attention]
+    kernels: list[Any] = [attention]
     if torch.cuda.get_device_capability()[0] == 9:
         from cosmos_fast_kernels.attention_hopper import hopper_attention
 
@@ -211,4 +214,5 @@ def test_kernels_of_this_gpu_match_float64(
         arguments = {"scale": features**-0.5, "zero_keys": zero_keys, "log_sum_exp": True}
         _, sums = kernel(q, k, v, out=out, **arguments)
         assert (out.double() - exact).norm() / exact.norm() < 5e-3
+        assert sums is not None
         torch.testing.assert_close(sums.double(), exact_sums, rtol=1e-4, atol=1e-3)

@@ -113,10 +113,9 @@ def compile_one(capability: int, features: int, hopper: bool) -> dict[str, Any]:
 
     qkv = torch.empty(2, 300, 3, 4, features, dtype=torch.bfloat16).unbind(2)
     if hopper:
-        torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(  # type: ignore[assignment,misc]
-            multi_processor_count=132
-        )
-        torch.cuda.device = lambda device: contextlib.nullcontext()  # type: ignore[assignment,misc]
+        cuda: Any = torch.cuda
+        cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=132)
+        cuda.device = lambda device: contextlib.nullcontext()
         only_compiling(attention_hopper._attention_kernel)
         attention_hopper.hopper_attention(*qkv, scale=0.1)
     else:

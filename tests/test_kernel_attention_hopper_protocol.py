@@ -153,7 +153,7 @@ class Machine:
         world |= {
             "gl": self.gluon(),
             "mbarrier": types.SimpleNamespace(
-                wait=lambda bar, phase: bar.wait(int(phase)),
+                wait=lambda bar, phase, pred=True: pred and bar.wait(int(phase)),
                 arrive=lambda bar, count: bar.settle(count, 0),
                 expect=lambda bar, size: bar.settle(1, size),
             ),
@@ -170,6 +170,7 @@ class Machine:
             if type(value).__name__ == "GluonJITFunction":
                 world[name] = types.FunctionType(value.fn.__code__, world, name)
         world |= {"meet": self.meet, "make_barriers": Barriers}
+        world["_here"] = lambda x: x
         world["make_ring"] = lambda desc, stages: Shared(
             np.full([stages, *desc.block_type.shape], np.nan, np.float32)
         )
@@ -186,7 +187,7 @@ class Machine:
             static_range=range,
             cdiv=lambda a, b: -(-a // b),
             cast=lambda value, dtype: value,
-            where=lambda chosen, yes, no: np.where(chosen, yes, no).view(Registers),
+            where=lambda chosen, yes, no: np.asarray(np.where(chosen, yes, no)).view(Registers),
             maximum=np.maximum,
             max=reduced(np.max),
             sum=reduced(np.sum),
@@ -296,6 +297,7 @@ DESIGNS = {
     "values first": HopperConfig(head_dim=64, overlap=False),
     "turns": HopperConfig(head_dim=64),
     "hardware turns": HopperConfig(head_dim=64, turns="named"),
+    "late decay": HopperConfig(head_dim=64, late_decay=True),
     "wide": HopperConfig(head_dim=64, keys=64, tail=32),
     "two tiles of queries": HopperConfig(head_dim=64, q_stages=2),
     "three consumers": HopperConfig(head_dim=64, consumers=3, keys=64),

@@ -153,6 +153,25 @@ def _masked(s, first, keys, KEYS: gl.constexpr):
 
 
 @gluon.jit
+def _ragged(s, s_tail, first, keys, CONFIG: gl.constexpr):
+    """The scores of the last block, which may go beyond the end."""
+    KEYS: gl.constexpr = CONFIG.keys
+    TAIL: gl.constexpr = CONFIG.tail
+    s = _masked(s, first, keys, KEYS)
+    if TAIL > 0:
+        s_tail = _masked(s_tail, first + KEYS, keys, TAIL)
+    else:
+        s_tail = s
+    return s, s_tail
+
+
+@gluon.jit
+def _here(x):
+    """x, in a way that keeps the compiler from doing what follows from it any earlier."""
+    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [x], gl.float32, False, 1)
+
+
+@gluon.jit
 def _consume(
     descs,
     buffers,
@@ -214,22 +233,23 @@ def _consume(
         k_slot, k_phase = next_slot(k_slot, k_phase, STAGES)
 
         first = (key_blocks - 1) * (KEYS + TAIL)
-        s = _masked(s, first, keys, KEYS)
-        if TAIL > 0:
-            s_tail = _masked(s_tail, first + KEYS, keys, TAIL)
+        s, s_tail = _ragged(s, s_tail, first, keys, CONFIG)
         top = _row_maximum(s, s_tail, CONFIG)
         if ZERO_KEYS:
             top = gl.maximum(top, 0.0)
         p, p_tail, total = _softmax(s, s_tail, top, top * scale, scale, CONFIG)
         p, p_tail = _weights(p, p_tail, P, DTYPE)
         out = gl.full([ROWS, CONFIG.head_dim], 0.0, gl.float32, OUT)
+        decay = gl.full([ROWS], 1.0, gl.float32, top.type.layout)
 
+        mbarrier.wait(k_ready.index(k_slot), k_phase, pred=key_blocks > 1)
         for turn in range(1, key_blocks):
-            mbarrier.wait(k_ready.index(k_slot), k_phase)
             if CONFIG.overlap:
                 wait_turn(turns, turn_phase, CONSUMER, CONFIG)
                 s, s_tail = _scores_of(q, k_rings, k_slot, CONFIG, S, T)
                 mbarrier.wait(v_ready.index(v_slot), v_phase)
+                if CONFIG.late_decay:
+                    out = out * gl.convert_layout(_here(decay), OUT_ROWS)[:, None]
                 out = _values_of(p, p_tail, v_rings, v_slot, out, CONFIG)
                 pass_turn(turns, CONSUMER, CONFIG)
                 s, s_tail = _wait_scores(s, s_tail, BEHIND, CONFIG)
@@ -253,18 +273,20 @@ def _consume(
             SUM_ROWS: gl.constexpr = gl.SliceLayout(1, total.type.layout)
             total = total * gl.convert_layout(decay, SUM_ROWS)[:, None] + sums
 
-            if CONFIG.overlap:
-                # Long complete. The assembler moves the wait for the values up, above the whole
-                # softmax, unless a branch lies between them; this is the cheapest one.
-                mbarrier.wait(v_ready.index(v_slot), v_phase)
+            # Here and not at the top of the loop: without a branch between them, the assembler moves
+            # the wait for the values up, above the whole softmax.
+            mbarrier.wait(k_ready.index(k_slot), k_phase, pred=turn + 1 < key_blocks)
             out = _wait_values(out, p, p_tail, CONFIG)
             release_slot(
                 turn - 1, v_descs, v_rings, v_ready, v_free, v_slot, batch, head, key_blocks, CONFIG
             )
             v_slot, v_phase = next_slot(v_slot, v_phase, STAGES)
-            out = out * gl.convert_layout(decay, OUT_ROWS)[:, None]
+            if not CONFIG.late_decay:
+                out = out * gl.convert_layout(decay, OUT_ROWS)[:, None]
             p, p_tail = _weights(new_p, new_p_tail, P, DTYPE)
 
+        if CONFIG.late_decay:
+            out = out * gl.convert_layout(decay, OUT_ROWS)[:, None]
         mbarrier.wait(v_ready.index(v_slot), v_phase)
         out = _values_of(p, p_tail, v_rings, v_slot, out, CONFIG)
         row_total = gl.convert_layout(gl.sum(total, 1), top.type.layout)
@@ -280,9 +302,8 @@ def _consume(
             place = (gl.cast(batch, gl.int64) * queries + rows) * heads + head
             value = (top * scale + gl.log2(row_total)) * 0.6931471805599453
             gl.store(log_sum_exp_pointer + place, value, mask=rows < queries)
-        out = out * gl.convert_layout(1.0 / row_total, OUT_ROWS)[:, None]
         # Q was read for the last time: its place in shared memory takes the output.
-        q.store(out.to(DTYPE))
+        q.store((out * gl.convert_layout(1.0 / row_total, OUT_ROWS)[:, None]).to(DTYPE))
         fence_async_shared()
         tma.async_copy_shared_to_global(o_desc, [batch, head, row, 0], q_buffers.index(q_place))
         tma.store_wait(0)

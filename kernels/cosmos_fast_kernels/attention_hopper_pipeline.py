@@ -39,6 +39,8 @@ class HopperConfig:
     """A warp of its own starts the copies; without one, the only consumer has two warpgroups."""
     overlap: bool = True
     """Compute the softmax of a block while the values of the one before are being added."""
+    late_decay: bool = False
+    """Scale the output to the new maximum under the next scores, and not before them."""
     turns: str = "mbarrier"
     """How consumers take turns: "none", "mbarrier", or "named" (hardware barriers; two only)."""
     registers: int = 240
