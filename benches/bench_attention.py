@@ -78,6 +78,8 @@ CHECKS = (
     Shape(2000, 200, 16, zero_keys=312),
 )
 
+BEGAN = time.perf_counter()
+
 ROUNDS = 10
 ERROR_RATIO = 1.1
 """Beyond this many times the error of cuDNN against float32 a contender is not timed."""
@@ -130,15 +132,17 @@ def contender(name: str) -> Attend:
     if name == "dry hang":
         threading.Event().wait()
     if name == "dry wrong":
-        return lambda q, k, v, out, zero_keys: rival(q, k, v, zero_keys) * 1.5
-    return lambda q, k, v, out, zero_keys: rival(q, k, v, zero_keys)
+        return lambda q, k, v, out, zero_keys: rival(q, k, v, zero_keys, False) * 1.5
+    return lambda q, k, v, out, zero_keys: rival(q, k, v, zero_keys, name == "cudnn")
 
 
-def rival(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, zero_keys: int) -> torch.Tensor:
-    """torch's attention: cuDNN on a GPU, called as our engine calls it."""
+def rival(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, zero_keys: int, cudnn: bool
+) -> torch.Tensor:
+    """torch's attention; cuDNN is called as our engine calls it."""
     k, v = padded(k, v, zero_keys)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    if not q.is_cuda:
+    if not (cudnn and q.is_cuda):
         return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     out = torch.ops.aten._scaled_dot_product_cudnn_attention(
         q, k, v, None, False, 0.0, False, False, scale=q.shape[-1] ** -0.5
@@ -206,10 +210,14 @@ def check(name: str, device: str) -> dict[str, Any]:
     """Errors of one contender, and of cuDNN on the same inputs."""
     began = time.perf_counter()
     attend = contender(name)
+    rivals = [contender("cudnn"), contender("torch")]
     report: dict[str, Any] = {"errors": {}, "passed": True}
     for shape in CHECKS[:-2] if device == "cpu" else CHECKS:
+        if name == "cudnn" and shape.queries < 64:
+            continue
         ours = measured_error(attend, shape, device)
-        theirs = measured_error(contender("cudnn"), shape, device)
+        # cuDNN does not take every small shape.
+        theirs = measured_error(rivals[shape.queries < 64], shape, device)
         passed = ours <= ERROR_RATIO * theirs + ERROR_FLOOR
         report["errors"][shape.name] = [ours, theirs]
         report["passed"] &= passed
@@ -385,7 +393,6 @@ def table(result: dict[str, Any]) -> str:
 
 
 def lead(options: argparse.Namespace) -> None:
-    began = time.perf_counter()
     device = "cpu" if options.dry else "cuda"
     environment = dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
@@ -400,13 +407,15 @@ def lead(options: argparse.Namespace) -> None:
             names = [one for one in options.contenders.split(";") if one in names]
         checks = check_all(names, device, options.check_seconds, environment)
         passed = [name for name in names if checks[name]["passed"]]
+        if not passed:
+            sys.exit(f"no contender passed its check: {json.dumps(checks)}")
         result: dict[str, Any] = {
             "machine": machine(torch.device(device)),
             "settings": vars(options),
             "checks": checks,
             "shapes": [],
         }
-        left = options.budget - (time.perf_counter() - began)
+        left = options.budget - (time.perf_counter() - BEGAN)
         timer = ["--role", "time", "--contenders", ";".join(passed), "--device", device]
         timer += ["--budget", str(left - 12), "--keep", str(options.keep)]
         timer += ["--seconds", str(options.seconds)]
@@ -420,7 +429,7 @@ def lead(options: argparse.Namespace) -> None:
             result |= line
     if problem:
         result["problem"] = f"{problem}: {text[-1500:]}"
-    result["elapsed_s"] = time.perf_counter() - began
+    result["elapsed_s"] = time.perf_counter() - BEGAN
     if options.out:
         target = Path(options.out)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -433,7 +442,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", help="where to write the JSON")
     parser.add_argument("--budget", type=float, default=100.0, help="seconds for everything")
-    parser.add_argument("--check-seconds", type=float, default=45.0, help="seconds for the checks")
+    parser.add_argument("--check-seconds", type=float, default=50.0, help="seconds for the checks")
     parser.add_argument("--seconds", type=float, default=1.0, help="each contender, each shape")
     parser.add_argument("--keep", type=int, default=3, help="own designs after the first shape")
     parser.add_argument("--wheels", help="folder of wheels to use, unpacked")

@@ -158,11 +158,7 @@ def _ragged(s, s_tail, first, keys, CONFIG: gl.constexpr):
     KEYS: gl.constexpr = CONFIG.keys
     TAIL: gl.constexpr = CONFIG.tail
     s = _masked(s, first, keys, KEYS)
-    if TAIL > 0:
-        s_tail = _masked(s_tail, first + KEYS, keys, TAIL)
-    else:
-        s_tail = s
-    return s, s_tail
+    return s, (_masked(s_tail, first + KEYS, keys, TAIL) if TAIL > 0 else s)
 
 
 @gluon.jit
@@ -273,8 +269,8 @@ def _consume(
             SUM_ROWS: gl.constexpr = gl.SliceLayout(1, total.type.layout)
             total = total * gl.convert_layout(decay, SUM_ROWS)[:, None] + sums
 
-            # Here and not at the top of the loop: without a branch between them, the assembler moves
-            # the wait for the values up, above the whole softmax.
+            # Here and not at the top of the loop: without a branch between them, the assembler
+            # moves the wait for the values up, above the whole softmax.
             mbarrier.wait(k_ready.index(k_slot), k_phase, pred=turn + 1 < key_blocks)
             out = _wait_values(out, p, p_tail, CONFIG)
             release_slot(
