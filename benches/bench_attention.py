@@ -1,0 +1,465 @@
+"""Times our attention kernels beside cuDNN's and FlashAttention-3's, after checking each.
+
+    PYTHONPATH=kernels python3 benches/bench_attention.py --out attention.json --budget 100
+
+Each contender is checked in a process of its own, all at once, with a time-out: one that crashes
+or hangs takes nobody down. Those that pass are then timed interleaved in one process, round by
+round, and checked again on every shape that is timed. ``--wheels DIR`` adds the wheels of a folder
+(for FlashAttention-3). ``--dry`` walks the same paths on a CPU with stand-ins, two of them broken.
+The last line is one JSON object, also written to ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from harness import machine
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""(q, k, v, out or anything, zero keys) -> out; all (B, S, H, D)."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One attention of the model."""
+
+    queries: int
+    keys: int
+    heads: int
+    zero_keys: int = 0
+
+    @property
+    def name(self) -> str:
+        folded = f"+{self.zero_keys} folded" if self.zero_keys else ""
+        return f"{self.queries} x {self.keys}{folded}, {self.heads} heads"
+
+    @property
+    def flops(self) -> float:
+        """Of the two products; folded keys count as the work they stand for."""
+        return 4.0 * self.queries * (self.keys + self.zero_keys) * self.heads * 128
+
+
+SHAPES = (
+    Shape(27216, 27216, 16),
+    Shape(84480, 84480, 16),
+    Shape(31104, 31104, 16),
+    Shape(27216, 512, 16),
+    Shape(4800, 4800, 16),
+    Shape(27216, 27216, 40),
+    Shape(27216, 128, 16, zero_keys=384),
+)
+"""By importance: what does not fit the budget is dropped from the end."""
+
+DRY_SHAPES = (Shape(200, 300, 2), Shape(100, 64, 2, zero_keys=8))
+
+CHECKS = (
+    Shape(1, 1, 1),
+    Shape(63, 1000, 3),
+    Shape(300, 257, 2),
+    Shape(1000, 129, 2),
+    Shape(4800, 4800, 16),
+    Shape(2000, 200, 16, zero_keys=312),
+)
+
+BEGAN = time.perf_counter()
+
+ROUNDS = 10
+ERROR_RATIO = 1.1
+"""Beyond this many times the error of cuDNN against float32 a contender is not timed."""
+
+ERROR_FLOOR = 1e-4
+"""Where cuDNN's error is 0, as with one key."""
+
+
+def designs() -> dict[str, Any]:
+    """Our own designs for Hopper, by name."""
+    from cosmos_fast_kernels.attention_hopper_pipeline import HopperConfig
+
+    return {
+        "gluon turns": HopperConfig(),
+        "gluon named turns": HopperConfig(turns="named"),
+        "gluon late decay": HopperConfig(late_decay=True),
+        "gluon late decay, named": HopperConfig(late_decay=True, turns="named"),
+        "gluon wide": HopperConfig(tail=64),
+        "gluon wide, named": HopperConfig(tail=64, turns="named"),
+        "gluon wide, late decay, named": HopperConfig(tail=64, late_decay=True, turns="named"),
+        "gluon wide, no turns": HopperConfig(tail=64, turns="none"),
+        "gluon no turns": HopperConfig(turns="none"),
+        "gluon values first": HopperConfig(overlap=False),
+        "gluon two tiles": HopperConfig(q_stages=2),
+        "gluon no loader": HopperConfig(rows=128, consumers=1, loader=False, turns="none"),
+    }
+
+
+def contender(name: str) -> Attend:
+    """The function that computes attention under this name."""
+    if name.startswith("gluon"):
+        from cosmos_fast_kernels.attention_hopper import hopper_attention
+
+        config = designs()[name]
+        return lambda q, k, v, out, zero_keys: hopper_attention(
+            q, k, v, scale=q.shape[-1] ** -0.5, zero_keys=zero_keys, out=out, config=config
+        )[0]
+    if name == "triton":
+        from cosmos_fast_kernels.attention import attention
+
+        return lambda q, k, v, out, zero_keys: attention(
+            q, k, v, scale=q.shape[-1] ** -0.5, zero_keys=zero_keys, out=out
+        )[0]
+    if name == "fa3":
+        flash_attn_func = importlib.import_module("fa3_fwd_interface").flash_attn_func
+
+        return lambda q, k, v, out, zero_keys: flash_attn_func(q, *padded(k, v, zero_keys))
+    if name == "dry crash":
+        raise RuntimeError("a contender that does not work")
+    if name == "dry hang":
+        threading.Event().wait()
+    if name == "dry wrong":
+        return lambda q, k, v, out, zero_keys: rival(q, k, v, zero_keys, False) * 1.5
+    return lambda q, k, v, out, zero_keys: rival(q, k, v, zero_keys, name == "cudnn")
+
+
+def rival(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, zero_keys: int, cudnn: bool
+) -> torch.Tensor:
+    """torch's attention; cuDNN is called as our engine calls it."""
+    k, v = padded(k, v, zero_keys)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if not (cudnn and q.is_cuda):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    out = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        q, k, v, None, False, 0.0, False, False, scale=q.shape[-1] ** -0.5
+    )[0]
+    return out.transpose(1, 2)
+
+
+def padded(k: torch.Tensor, v: torch.Tensor, zero_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """k and v with the zero rows that the others have to read; made once per pair."""
+    if not zero_keys:
+        return k, v
+    if not hasattr(k, "padded"):
+        rows = k.new_zeros(k.shape[0], zero_keys, *k.shape[2:])
+        k.padded = (torch.cat([k, rows], 1), torch.cat([v, rows], 1))  # type: ignore[attr-defined]
+    return k.padded  # type: ignore[attr-defined]
+
+
+def inputs(shape: Shape, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k, v as a projection leaves them, with what breaks kernels: channels of k far from zero,
+    a few heavy tokens that all queries look at, and a row of large values."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(length: int) -> torch.Tensor:
+        wide = torch.randn(1, length, 3 * shape.heads * 128, device=device, generator=generator)
+        return wide.to(torch.bfloat16).view(1, length, 3, shape.heads, 128)
+
+    q = normal(shape.queries)[:, :, 0]
+    k, v = normal(shape.keys)[:, :, 1:].unbind(2)
+    channels = torch.arange(0, 128, 16, device=device)
+    k[..., channels] += torch.linspace(10, 50, len(channels), device=device, dtype=k.dtype)
+    q[..., 5] += 1.0
+    k[:, :4, :, 5] += 30.0
+    v[:, -1] *= 8
+    return q, k, v
+
+
+def error(
+    out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, zero_keys: int
+) -> float:
+    """Relative error against float32 on some rows, the first and the last among them."""
+    queries = q.shape[1]
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(queries, (min(queries, 96),), generator=generator)
+    rows[0], rows[-1] = 0, queries - 1
+    rows = rows.to(q.device)
+    if out.shape != q.shape or not bool(torch.isfinite(out).all()):
+        return math.inf
+    wrong, right = 0.0, 0.0
+    for head in range(0, q.shape[2], max(1, q.shape[2] // 4)):
+        scores = q[0, rows, head].float() @ k[0, :, head].float().T * q.shape[-1] ** -0.5
+        scores = torch.nn.functional.pad(scores, (0, zero_keys))
+        expected = scores.softmax(-1)[:, : k.shape[1]] @ v[0, :, head].float()
+        wrong += float((out[0, rows, head].float() - expected).norm() ** 2)
+        right += float(expected.norm() ** 2)
+    return math.sqrt(wrong / right)
+
+
+def measured_error(attend: Attend, shape: Shape, device: str) -> float:
+    q, k, v = inputs(shape, device)
+    out = torch.full(q.shape, math.nan, device=device, dtype=q.dtype)
+    return error(attend(q, k, v, out, shape.zero_keys), q, k, v, shape.zero_keys)
+
+
+def check(name: str, device: str) -> dict[str, Any]:
+    """Errors of one contender, and of cuDNN on the same inputs."""
+    began = time.perf_counter()
+    attend = contender(name)
+    rivals = [contender("cudnn"), contender("torch")]
+    report: dict[str, Any] = {"errors": {}, "passed": True}
+    for shape in CHECKS[:-2] if device == "cpu" else CHECKS:
+        if name == "cudnn" and shape.queries < 64:
+            continue
+        ours = measured_error(attend, shape, device)
+        # cuDNN does not take every small shape.
+        theirs = measured_error(rivals[shape.queries < 64], shape, device)
+        passed = ours <= ERROR_RATIO * theirs + ERROR_FLOOR
+        report["errors"][shape.name] = [ours, theirs]
+        report["passed"] &= passed
+        if "first_s" not in report:
+            report["first_s"] = time.perf_counter() - began
+    return report
+
+
+def hold(work: Callable[[], object], calls: int, device: str) -> float:
+    """Milliseconds of one call, over ``calls`` of them back to back."""
+    if device == "cpu":
+        began = time.perf_counter()
+        for _ in range(calls):
+            work()
+        return (time.perf_counter() - began) * 1e3 / calls
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(calls):
+        work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / calls
+
+
+def calls_in(work: Callable[[], object], seconds: float, device: str) -> int:
+    """How many calls fill ``seconds``."""
+    hold(work, 1, device)
+    return max(1, round(seconds * 1e3 / max(1e-3, hold(work, 2, device))))
+
+
+def time_all(names: list[str], device: str, budget: float, keep: int, seconds: float) -> None:
+    """Print one JSON line for each shape, until the budget is spent."""
+    deadline = time.perf_counter() + budget
+    ceiling = gemm_ceiling(device, seconds / 2)
+    print(json.dumps({"gemm_tflops": ceiling}), flush=True)
+    rivals = [name for name in names if name in ("cudnn", "fa3")]
+    own = [name for name in names if name not in rivals]
+    shapes = DRY_SHAPES if device == "cpu" else SHAPES
+    for index, shape in enumerate(shapes):
+        present = own + rivals
+        # Beside the timed rounds: the inputs, the first calls and the checks.
+        if time.perf_counter() + 1.2 * seconds * len(present) + 1.0 > deadline and index:
+            print(json.dumps({"dropped": [left.name for left in shapes[index:]]}), flush=True)
+            break
+        rows = time_shape(present, shape, device, seconds)
+        for row in rows.values():
+            if "ms" in row:
+                row["tflops"] = shape.flops / row["ms"] / 1e9
+                row["share_of_gemm"] = row["tflops"] / ceiling
+        print(json.dumps({"shape": asdict(shape), "name": shape.name, "rows": rows}), flush=True)
+        if index == 0:
+            best = sorted((rows[one]["ms"], one) for one in own if "ms" in rows[one])
+            own = [one for _, one in best[:keep]]
+            own += [one for one in ("gluon two tiles",) if one in rows and one not in own]
+
+
+def time_shape(
+    names: list[str], shape: Shape, device: str, seconds: float
+) -> dict[str, dict[str, Any]]:
+    q, k, v = inputs(shape, device)
+    out = torch.empty(q.shape, device=device, dtype=q.dtype)
+    works: dict[str, Callable[[], object]] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        try:
+            attend = contender(name)
+            out.fill_(math.nan)
+            found = error(attend(q, k, v, out, shape.zero_keys), q, k, v, shape.zero_keys)
+        except Exception as problem:  # another contender's failure must not end the run
+            rows[name] = {"failed": repr(problem)[:300]}
+            continue
+        rows[name] = {"error": found}
+        works[name] = lambda attend=attend: attend(q, k, v, out, shape.zero_keys)  # type: ignore[misc]
+    limit = ERROR_RATIO * rows.get("cudnn", {}).get("error", 1.0) + ERROR_FLOOR
+    works = {name: work for name, work in works.items() if rows[name]["error"] <= limit}
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    calls = {name: calls_in(work, seconds / ROUNDS, device) for name, work in works.items()}
+    for _ in range(ROUNDS):
+        for name, work in works.items():
+            taken[name].append(hold(work, calls[name], device))
+    for name, times in taken.items():
+        rows[name] |= {"ms": median(times), "ms_min": min(times), "ms_max": max(times)}
+    return rows
+
+
+def gemm_ceiling(device: str, seconds: float) -> float:
+    size = 256 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    calls = calls_in(lambda: a @ b, seconds / 5, device)
+    times = [hold(lambda: a @ b, calls, device) for _ in range(5)]
+    return 2.0 * size**3 / median(times) / 1e9
+
+
+def run(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, __file__, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+    """(what it printed, why it failed or ""), after at most ``seconds``."""
+    try:
+        text, _ = process.communicate(timeout=max(0.1, seconds))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        text, _ = process.communicate()
+        return text, f"no end within {seconds:.0f} s"
+    return text, "" if process.returncode == 0 else f"exit code {process.returncode}"
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def check_all(
+    names: list[str], device: str, seconds: float, environment: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    deadline = time.perf_counter() + seconds
+    running = {
+        name: run(["--role", "check", "--contender", name, "--device", device], environment)
+        for name in names
+    }
+    reports: dict[str, dict[str, Any]] = {}
+    for name, process in running.items():
+        text, problem = finish(process, deadline - time.perf_counter())
+        found = json_lines(text)
+        reports[name] = found[-1] if found else {"passed": False}
+        if problem:
+            reports[name] |= {"passed": False, "problem": f"{problem}: {text[-600:]}"}
+    return reports
+
+
+class Clocks:
+    """What nvidia-smi says of the card, twice a second, while the block runs."""
+
+    def __enter__(self) -> Clocks:
+        query = "clocks.sm,power.draw,temperature.gpu"
+        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+        self.lines: list[str] = []
+        self.process = None
+        if shutil.which(command[0]):
+            self.process = subprocess.Popen(
+                [*command, "--loop-ms=500"], stdout=subprocess.PIPE, text=True
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process:
+            self.process.terminate()
+            self.lines = self.process.communicate()[0].splitlines()
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [f"GEMM ceiling {result.get('gemm_tflops', 0):.0f} TF/s"]
+    for name, report in result["checks"].items():
+        if not report["passed"]:
+            lines.append(f"RED {name}: {report.get('problem', report.get('errors'))}"[-700:])
+    for shape in result["shapes"]:
+        lines.append(shape["name"])
+        for name, row in sorted(shape["rows"].items(), key=lambda item: item[1].get("ms", 1e9)):
+            if "ms" not in row:
+                lines.append(f"  {name:32s} not timed: {row}")
+                continue
+            lines.append(
+                f"  {name:32s} {row['ms']:9.3f} ms [{row['ms_min']:.3f} {row['ms_max']:.3f}]"
+                f" {row['tflops']:6.0f} TF/s {row['share_of_gemm']:5.0%}  error {row['error']:.2e}"
+            )
+    return "\n".join(lines)
+
+
+def lead(options: argparse.Namespace) -> None:
+    device = "cpu" if options.dry else "cuda"
+    environment = dict(os.environ)
+    with tempfile.TemporaryDirectory() as folder:
+        for wheel in sorted(Path(options.wheels).glob("*.whl")) if options.wheels else ():
+            zipfile.ZipFile(wheel).extractall(folder)
+        paths = [folder, environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        names = [*designs(), "triton", "cudnn", "fa3"]
+        if options.dry:
+            names = ["dry one", "dry two", "dry wrong", "dry crash", "dry hang", "cudnn"]
+        if options.contenders:
+            names = [one for one in options.contenders.split(";") if one in names]
+        checks = check_all(names, device, options.check_seconds, environment)
+        passed = [name for name in names if checks[name]["passed"]]
+        if not passed:
+            sys.exit(f"no contender passed its check: {json.dumps(checks)}")
+        result: dict[str, Any] = {
+            "machine": machine(torch.device(device)),
+            "settings": vars(options),
+            "checks": checks,
+            "shapes": [],
+        }
+        left = options.budget - (time.perf_counter() - BEGAN)
+        timer = ["--role", "time", "--contenders", ";".join(passed), "--device", device]
+        timer += ["--budget", str(left - 12), "--keep", str(options.keep)]
+        timer += ["--seconds", str(options.seconds)]
+        with Clocks() as card:
+            text, problem = finish(run(timer, environment), left - 2)
+    result["clocks_mhz_power_w_temperature_c"] = card.lines
+    for line in json_lines(text):
+        if "shape" in line:
+            result["shapes"].append(line)
+        else:
+            result |= line
+    if problem:
+        result["problem"] = f"{problem}: {text[-1500:]}"
+    result["elapsed_s"] = time.perf_counter() - BEGAN
+    if options.out:
+        target = Path(options.out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(result, indent=1))
+    print(table(result), result.get("problem", ""), sep="\n")
+    print(json.dumps(result))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", help="where to write the JSON")
+    parser.add_argument("--budget", type=float, default=100.0, help="seconds for everything")
+    parser.add_argument("--check-seconds", type=float, default=50.0, help="seconds for the checks")
+    parser.add_argument("--seconds", type=float, default=1.0, help="each contender, each shape")
+    parser.add_argument("--keep", type=int, default=3, help="own designs after the first shape")
+    parser.add_argument("--wheels", help="folder of wheels to use, unpacked")
+    parser.add_argument("--contenders", default="", help="only these, separated by semicolons")
+    parser.add_argument("--dry", action="store_true", help="control flow only, on a CPU")
+    parser.add_argument("--role", default="lead", choices=["lead", "check", "time"])
+    parser.add_argument("--contender", default="")
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args()
+    if options.role == "check":
+        print(json.dumps(check(options.contender, options.device)))
+    elif options.role == "time":
+        names = options.contenders.split(";")
+        time_all(names, options.device, options.budget, options.keep, options.seconds)
+    else:
+        lead(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""How the Hopper kernel moves data: rings of shared memory, the loader that fills them, turns.
+
+A ring is some slots with two barriers each: "ready" completes when TMA has delivered a block into
+the slot, "free" when every consumer has read it. Who walks along a ring keeps the slot and the
+parity of the phase to wait for; the loader starts with parity 1, which is complete from the start.
+
+Axes: B batch, S positions, H heads, D features of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.language.core import constexpr_type
+
+
+@dataclass(frozen=True)
+class HopperConfig:
+    """A design of the kernel. Its defaults are the one that ships."""
+
+    head_dim: int = 128
+    """Features of a head: 64 or 128."""
+    rows: int = 64
+    """Queries of each consumer."""
+    consumers: int = 2
+    """Warpgroups that compute."""
+    keys: int = 128
+    """Keys in a block, a power of two."""
+    tail: int = 0
+    """Keys in a block beyond ``keys``: 192 is 128 + 64, shapes being powers of two."""
+    stages: int = 2
+    """Blocks of keys, and of values, in flight."""
+    q_stages: int = 1
+    """Tiles whose queries are in flight."""
+    loader: bool = True
+    """A warp of its own starts the copies; without one, the only consumer has two warpgroups."""
+    overlap: bool = True
+    """Compute the softmax of a block while the values of the one before are being added."""
+    late_decay: bool = False
+    """Scale the output to the new maximum under the next scores, and not before them."""
+    turns: str = "mbarrier"
+    """How consumers take turns: "none", "mbarrier", or "named" (hardware barriers; two only)."""
+    registers: int = 240
+    """Of a thread of a consumer."""
+    loader_registers: int = 24
+    """Of a thread of the loader."""
+
+    @property
+    def type(self) -> constexpr_type:
+        """What Gluon asks of a compile-time value that travels in a tuple."""
+        return constexpr_type(self)
+
+    @property
+    def num_warps(self) -> int:
+        """Warps of the kernel as Gluon counts them: those of the first consumer."""
+        return 4 if self.loader else 8
+
+
+@gluon.jit
+def next_slot(slot, phase, STAGES: gl.constexpr):
+    """The next slot of a ring and the parity of its turn."""
+    wraps = slot + 1 == STAGES
+    return gl.where(wraps, 0, slot + 1), gl.where(wraps, phase ^ 1, phase)
+
+
+@gluon.jit
+def tile_place(tile, query_blocks, heads):
+    """(block of queries, head, batch): neighbours share K and V, which stay in the L2 cache."""
+    rest = tile // query_blocks
+    return tile % query_blocks, rest % heads, rest // heads
+
+
+@gluon.jit
+def key_block(turn, key_blocks):
+    """Which block of keys comes at this turn: the last, ragged one, then the others in order."""
+    return gl.where(turn == 0, key_blocks, turn) - 1
+
+
+@gluon.jit
+def meet(WAIT: gl.constexpr, NAME: gl.constexpr):
+    """One of the hardware's named barriers, of 256 threads: wait at it, or only announce."""
+    VERB: gl.constexpr = "sync" if WAIT else "arrive"
+    token = gl.full([128], 0, gl.int32, gl.BlockedLayout([1], [32], [4], [0]))
+    gl.inline_asm_elementwise(
+        f"bar.{VERB} {NAME}, 256;\nmov.b32 $0, $1;", "=r,r", [token], gl.int32, False, 1
+    )
+
+
+@gluon.jit
+def wait_turn(turns, phase, CONSUMER: gl.constexpr, CONFIG: gl.constexpr):
+    if CONFIG.turns == "mbarrier":
+        # Whoever goes first finds the phase before the first one complete.
+        mbarrier.wait(turns.index(CONSUMER), phase ^ (1 if CONSUMER == 0 else 0))
+    if CONFIG.turns == "named":
+        meet(True, 8 + CONSUMER)
+
+
+@gluon.jit
+def pass_turn(turns, CONSUMER: gl.constexpr, CONFIG: gl.constexpr):
+    NEXT: gl.constexpr = (CONSUMER + 1) % CONFIG.consumers
+    if CONFIG.turns == "mbarrier":
+        mbarrier.arrive(turns.index(NEXT), count=1)
+    if CONFIG.turns == "named":
+        meet(False, 8 + NEXT)
+
+
+@gluon.jit
+def start_load(descs, rings, bar, slot, batch, head, row, CONFIG: gl.constexpr):
+    """Start the TMA copy of one block of keys (or of values) into a slot of its ring."""
+    BYTES: gl.constexpr = (CONFIG.keys + CONFIG.tail) * CONFIG.head_dim * 2
+    mbarrier.expect(bar, BYTES)
+    tma.async_copy_global_to_shared(descs[0], [batch, head, row, 0], bar, rings[0].index(slot))
+    if CONFIG.tail > 0:
+        tma.async_copy_global_to_shared(
+            descs[1], [batch, head, row + CONFIG.keys, 0], bar, rings[1].index(slot)
+        )
+
+
+@gluon.jit
+def load_tiles(descs, buffers, bars, sizes, CONFIG: gl.constexpr):
+    """The loader: everything the consumers read, in the order in which they read it."""
+    q_desc, k_descs, v_descs, _ = descs
+    q_buffers, k_rings, v_rings = buffers
+    q_ready, q_free, k_ready, k_free, v_ready, v_free, _ = bars
+    query_blocks, heads, tiles, key_blocks = sizes
+    BLOCK: gl.constexpr = CONFIG.keys + CONFIG.tail
+    STAGES: gl.constexpr = CONFIG.stages
+    Q_STAGES: gl.constexpr = CONFIG.q_stages
+    CONSUMERS: gl.constexpr = CONFIG.consumers
+
+    k_slot = 0
+    k_phase = 1
+    v_slot = 0
+    v_phase = 1
+    q_slot = 0
+    q_phase = 1
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        block, head, batch = tile_place(tile, query_blocks, heads)
+        for consumer in gl.static_range(CONSUMERS):
+            row = (block * CONSUMERS + consumer) * CONFIG.rows
+            place = q_slot * CONSUMERS + consumer
+            bar = q_ready.index(place)
+            mbarrier.wait(q_free.index(place), q_phase)
+            mbarrier.expect(bar, CONFIG.rows * CONFIG.head_dim * 2)
+            tma.async_copy_global_to_shared(
+                q_desc, [batch, head, row, 0], bar, q_buffers.index(place)
+            )
+        q_slot, q_phase = next_slot(q_slot, q_phase, Q_STAGES)
+        # Values trail keys by one block, as the consumers read them.
+        for turn in range(key_blocks + 1):
+            if turn < key_blocks:
+                row = key_block(turn, key_blocks) * BLOCK
+                mbarrier.wait(k_free.index(k_slot), k_phase)
+                bar = k_ready.index(k_slot)
+                start_load(k_descs, k_rings, bar, k_slot, batch, head, row, CONFIG)
+                k_slot, k_phase = next_slot(k_slot, k_phase, STAGES)
+            if turn > 0:
+                row = key_block(turn - 1, key_blocks) * BLOCK
+                mbarrier.wait(v_free.index(v_slot), v_phase)
+                bar = v_ready.index(v_slot)
+                start_load(v_descs, v_rings, bar, v_slot, batch, head, row, CONFIG)
+                v_slot, v_phase = next_slot(v_slot, v_phase, STAGES)
+
+
+@gluon.jit
+def release_slot(
+    turn, descs, rings, ready, free, slot, batch, head, key_blocks, CONFIG: gl.constexpr
+):
+    """A slot was read: tell the loader, or, where there is none, load the next block into it."""
+    if CONFIG.loader:
+        mbarrier.arrive(free.index(slot), count=1)
+    elif turn + CONFIG.stages < key_blocks:
+        row = key_block(turn + CONFIG.stages, key_blocks) * (CONFIG.keys + CONFIG.tail)
+        start_load(descs, rings, ready.index(slot), slot, batch, head, row, CONFIG)
+
+
+@gluon.jit
+def load_first(descs, buffers, bars, place, k_slot, v_slot, key_blocks, CONFIG: gl.constexpr):
+    """Where there is no loader: fill the rings at the start of a tile."""
+    q_desc, k_descs, v_descs, _ = descs
+    q_buffers, k_rings, v_rings = buffers
+    q_ready, _, k_ready, _, v_ready, _, _ = bars
+    batch, head, row = place
+    STAGES: gl.constexpr = CONFIG.stages
+    mbarrier.expect(q_ready.index(0), CONFIG.rows * CONFIG.head_dim * 2)
+    tma.async_copy_global_to_shared(
+        q_desc, [batch, head, row, 0], q_ready.index(0), q_buffers.index(0)
+    )
+    for turn in gl.static_range(STAGES):
+        if turn < key_blocks:
+            row = key_block(turn, key_blocks) * (CONFIG.keys + CONFIG.tail)
+            slot = (k_slot + turn) % STAGES
+            start_load(k_descs, k_rings, k_ready.index(slot), slot, batch, head, row, CONFIG)
+            slot = (v_slot + turn) % STAGES
+            start_load(v_descs, v_rings, v_ready.index(slot), slot, batch, head, row, CONFIG)
+
+
+@gluon.jit
+def make_ring(desc, STAGES: gl.constexpr):
+    # Gluon knows no starred expressions.
+    SHAPE: gl.constexpr = [STAGES] + desc.block_type.shape  # noqa: RUF005
+    return gl.allocate_shared_memory(desc.dtype, SHAPE, desc.layout)
+
+
+@gluon.jit
+def make_barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
+    bars = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+    for index in gl.static_range(COUNT):
+        mbarrier.init(bars.index(index), count=ARRIVALS)
+    return bars
