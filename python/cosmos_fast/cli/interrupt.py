@@ -19,7 +19,7 @@ from typing import Final
 
 from cosmos_fast.cli.exits import ExitCode
 
-GRACE: Final = 3.5
+GRACE: Final = 2.5
 """Seconds from the first signal to the forced end."""
 
 SIGNALS: Final = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
@@ -80,6 +80,7 @@ def _force_end(code: ExitCode) -> None:
     for path in unfinished:
         with contextlib.suppress(OSError):
             path.unlink()
+    os.write(2, b"error: interrupted\n")
     os._exit(code)
 
 

@@ -47,7 +47,7 @@ def showing() -> Iterator[Display]:
 
 
 class PlainDisplay:
-    """One line a stage, and one every few seconds of steps."""
+    """One line a stage, and of its steps the first, the last, and one every few seconds."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -61,7 +61,7 @@ class PlainDisplay:
 
     def step(self, step: int, total: int, x0: Any) -> None:
         now = time.monotonic()
-        if step < total and now - self._last_line < PLAIN_INTERVAL:
+        if 1 < step < total and now - self._last_line < PLAIN_INTERVAL:
             return
         self._last_line = now
         each = (now - self._steps_began) / step

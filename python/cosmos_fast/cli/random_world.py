@@ -27,12 +27,12 @@ RANDOM_PROFILE: Final = Profile(
     dit=DiTConfig(
         num_layers=4, num_heads=2, head_dim=64, adaln_rank=32, text_dim=64, rope_scale=(1, 1, 1)
     ),
-    vae=VAEConfig(base_dim=16),
+    vae=VAEConfig(base_dim=8),
     num_steps=12,
     guidance=1.0,
     toy=True,
 )
-"""The ball world's shape, with a smaller transformer."""
+"""The ball world's shape, with smaller networks."""
 
 _T5: Final = {
     "architectures": ["T5EncoderModel"],
