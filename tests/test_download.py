@@ -218,6 +218,7 @@ def test_a_server_without_ranges_starts_again(hub: FakeHub, tmp_path: Path) -> N
     download(planned, on_bytes=arrived.append, wait=0.01)
     assert there(tmp_path)[f"{TWO}/{DIT}"] == contents()[DIT]
     assert sum(arrived) == planned.total_bytes
+    assert hub.fetched().count(DIT) == 2
 
 
 def test_a_wrong_digest_is_refused_and_nothing_kept(hub: FakeHub, tmp_path: Path) -> None:
@@ -425,6 +426,15 @@ def test_refusals_of_a_repository(
         hub.status["someone/world"] = status
     with pytest.raises(kind, match=word):
         find_checkpoint("someone/world", variant="diffusers", endpoint=hub.endpoint, **options)
+
+
+def test_a_token_is_not_shown(made: Path, hub: FakeHub) -> None:
+    hub.repositories["someone/world"] = repository(made)
+    files = find_checkpoint(
+        "someone/world", variant="diffusers", token="secret", endpoint=hub.endpoint
+    )
+    assert any(h.get("Authorization") == "Bearer secret" for _, _, h in hub.requests)
+    assert "secret" not in repr(files)
 
 
 def test_an_unknown_repository(hub: FakeHub) -> None:

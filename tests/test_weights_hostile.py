@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,20 @@ def test_the_allow_list_of_the_process_stays_as_it_was(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError):
             open_tensors(PICKLES["eval"](tmp_path))
         assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_a_compressed_archive_is_refused_before_it_unfolds(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "plain.pt", tmp_path / "model.pt"
+    torch.save({"net.w": torch.zeros(1 << 20)}, plain)
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for entry in source.namelist():
+            target.writestr(entry.replace("plain", "model"), source.read(entry))
+    assert packed.stat().st_size < plain.stat().st_size / 100
+    with pytest.raises(CheckpointError, match="compressed"):
+        open_tensors(packed)
 
 
 @pytest.mark.parametrize("cut", range(1, 20))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ SHA256_DIGITS = 64
 class HubAccess:
     """How to reach the hub."""
 
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """None: the token of the machine's login."""
     endpoint: str | None = None
     """None: the client library's server."""

@@ -267,10 +267,7 @@ def _check_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
-                if (
-                    entry.compress_type != zipfile.ZIP_STORED
-                    or entry.file_size > entry.compress_size
-                ):
+                if entry.compress_type != zipfile.ZIP_STORED:
                     raise CheckpointError(
                         f"{path}: {entry.filename} in it is compressed; torch stores "
                         f"tensors plainly"

@@ -85,10 +85,12 @@ def write_sharded(
     shard_bytes: int = SHARD_BYTES,
     durable: bool = True,
 ) -> Path:
-    """Writes ``{stem}.safetensors``, or shards of at most ``shard_bytes`` and their index.
+    """Writes ``{stem}.safetensors``, or shards of at most ``shard_bytes`` and then their index.
+
+    Shards appear one after another: only the index makes them a checkpoint.
 
     Returns:
-        The file, or the index; the index is written last.
+        The file, or the index.
     """
     shards: list[dict[str, Spec]] = [{}]
     filled = 0
