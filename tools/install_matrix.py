@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+from email.parser import Parser
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -66,6 +68,14 @@ def run(*command: str | Path, folder: Path, path: str | None = None) -> str:
     return done.stdout
 
 
+def requirements(wheel: Path) -> list[str]:
+    """What ``wheel`` requires, to be asked for by name: only then does "lowest-direct" mean it."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode())
+    return [one for one in metadata.get_all("Requires-Dist", []) if "extra ==" not in one]
+
+
 def try_row(row: Row, wheel: Path, interpreter: str, folder: Path) -> dict[str, str]:
     """Versions that were installed, by name.
 
@@ -77,7 +87,8 @@ def try_row(row: Row, wheel: Path, interpreter: str, folder: Path) -> dict[str, 
     python = environment / "bin" / "python"
     run(uv, "venv", "--no-python-downloads", "--python", interpreter, environment, folder=folder)
     install = ("pip", "install", "--python", python, "--only-binary", ":all:")
-    run(uv, *install, "--resolution", row.resolution, wheel, *row.pins, folder=folder)
+    wanted = (wheel, *requirements(wheel), *row.pins)
+    run(uv, *install, "--resolution", row.resolution, *wanted, folder=folder)
     run(uv, "pip", "check", "--python", python, folder=folder)
     listed = json.loads(
         run(uv, "pip", "list", "--python", python, "--format", "json", folder=folder)
@@ -92,7 +103,8 @@ def try_row(row: Row, wheel: Path, interpreter: str, folder: Path) -> dict[str, 
         folder=folder,
         path=bare,
     )
-    run(environment / "bin" / "cosmos-fast", "demo", folder=folder, path=bare)
+    demo = ("demo", "--num_steps", "6")
+    run(environment / "bin" / "cosmos-fast", *demo, folder=folder, path=bare)
     videos = list(folder.glob("outputs/**/*.mp4"))
     if not videos or not all(video.stat().st_size for video in videos):
         raise RuntimeError("the demo ended well and left no video")
