@@ -82,12 +82,13 @@ class ProcessLimits:
             InputError: ``seconds`` is negative or no number.
         """
 
-def inspect(fd: int) -> tuple[str, int, bool]:
+def inspect(fd: int) -> tuple[str, int, bool, int]:
     """What an open file is, by its content.
 
     Returns:
-        Kind ("jpeg", "png", "webp", "mp4", "matroska" or "avi"), EXIF orientation (1 to 8), and
-        whether it is a picture with more than 8 bits a sample.
+        Kind ("jpeg", "png", "webp", "mp4", "matroska" or "avi"), EXIF orientation (1 to 8),
+        whether it is a picture with more than 8 bits a sample, and the number of bytes that belong
+        to it; others may follow.
 
     Raises:
         MediaError: another kind, a cut file, or no regular file.

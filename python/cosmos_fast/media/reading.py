@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -103,6 +104,24 @@ def _open(path: Path) -> int:
         ) from error
 
 
+@contextlib.contextmanager
+def _first_bytes(file: int, length: int) -> Iterator[int]:
+    """A descriptor of a file that ends after ``length`` bytes: what follows a picture, such as a
+    second one, is none of the decoder's business."""
+    os.lseek(file, 0, os.SEEK_SET)
+    if os.fstat(file).st_size <= length:
+        yield file
+        return
+    copy = os.memfd_create("picture")
+    try:
+        while length > 0 and (sent := os.sendfile(copy, file, None, length)):
+            length -= sent
+        os.lseek(copy, 0, os.SEEK_SET)
+        yield copy
+    finally:
+        os.close(copy)
+
+
 class Packets(NamedTuple):
     """What the packets of a video tell."""
 
@@ -122,7 +141,7 @@ class _Reader:
 
     def read(self, path: Path, notes: list[str]) -> float:
         """Fills the target and returns the file's own frames per second."""
-        kind, orientation, deep = inspect(self._source)
+        kind, orientation, deep, length = inspect(self._source)
         if kind not in _STILLS:
             return self._read_video()
         wanted = len(self._target)
@@ -132,7 +151,9 @@ class _Reader:
             )
         # ffmpeg would apply some orientations in some versions: here it is told not to.
         command = argv.still(self._ffmpeg, self._limits, deep=deep, alpha=kind != "jpeg")
-        if self._decode(command, orientation) < 1:
+        with _first_bytes(self._source, length) as source:
+            found = self._decode(command, source, orientation)
+        if found < 1:
             raise MediaError("it holds no picture that can be decoded; save it again")
         if orientation in _TURNS:
             note = f"{path.name}: {_TURNS[orientation]}, as its EXIF orientation says"
@@ -149,7 +170,7 @@ class _Reader:
                     continue
                 tail_seconds = max(tail_seconds, (wanted + 1) / listed.fps)
             command = argv.video(self._ffmpeg, self._limits, tail_seconds=tail_seconds)
-            seen = self._decode(command, orientation=1)
+            seen = self._decode(command, self._source, orientation=1)
             if seen >= wanted:
                 return listed.fps
         raise MediaError(f"it has {seen} frames where {wanted} are asked for; pass a longer video")
@@ -172,13 +193,12 @@ class _Reader:
         )
         return parse_packets(listing.decode(errors="replace"))
 
-    def _decode(self, command: list[str], orientation: int) -> int:
+    def _decode(self, command: list[str], source: int, orientation: int) -> int:
         limits = self._limits
-        os.lseek(self._source, 0, os.SEEK_SET)
         return decode_tail(
             command,
             self._target,
-            source=self._source,
+            source=source,
             fit=self._fit,
             orientation=orientation,
             max_side=limits.max_side,

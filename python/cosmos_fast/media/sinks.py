@@ -120,7 +120,7 @@ class StillFile(_Encoded):
     """A .png file."""
 
     def _count(self) -> int:
-        kind, _, _ = inspect(self.draft.descriptor)
+        kind, *_ = inspect(self.draft.descriptor)
         return int(kind == "png")
 
 

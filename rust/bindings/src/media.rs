@@ -76,9 +76,9 @@ impl ProcessLimits {
     }
 }
 
-/// What the file `fd` is, by content: kind, EXIF orientation, more than 8 bits a sample.
+/// What the file `fd` is, by content: kind, EXIF orientation, more than 8 bits a sample, length.
 #[pyfunction]
-pub fn inspect(py: Python<'_>, fd: i32) -> PyResult<(&'static str, u8, bool)> {
+pub fn inspect(py: Python<'_>, fd: i32) -> PyResult<(&'static str, u8, bool, u64)> {
     let file = File::from(duplicate(py, fd)?);
     let found = py.detach(|| media::inspect(&file)).map_err(|error| to_python(py, &error))?;
     let kind = match found.kind {
@@ -89,7 +89,7 @@ pub fn inspect(py: Python<'_>, fd: i32) -> PyResult<(&'static str, u8, bool)> {
         Kind::Matroska => "matroska",
         Kind::Avi => "avi",
     };
-    Ok((kind, found.orientation.tag(), found.deep))
+    Ok((kind, found.orientation.tag(), found.deep, found.length))
 }
 
 /// What a program prints; `source` becomes its standard input.

@@ -41,6 +41,14 @@ pub struct Inspection {
     pub orientation: Orientation,
     /// A picture with more than 8 bits a sample.
     pub deep: bool,
+    /// Bytes from the start of the file that are the picture or video; others may follow.
+    pub length: u64,
+}
+
+impl Inspection {
+    fn still(kind: Kind) -> Self {
+        Self { kind, orientation: Orientation::UPRIGHT, deep: false, length: 0 }
+    }
 }
 
 /// Looks at a regular file.
@@ -53,7 +61,12 @@ pub fn inspect(file: &File) -> Result<Inspection> {
     let source = Source { file, length: metadata.len() };
     let mut start = [0; 16];
     let known = source.read_up_to(0, &mut start)?;
-    let seen = |kind| Inspection { kind, orientation: Orientation::UPRIGHT, deep: false };
+    let seen = |kind| Inspection {
+        kind,
+        orientation: Orientation::UPRIGHT,
+        deep: false,
+        length: source.length,
+    };
     match &start[..known] {
         [] => Err(refuse("it is empty")),
         [0xff, 0xd8, 0xff, ..] => jpeg(&source.still()?),
@@ -144,8 +157,8 @@ fn le32(bytes: &[u8], at: usize) -> Option<usize> {
 
 /// Walks the segments, and the coded data between them, to the end-of-image marker.
 fn jpeg(bytes: &[u8]) -> Result<Inspection> {
-    let mut orientation = Orientation::UPRIGHT;
-    let mut deep = false;
+    let mut found = Inspection::still(Kind::Jpeg);
+    let mut tables = Tables::default();
     let mut at = 2;
     loop {
         // In coded data FF 00 is a byte and FF D0 to D7 are restarts; the rest ends it.
@@ -158,7 +171,12 @@ fn jpeg(bytes: &[u8]) -> Result<Inspection> {
         let marker = bytes[at + 1];
         at += 2;
         match marker {
-            0xd9 => return Ok(Inspection { kind: Kind::Jpeg, orientation, deep }),
+            0xd9 if tables.are_complete() => {
+                found.length = at as u64;
+                return Ok(found);
+            }
+            // Without its tables ffmpeg would show it grey and say nothing.
+            0xd9 => return Err(refuse("this JPEG file lacks its tables or its picture")),
             0x01 | 0xd8 => continue,
             _ => {}
         }
@@ -168,35 +186,72 @@ fn jpeg(bytes: &[u8]) -> Result<Inspection> {
         at += 2 + segment.len();
         match (marker, segment) {
             (0xe1, [b'E', b'x', b'i', b'f', 0, 0, tiff @ ..]) => {
-                orientation = exif::orientation(tiff);
+                found.orientation = exif::orientation(tiff);
             }
-            (0xc0..=0xc3, [precision, ..]) => deep = *precision > 8,
+            (0xdb, segment) => tables.define(segment),
+            (0xda, _) => tables.has_scan = true,
+            (0xc0..=0xc3, [precision, _, _, _, _, _, components @ ..]) => {
+                found.deep = *precision > 8;
+                // A lossless picture (C3) needs none.
+                tables.need(if marker == 0xc3 { &[] } else { components });
+            }
             _ => {}
         }
     }
 }
 
+/// The quantisation tables that a JPEG file defines and needs, one bit each.
+#[derive(Default)]
+struct Tables {
+    defined: u16,
+    needed: u16,
+    has_frame: bool,
+    has_scan: bool,
+}
+
+impl Tables {
+    fn define(&mut self, mut segment: &[u8]) {
+        while let [head, rest @ ..] = segment {
+            self.defined |= 1 << (head & 15);
+            segment = rest.get(if *head < 16 { 64 } else { 128 }..).unwrap_or_default();
+        }
+    }
+
+    /// `components`: of the frame, three bytes each, the last of which is the table's number.
+    fn need(&mut self, components: &[u8]) {
+        self.has_frame = true;
+        for component in components.chunks_exact(3) {
+            self.needed |= 1 << (component[2] & 15);
+        }
+    }
+
+    fn are_complete(&self) -> bool {
+        self.has_frame && self.has_scan && self.needed & !self.defined == 0
+    }
+}
+
 fn png(bytes: &[u8]) -> Result<Inspection> {
-    let mut orientation = Orientation::UPRIGHT;
+    let mut found = Inspection::still(Kind::Png);
     let mut at = 8;
     loop {
         let length = be32(bytes, at).ok_or_else(|| cut("PNG"))?;
         let end = at + 12 + length;
         let kind = bytes.get(at + 4..at + 8).filter(|_| end <= bytes.len());
+        at = end;
         match kind.ok_or_else(|| cut("PNG"))? {
             b"IEND" => break,
-            b"eXIf" => orientation = exif::orientation(&bytes[at + 8..at + 8 + length]),
+            b"eXIf" => found.orientation = exif::orientation(&bytes[end - 4 - length..end - 4]),
             _ => {}
         }
-        at = end;
     }
     // The first chunk is IHDR: length, name, width, height, depth.
-    let deep = bytes.get(24).is_some_and(|depth| *depth > 8);
-    Ok(Inspection { kind: Kind::Png, orientation, deep })
+    found.deep = bytes.get(24).is_some_and(|depth| *depth > 8);
+    found.length = at as u64;
+    Ok(found)
 }
 
 fn webp(bytes: &[u8]) -> Result<Inspection> {
-    let mut orientation = Orientation::UPRIGHT;
+    let mut found = Inspection::still(Kind::Webp);
     let whole = le32(bytes, 4).map(|length| length + 8).filter(|whole| *whole <= bytes.len());
     let bytes = &bytes[..whole.ok_or_else(|| cut("WebP"))?];
     let mut at = 12;
@@ -208,13 +263,15 @@ fn webp(bytes: &[u8]) -> Result<Inspection> {
                 return Err(refuse("it is an animated WebP; save one picture of it, or a video"));
             }
             b"EXIF" => {
-                orientation = exif::orientation(body.strip_prefix(b"Exif\0\0").unwrap_or(body));
+                found.orientation =
+                    exif::orientation(body.strip_prefix(b"Exif\0\0").unwrap_or(body));
             }
             _ => {}
         }
         at += 8 + length + length % 2;
     }
-    Ok(Inspection { kind: Kind::Webp, orientation, deep: false })
+    found.length = bytes.len() as u64;
+    Ok(found)
 }
 
 fn mp4(source: &Source<'_>) -> Result<()> {
@@ -359,10 +416,11 @@ mod tests {
     fn a_jpeg_needs_its_end_and_keeps_its_orientation() {
         let tiff = [&b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"[..]].concat();
         let exif = [b"\xff\xe1", &(8 + tiff.len() as u16).to_be_bytes()[..], b"Exif\0\0", &tiff];
-        let coded = b"\xff\xda\0\x02\x12\xff\0\xff\xd0\x34\xff\xff\xd9 trailing";
+        let coded = b"\xff\xdb\0\x03\x02\xff\xc0\0\x0b\x08\0\x01\0\x01\x01\x01\x11\x02\xff\xda\0\x02\x12\xff\0\xff\xd0\x34\xff\xff\xd9 trailing";
         let whole = [b"\xff\xd8", &exif.concat()[..], coded].concat();
-        assert_eq!(of(&whole).unwrap().orientation.tag(), 6);
         let end = whole.windows(2).rposition(|pair| pair == b"\xff\xd9").unwrap();
+        let found = of(&whole).unwrap();
+        assert_eq!((found.orientation.tag(), found.length), (6, end as u64 + 2));
         for length in 3..=end + 1 {
             assert!(of(&whole[..length]).is_err(), "{length}");
         }

@@ -292,12 +292,22 @@ struct Heard {
     ended: bool,
 }
 
-/// The last lines of `bytes` without control characters, which could move a terminal's cursor.
+/// The last words of `bytes` without control characters, which could move a terminal's cursor, and
+/// without ffmpeg's `[name @ address]`.
 fn printable(bytes: &[u8]) -> Option<String> {
-    const LONGEST: usize = 600;
+    const LONGEST: usize = 500;
     let text = String::from_utf8_lossy(bytes);
-    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let clean: Vec<char> = words.chars().filter(|c| !c.is_control()).collect();
+    let mut words: Vec<&str> = Vec::new();
+    for word in text.split_whitespace() {
+        words.push(word);
+        if let [.., name, "@", address] = words[..]
+            && name.starts_with('[')
+            && address.ends_with(']')
+        {
+            words.truncate(words.len() - 3);
+        }
+    }
+    let clean: Vec<char> = words.join(" ").chars().filter(|c| !c.is_control()).collect();
     let start = clean.len().saturating_sub(LONGEST);
     let cut = if start > 0 { "..." } else { "" };
     (!clean.is_empty()).then(|| format!("{cut}{}", clean[start..].iter().collect::<String>()))
@@ -313,6 +323,8 @@ mod tests {
         assert_eq!(printable(b" \n\t"), None);
         assert_eq!(printable(b"bad\x1b[2J  file\n\xff"), Some("bad[2J file \u{fffd}".into()));
         let long = printable(&[b'x'; 5000]).unwrap();
-        assert!(long.starts_with("...x") && long.len() == 603);
+        assert!(long.starts_with("...x") && long.len() == 503);
+        let said = b"[dec:png @ 0x55fc] [vist#0:0/png @ 0x1f] bad [thing]\n";
+        assert_eq!(printable(said), Some("bad [thing]".into()));
     }
 }
