@@ -144,8 +144,7 @@ def load_parts(
         vae = _filled(lambda: VAE(files.profile.vae), load_vae(files, device, dtype))
     cache = None
     if prompt_cache and (files.text_encoder is not None or files.hub is not None):
-        with clock.stage("identify text encoder"):
-            cache = PromptCache(environment.cache / "text", files.text_identity())
+        cache = PromptCache(environment.cache / "text", files.text_identity)
 
     def load_text() -> TextEncoder:
         config, parameters = load_text_encoder(files, device)
