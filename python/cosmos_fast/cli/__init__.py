@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -62,7 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible():
             return _invoke(spread_values(given, SEVERAL_VALUES))
     except Interrupted as interrupted:
-        return _fail(given, "interrupted", interrupted, interrupted.exit_code)
+        code = _fail(given, "interrupted", interrupted, interrupted.exit_code)
+        if arguments is None:
+            _end_at_once(code)
+        return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # silences the last flush
         return ExitCode.FAILED
@@ -97,7 +100,7 @@ def _usage_message(error: Exception, given: list[str]) -> str | None:
     return f"{describe()} See {path} --help."
 
 
-def _fail(given: list[str], message: str, error: BaseException, code: ExitCode) -> int:
+def _fail(given: list[str], message: str, error: BaseException, code: ExitCode) -> ExitCode:
     print(f"error: {message}", file=sys.stderr)
     if "--json" in given:
         print_json(
@@ -108,6 +111,13 @@ def _fail(given: list[str], message: str, error: BaseException, code: ExitCode) 
             }
         )
     return code
+
+
+def _end_at_once(code: ExitCode) -> NoReturn:
+    """Ends a process that was asked to end: taking torch down in good order takes seconds."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _show_version(asked: bool) -> None:
