@@ -34,7 +34,7 @@ DECODER_THREADS: Final = 2
 """Each more costs memory by the picture; the last few frames are soon decoded."""
 MOST_ENCODER_THREADS: Final = 16
 
-_GLOBALS: Final = ("-nostdin", "-hide_banner", "-loglevel", "error", "-xerror")
+_GLOBALS: Final = ("-nostdin", "-hide_banner", "-xerror", "-filter_threads", "1")
 _SCALER: Final = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
 
@@ -116,6 +116,9 @@ def _reading(protocols: str, formats: str, limits: MediaLimits) -> dict[str, Any
         "protocol_whitelist": protocols,
         "format_whitelist": formats,
         "max_pixels": limits.max_pixels,
+        # A change of size becomes a warning, which the Rust core turns into an error. Otherwise
+        # ffmpeg would scale what follows, or cut it to the first size, and not say so.
+        "reinit_filter": 0,
     }
 
 
@@ -131,7 +134,6 @@ def _pictures(
         "sn": None,
         "dn": None,
         "fps_mode": "passthrough",
-        "noautoscale": None,  # a change of size shows in the stream, where it is refused
         "sws_flags": _SCALER,
         "f": "image2pipe",
         "c:v": codec,
@@ -145,7 +147,7 @@ def _compile(
     ffmpeg: Ffmpeg, stream: Any, target: str, options: Mapping[str, Any], *flags: str
 ) -> list[str]:
     output = _ffmpeg_python().output(stream, target, **options)
-    globals_ = (*_GLOBALS, "-filter_threads", "1", *flags)
+    globals_ = (*_GLOBALS, "-loglevel", "level+warning", *flags)
     return [os.fspath(ffmpeg.path), *globals_, *map(str, _ffmpeg_python().get_args(output))]
 
 

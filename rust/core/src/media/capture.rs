@@ -58,7 +58,7 @@ impl Sink for Text {
         Ok(heard)
     }
 
-    fn end(&mut self) -> Result<()> {
+    fn end(&mut self, _said: &str) -> Result<()> {
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use super::pnm::{Assembler, Bounds, Picture};
 use super::ring::Ring;
 use super::supervisor::{Read, Sink, supervise};
 use super::worker::Worker;
-use crate::Result;
+use crate::{Error, Result};
 
 /// Decodes on a thread of its own, at most `ring` pictures ahead of the caller.
 ///
@@ -63,7 +63,49 @@ impl Sink for Pictures<'_> {
         self.assembler.read(from, &mut memory, &mut |picture| ring.give(picture))
     }
 
-    fn end(&mut self) -> Result<()> {
-        self.assembler.end()
+    fn end(&mut self, said: &str) -> Result<()> {
+        match size_change(said) {
+            Some(sizes) => Err(Error::Stream(format!(
+                "the size changes from {sizes} (width x height); cut the video where it changes"
+            ))),
+            None => self.assembler.end(),
+        }
+    }
+}
+
+/// The sizes in ffmpeg's warning that frames are not as the first one was.
+///
+/// With `-reinit_filter 0` it scales such frames to the first one's size, and only this tells.
+fn size_change(said: &str) -> Option<String> {
+    said.lines().find_map(|line| {
+        let (before, after) = line.split_once("incoming frame - ")?;
+        let [first, other] = [size_in(before)?, size_in(after)?];
+        (first != other).then(|| format!("{first} to {other}"))
+    })
+}
+
+fn size_in(text: &str) -> Option<String> {
+    let (_, text) = text.split_once("w: ")?;
+    let (width, text) = text.split_once(" h: ")?;
+    let height = text.split(' ').next()?;
+    Some(format!("{width}x{height}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size_change;
+
+    #[test]
+    fn a_change_of_size_is_heard_in_the_warnings() {
+        let said = |before: &str, after: &str| {
+            format!(
+                "[error] other\n[in @ 0x7f] [warning] filter context - {before} fmt: 0 csp: \
+                 unknown, incoming frame - {after} fmt: 0 csp: bt709 pts_time: 0.6\n"
+            )
+        };
+        let change = size_change(&said("w: 64 h: 48", "w: 64 h: 96"));
+        assert_eq!(change.as_deref(), Some("64x48 to 64x96"));
+        assert_eq!(size_change(&said("w: 64 h: 48", "w: 64 h: 48")), None);
+        assert_eq!(size_change("incoming frame - \n w: 1"), None);
     }
 }

@@ -56,8 +56,8 @@ pub(super) trait Sink {
     fn has_room(&self) -> bool;
     /// Reads once. 0 at the end of the stream.
     fn read(&mut self, from: BorrowedFd<'_>) -> Result<Read>;
-    /// The stream has ended and the child has succeeded.
-    fn end(&mut self) -> Result<()>;
+    /// The stream has ended and the child has succeeded; `said` is the end of its standard error.
+    fn end(&mut self, said: &str) -> Result<()>;
 }
 
 /// What one read gave.
@@ -87,7 +87,7 @@ impl Sink for () {
     fn read(&mut self, _from: BorrowedFd<'_>) -> Result<Read> {
         Ok(Read::End)
     }
-    fn end(&mut self) -> Result<()> {
+    fn end(&mut self, _said: &str) -> Result<()> {
         Ok(())
     }
 }
@@ -262,7 +262,8 @@ impl Service<'_> {
         self.drain_errors();
         let status =
             self.child.reap().map_err(Error::system("ffmpeg's status could not be read"))?;
-        let said = printable(self.said.make_contiguous());
+        let heard = String::from_utf8_lossy(self.said.make_contiguous());
+        let said = printable(&heard);
         if !status.success() {
             let how = match status.signal().and_then(Signal::from_named_raw) {
                 Some(Signal::XCPU) => "used up the processor time it is allowed".into(),
@@ -274,7 +275,7 @@ impl Service<'_> {
             let how = "stopped reading before the last frame".into();
             return Err(Error::Exit { how, said });
         }
-        sink.end()
+        sink.end(&heard)
     }
 }
 
@@ -292,19 +293,21 @@ struct Heard {
     ended: bool,
 }
 
-/// The last words of `bytes` without control characters, which could move a terminal's cursor, and
-/// without ffmpeg's `[name @ address]`.
-fn printable(bytes: &[u8]) -> Option<String> {
+/// The last words of what ffmpeg said: no warnings, no `[name @ address]` and no control
+/// characters, which could move a terminal's cursor.
+fn printable(said: &str) -> Option<String> {
     const LONGEST: usize = 500;
-    let text = String::from_utf8_lossy(bytes);
     let mut words: Vec<&str> = Vec::new();
-    for word in text.split_whitespace() {
+    for word in
+        said.lines().filter(|line| !line.contains("[warning]")).flat_map(str::split_whitespace)
+    {
         words.push(word);
-        if let [.., name, "@", address] = words[..]
-            && name.starts_with('[')
-            && address.ends_with(']')
-        {
-            words.truncate(words.len() - 3);
+        match words[..] {
+            [.., "[error]" | "[fatal]"] => words.truncate(words.len() - 1),
+            [.., name, "@", address] if name.starts_with('[') && address.ends_with(']') => {
+                words.truncate(words.len() - 3);
+            }
+            _ => {}
         }
     }
     let clean: Vec<char> = words.join(" ").chars().filter(|c| !c.is_control()).collect();
@@ -319,12 +322,13 @@ mod tests {
 
     #[test]
     fn what_ffmpeg_said_is_safe_to_print() {
-        assert_eq!(printable(b""), None);
-        assert_eq!(printable(b" \n\t"), None);
-        assert_eq!(printable(b"bad\x1b[2J  file\n\xff"), Some("bad[2J file \u{fffd}".into()));
-        let long = printable(&[b'x'; 5000]).unwrap();
+        assert_eq!(printable(""), None);
+        assert_eq!(printable(" \n\t"), None);
+        assert_eq!(printable("bad\x1b[2J  file\n"), Some("bad[2J file".into()));
+        let long = printable(&"x".repeat(5000)).unwrap();
         assert!(long.starts_with("...x") && long.len() == 503);
-        let said = b"[dec:png @ 0x55fc] [vist#0:0/png @ 0x1f] bad [thing]\n";
-        assert_eq!(printable(said), Some("bad [thing]".into()));
+        let said = "[dec:png @ 0x55fc] [vist#0:0/png @ 0x1f] [error] bad [thing]\n\
+                    [graph -1 @ 0x7f] [warning] never mind\n[fatal] worse";
+        assert_eq!(printable(said), Some("bad [thing] worse".into()));
     }
 }
