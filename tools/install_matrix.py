@@ -87,7 +87,7 @@ def try_row(row: Row, wheel: Path, interpreter: str, folder: Path) -> dict[str, 
     python = environment / "bin" / "python"
     run(uv, "venv", "--no-python-downloads", "--python", interpreter, environment, folder=folder)
     install = ("pip", "install", "--python", python, "--only-binary", ":all:")
-    wanted = (wheel, *requirements(wheel), *row.pins)
+    wanted: list[str | Path] = [wheel, *requirements(wheel), *row.pins]
     run(uv, *install, "--resolution", row.resolution, *wanted, folder=folder)
     run(uv, "pip", "check", "--python", python, folder=folder)
     listed = json.loads(
