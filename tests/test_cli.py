@@ -18,9 +18,9 @@ from PIL import Image
 from attacks.checkpoints.fake_hub import FakeHub
 from cosmos_fast.cli import main
 from cosmos_fast.cli.future_commands import FUTURE_COMMANDS
-from cosmos_fast.cli.random_world import RANDOM_PROFILE, make_random_world
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
 from cosmos_fast.weights import find_checkpoint, load_dit
+from random_world import RANDOM_PROFILE, make_random_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable

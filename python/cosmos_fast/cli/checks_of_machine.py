@@ -217,7 +217,7 @@ def worlds() -> Check:
 
     found = packaged_worlds()
     if not found:
-        finding = "none in this package: the demo uses random weights"
+        finding = "none in this package: there is no demo"
         return Check("toy worlds", "warn", finding, "install a release, which carries ballworld")
     return Check("toy worlds", "ok", ", ".join(found))
 

@@ -1,7 +1,6 @@
-"""A small checkpoint of random weights, made on the spot where no trained world is at hand.
+"""A small checkpoint of random weights with every file of a real one, in diffusers' layout.
 
-It has every file of a real one, in diffusers' layout, so that it is found and loaded by the code
-that loads the 2B. What it shows is noise.
+It is found and loaded by the code that loads the 2B. What it shows is noise.
 """
 
 from __future__ import annotations
