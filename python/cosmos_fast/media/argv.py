@@ -48,6 +48,7 @@ def still(ffmpeg: Ffmpeg, limits: MediaLimits, *, deep: bool, alpha: bool) -> li
     }
     codec, pixels = samples[alpha, deep]
     options = _reading("pipe", STILL_FORMATS, limits) | {"threads": 1, "noautorotate": None}
+    options["err_detect"] = "crccheck+explode"  # PNG has checksums, which are not looked at else
     return _pictures(ffmpeg, "pipe:0", options, codec, pixels, **{"frames:v": 1})
 
 

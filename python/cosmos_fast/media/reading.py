@@ -87,10 +87,20 @@ def read_frames(
         reader = _Reader(binary, source, target, fit, limits)
         rate = reader.read(path, [] if notes is None else notes)
     except MediaError as error:
-        raise MediaError(f"{path}: {error}") from error
+        raise MediaError(f"{path}: {_explained(str(error))}") from error
     finally:
         os.close(source)
     return Frames(target, fps or rate)
+
+
+def _explained(finding: str) -> str:
+    if "matches no streams" in finding:
+        return "it holds no moving pictures, only sound or a cover; pass a video"
+    if "Option not found" in finding or "Unrecognized option" in finding:
+        return f"{finding}; this ffmpeg is too old: pip install imageio-ffmpeg brings a newer one"
+    if finding.startswith("ffmpeg failed"):
+        return f"{finding}; if a player shows it, save it again as PNG or MP4"
+    return finding
 
 
 def _open(path: Path) -> int:

@@ -293,10 +293,11 @@ struct Heard {
     ended: bool,
 }
 
-/// The last words of what ffmpeg said: no warnings, no `[name @ address]` and no control
+/// The first and last words of what ffmpeg said: no warnings, no `[name @ address]` and no control
 /// characters, which could move a terminal's cursor.
 fn printable(said: &str) -> Option<String> {
-    const LONGEST: usize = 500;
+    const FIRST: usize = 300;
+    const LAST: usize = 150;
     let mut words: Vec<&str> = Vec::new();
     for word in
         said.lines().filter(|line| !line.contains("[warning]")).flat_map(str::split_whitespace)
@@ -311,9 +312,11 @@ fn printable(said: &str) -> Option<String> {
         }
     }
     let clean: Vec<char> = words.join(" ").chars().filter(|c| !c.is_control()).collect();
-    let start = clean.len().saturating_sub(LONGEST);
-    let cut = if start > 0 { "..." } else { "" };
-    (!clean.is_empty()).then(|| format!("{cut}{}", clean[start..].iter().collect::<String>()))
+    if clean.len() <= FIRST + LAST {
+        return (!clean.is_empty()).then(|| clean.iter().collect());
+    }
+    let (first, last) = (&clean[..FIRST], &clean[clean.len() - LAST..]);
+    Some(first.iter().chain(&[' ', '.', '.', '.', ' ']).chain(last).collect())
 }
 
 #[cfg(test)]
@@ -325,8 +328,8 @@ mod tests {
         assert_eq!(printable(""), None);
         assert_eq!(printable(" \n\t"), None);
         assert_eq!(printable("bad\x1b[2J  file\n"), Some("bad[2J file".into()));
-        let long = printable(&"x".repeat(5000)).unwrap();
-        assert!(long.starts_with("...x") && long.len() == 503);
+        let long = printable(&format!("first {} last", "x".repeat(5000))).unwrap();
+        assert!(long.starts_with("first x") && long.ends_with("x last") && long.len() == 455);
         let said = "[dec:png @ 0x55fc] [vist#0:0/png @ 0x1f] [error] bad [thing]\n\
                     [graph -1 @ 0x7f] [warning] never mind\n[fatal] worse";
         assert_eq!(printable(said), Some("bad [thing] worse".into()));
