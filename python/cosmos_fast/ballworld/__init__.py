@@ -6,8 +6,9 @@ imitate this world live in ``assets/ballworld``; what trains and evaluates them 
 
 from cosmos_fast.ballworld.motion import simulate
 from cosmos_fast.ballworld.picture import render
-from cosmos_fast.ballworld.prompts import describe, parse
+from cosmos_fast.ballworld.prompts import describe, parse, say, stage
 from cosmos_fast.ballworld.scene import FPS, NUM_FRAMES, SIZE, Scenes, sample
+from cosmos_fast.ballworld.sheet import draw_sheet
 from cosmos_fast.ballworld.tracker import Score, compare_tracks, track
 
 __all__ = [
@@ -18,9 +19,12 @@ __all__ = [
     "Score",
     "compare_tracks",
     "describe",
+    "draw_sheet",
     "parse",
     "render",
     "sample",
+    "say",
     "simulate",
+    "stage",
     "track",
 ]

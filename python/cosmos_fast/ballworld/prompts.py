@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Final, NamedTuple
 
-from cosmos_fast.ballworld.scene import COLOURS, MOTIONS, Scenes
+import numpy as np
+
+from cosmos_fast.ballworld.scene import COLOURS, MOTIONS, Scenes, sample
 
 _ENDINGS: Final = {" under gravity": True, " with no gravity": False}
 _COLOUR_NAMES: Final = tuple(COLOURS)
 _PHRASES: Final = tuple(motion.phrase for motion in MOTIONS)
+_DRAWN: Final = 64
+"""Scenes to find one with the right number of balls among: half of all have it."""
 _BALL: Final = re.compile(f"an? ({'|'.join(_COLOUR_NAMES)}) ball ({'|'.join(_PHRASES)})")
 
 
@@ -62,3 +67,13 @@ def parse(text: str) -> Sentence | None:
     if len(found) != len(balls) or len(balls) > 2 or len(set(colours)) != len(colours):
         return None
     return Sentence(colours, tuple(_PHRASES.index(ball[2]) for ball in found), _ENDINGS[ending])
+
+
+def stage(sentence: Sentence, seed: int) -> Scenes:
+    """One held-out scene in which ``sentence`` holds; ``seed`` decides all that it leaves open."""
+    balls = len(sentence.colours)
+    drawn = sample(_DRAWN, seed, "held-out")
+    scene = drawn[np.flatnonzero(drawn.count == balls)[:1]]
+    colour, motion = scene.colour.copy(), scene.motion.copy()
+    colour[0, :balls], motion[0, :balls] = sentence.colours, sentence.motions
+    return replace(scene, colour=colour, motion=motion, gravity=np.array([sentence.gravity]))
