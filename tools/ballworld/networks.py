@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -111,7 +111,7 @@ def training_vae(device: torch.device) -> VAE:
                 weight[:, :, 2] *= math.sqrt(3.0)
             elif name.endswith("time_conv.weight"):
                 outputs, inputs = weight.shape[:2]
-                weight *= 0.1
+                weight.mul_(0.1)
                 weight[:, :, 2, 0, 0] += torch.eye(inputs, device=device).repeat(
                     outputs // inputs, 1
                 )
@@ -119,8 +119,8 @@ def training_vae(device: torch.device) -> VAE:
                 weight.zero_()
         # Almost no noise on the latents at first: the decoder learns nothing through much.
         quiet = slice(LATENT_CHANNELS, None)
-        vae.quant_conv.weight[quiet] *= 0.1
-        vae.quant_conv.bias[quiet] = _FIRST_LOG_VARIANCE
+        vae.quant_conv.weight[quiet].mul_(0.1)
+        cast("torch.Tensor", vae.quant_conv.bias)[quiet] = _FIRST_LOG_VARIANCE
     return vae
 
 

@@ -138,7 +138,9 @@ class Networks:
             ]
         ).to(self.device)
         levels = sigmas(settings.num_steps)
-        predict = guided(*predictors, settings.guidance if settings.text else 0.0)
+        conditional, unconditional = predictors
+        guidance = settings.guidance if settings.text else 0.0
+        predict = guided(conditional, unconditional, guidance)
         return adams_bashforth(predict, noise * levels[0], levels)
 
     def _rows(self, scenes: Scenes) -> torch.Tensor:

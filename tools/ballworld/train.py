@@ -163,7 +163,8 @@ class Training:
 
     def train_dit(self, world: World) -> None:
         arguments = self.arguments
-        tensor, *self.statistics = encode_world(self.vae, world, arguments.latent_seconds)
+        tensor, mean, deviation = encode_world(self.vae, world, arguments.latent_seconds)
+        self.statistics = mean, deviation
         self.log(f"{len(tensor)} clips encoded, {tensor.numel() * 2 / 1e9:.2f} GB")
         self.log("latent deviations " + " ".join(f"{d:.2f}" for d in self.statistics[1]))
         kept = tensor.float().std(dim=(0, 2, 3, 4)).tolist()
