@@ -5,6 +5,7 @@
 #   make test    the Rust and Python tests
 #   make lint    format, lint, types, floors, stub, licences and advisories
 #   make parity  how far we are from what we must agree with; writes the table of BENCHMARKS.md
+#   make eval    how well the ball world's videos follow the simulator, on 32 held-out scenes
 #   make bench   speed of the kernels beside their rivals, on this machine's GPU
 #   make wheel   the wheel and the sdist, looked into
 #   make matrix  the wheel in empty environments: old and new Pythons and dependencies
@@ -31,7 +32,7 @@ NAMELESS := --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo \
 	--remap-path-prefix=$(CURDIR)=cosmos-fast
 
 .PHONY: help setup demo test parity lint lint-style lint-types lint-floors lint-rust lint-audit \
-	bench wheel matrix soak lock clean
+	eval bench wheel matrix soak lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -81,6 +82,9 @@ lint-rust: setup
 
 lint-audit: setup
 	$(PYTHON) tools/audit.py
+
+eval: setup
+	$(PYTHON) -m tools.ballworld.evaluate $(ARGS)
 
 bench: setup
 	@$(PYTHON) -c "import sys, torch; \
