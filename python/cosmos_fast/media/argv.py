@@ -35,7 +35,9 @@ DECODER_THREADS: Final = 2
 MOST_ENCODER_THREADS: Final = 16
 
 _GLOBALS: Final = ("-nostdin", "-hide_banner", "-xerror", "-filter_threads", "1")
-_SCALER: Final = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+_STILL_SCALER: Final = "bilinear+accurate_rnd+full_chroma_int"
+"""With ``-idct int`` the nearest to libjpeg, through which the reference reads pictures. Videos
+take ffmpeg's own default, which gives the bytes that PyAV gives the reference."""
 
 
 def still(ffmpeg: Ffmpeg, limits: MediaLimits, *, deep: bool, alpha: bool) -> list[str]:
@@ -48,8 +50,10 @@ def still(ffmpeg: Ffmpeg, limits: MediaLimits, *, deep: bool, alpha: bool) -> li
     }
     codec, pixels = samples[alpha, deep]
     options = _reading("pipe", STILL_FORMATS, limits) | {"threads": 1, "noautorotate": None}
+    options["idct"] = "int"
     options["err_detect"] = "crccheck+explode"  # PNG has checksums, which are not looked at else
-    return _pictures(ffmpeg, "pipe:0", options, codec, pixels, **{"frames:v": 1})
+    more = {"frames:v": 1, "sws_flags": _STILL_SCALER}
+    return _pictures(ffmpeg, "pipe:0", options, codec, pixels, **more)
 
 
 def video(ffmpeg: Ffmpeg, limits: MediaLimits, *, tail_seconds: float | None) -> list[str]:
@@ -135,7 +139,6 @@ def _pictures(
         "sn": None,
         "dn": None,
         "fps_mode": "passthrough",
-        "sws_flags": _SCALER,
         "f": "image2pipe",
         "c:v": codec,
         "pix_fmt": pixels,

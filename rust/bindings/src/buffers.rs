@@ -31,7 +31,9 @@ impl<T: Element> Array<T> {
         let shape = self.0.shape();
         match (shape, channels_first) {
             (&[frames, height, width, 3], false) | (&[3, frames, height, width], true) => {
-                Ok(Shape { frames, height, width })
+                let shape = Shape { frames, height, width };
+                shape.pixels().map_err(|error| to_python(py, &error))?;
+                Ok(shape)
             }
             _ => {
                 let expected = if channels_first { "(3, T, H, W)" } else { "(T, H, W, 3)" };

@@ -39,6 +39,7 @@ impl Tail {
         how: Fit,
         orientation: Orientation,
     ) -> Result<()> {
+        shape.pixels()?;
         if self.kept.len() != shape.frames {
             let count = self.kept.len();
             return Err(Error::argument(format!("{count} pictures for {} places", shape.frames)));
