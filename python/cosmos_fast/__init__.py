@@ -1,9 +1,9 @@
 """cosmos-fast: NVIDIA Cosmos-Predict2 Video2World as an engine to embed.
 
-    >>> import cosmos_fast as cf
-    >>> engine = cf.Video2World.from_pretrained("nvidia/Cosmos-Predict2-2B-Video2World")
-    >>> clip = engine.generate("start.jpg", "the arm lifts the cup")
-    >>> clip.save("out.mp4")
+>>> import cosmos_fast as cf
+>>> engine = cf.Video2World.from_pretrained("nvidia/Cosmos-Predict2-2B-Video2World")
+>>> clip = engine.generate("start.jpg", "the arm lifts the cup")
+>>> clip.save("out.mp4")
 """
 
 from cosmos_fast._core import __version__
