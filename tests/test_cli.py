@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from attacks.checkpoints.fake_hub import FakeHub
+from cosmos_fast import __version__
 from cosmos_fast.cli import main
 from cosmos_fast.cli.future_commands import FUTURE_COMMANDS
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
@@ -214,7 +215,7 @@ def test_dry_run_lists_values_and_where_they_come_from(run: Run, place: Path) ->
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
     assert rows["height"] == ["432", "command", "line"]
     assert rows["seed"] == ["1", "original", "default"]
-    assert rows["guidance"] == ["-", "profile"]
+    assert rows["guidance"] == ["1.0", "profile"]
     assert not (place / "outputs").exists()
 
 
@@ -363,9 +364,14 @@ print(*sorted(set(sys.modules) - before), file=sys.stderr)
 
 
 def test_version(run: Run) -> None:
-    code, out, _ = run("--version")
-    assert code == 0
-    assert out.startswith("cosmos-fast ")
+    assert run("--version") == (0, f"cosmos-fast {__version__}\n", "")
+
+
+def test_a_misspelt_model_is_told_beside_a_missing_part(run: Run, place: Path) -> None:
+    picture = "assets/video2world/input0.jpg"
+    _, _, err = run("video2world", "--model", "balworld", "--input_path", picture, "--prompt", "p")
+    assert "prompt upsampler" in err
+    assert "model: 'balworld' is not there; a hub id reads owner/name" in err
 
 
 def test_no_command_shows_the_help(run: Run) -> None:

@@ -11,16 +11,15 @@ import pytest
 
 from cosmos_fast.cli.config_file import merge, read_config
 from cosmos_fast.cli.exits import MissingPartError, UsageError
-from cosmos_fast.cli.flags import Flag, parse_flags, spread_values
+from cosmos_fast.cli.flags import Flag, in_flags, parse_flags, spread_values
 from cosmos_fast.cli.settings import (
-    FRAMES_OF_RATE,
-    SIZES,
     Origin,
     Settings,
     generation_of,
     resolve,
     with_profile,
 )
+from cosmos_fast.cli.size_classes import FRAMES_OF_RATE, SIZES
 from cosmos_fast.cli.video2world_flags import (
     EXCLUSIVE_FLAGS,
     ORIGINAL_GENERATION_FLAGS,
@@ -299,7 +298,7 @@ def toy() -> Profile:
 @pytest.mark.parametrize("generation", [ORIGINAL, LATER], ids=["original", "later"])
 def test_a_toy_profile_wins_over_the_defaults_of_a_generation(generation: str) -> None:
     found = with_profile(settings(f"{generation} --num_video_frames 17"), toy())
-    assert found.height is found.width is found.fps is None
+    assert (found.height, found.width, found.fps) == (96, 160, 16)
     assert found.num_frames == 17
     assert found.origins["height"] == "profile"
     assert found.upsampler == found.guardrail == "not applicable"
@@ -314,9 +313,25 @@ def test_a_toy_needs_no_upsampler() -> None:
         with_profile(settings("--batch_input_path a.jsonl"), toy()).refuse_missing()
 
 
-def test_a_released_profile_changes_nothing() -> None:
-    found = settings(ORIGINAL)
-    assert with_profile(found, replace(toy(), toy=False)) is found
+def test_a_profile_fills_what_is_open_and_nothing_else() -> None:
+    released = replace(toy(), toy=False, num_steps=35, guidance=7.0, negative_prompt="blurred")
+    found = with_profile(settings(ORIGINAL), released)
+    assert (found.height, found.num_frames, found.fps) == (704, 121, 24)
+    assert (found.num_steps, found.guidance, found.negative_prompt) == (35, 7, "blurred")
+    assert found.origins["num_steps"] == "profile"
+    assert (found.upsampler, found.guardrail) == ("off", "default")
+    given = with_profile(settings(f"{LATER} --negative_prompt '' --model a/b --fps 5"), released)
+    assert (given.negative_prompt, given.fps, given.height) == ("", 5, 96)
+
+
+def test_messages_of_the_library_speak_in_flags() -> None:
+    told = in_flags(
+        "give variant= or vae=, text_encoder= (a folder); variant='x'; or local_files_only=True",
+        VIDEO2WORLD_FLAGS,
+    )
+    assert told == (
+        "give --variant or --vae, --text_encoder (a folder); variant='x'; or --local_files_only"
+    )
 
 
 def test_settings_as_plain_values() -> None:

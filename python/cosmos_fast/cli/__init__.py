@@ -9,22 +9,31 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from cosmos_fast.cli.convert import convert
-from cosmos_fast.cli.demo import demo
-from cosmos_fast.cli.doctor import doctor
-from cosmos_fast.cli.download import SEVERAL_VALUES, download
+from cosmos_fast.cli.convert import CONVERT_FLAGS, convert
+from cosmos_fast.cli.demo import DEMO_FLAGS, demo
+from cosmos_fast.cli.doctor import DOCTOR_FLAGS, doctor
+from cosmos_fast.cli.download import DOWNLOAD_FLAGS, SEVERAL_VALUES, download
 from cosmos_fast.cli.exits import ExitCode, exit_code_of, message_of
-from cosmos_fast.cli.flags import spread_values
+from cosmos_fast.cli.flags import in_flags, spread_values
 from cosmos_fast.cli.future_commands import add_future_commands
 from cosmos_fast.cli.interrupt import Interrupted, interruptible
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.video2world import video2world
+from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
 
 _PROGRAM = "cosmos-fast"
+FLAGS_OF: Final = {
+    "video2world": VIDEO2WORLD_FLAGS,
+    "demo": DEMO_FLAGS,
+    "download": DOWNLOAD_FLAGS,
+    "convert": CONVERT_FLAGS,
+    "doctor": DOCTOR_FLAGS,
+}
+"""The flags of every command."""
 
 
 def build_app() -> typer.Typer:
@@ -75,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(given, usage, error, ExitCode.USAGE)
         if "--debug" in given:
             traceback.print_exc()
-        return _fail(given, message_of(error), error, exit_code_of(error))
+        message = in_flags(message_of(error), FLAGS_OF.get(given[0], ()) if given else ())
+        return _fail(given, message, error, exit_code_of(error))
 
 
 def _invoke(arguments: list[str]) -> int:
@@ -97,7 +107,7 @@ def _usage_message(error: Exception, given: list[str]) -> str | None:
         path = context.command_path
     else:
         path = " ".join([_PROGRAM, *(word for word in given[:1] if not word.startswith("-"))])
-    return f"{describe()} See {path} --help."
+    return f"{str(describe()).rstrip('.')}. See {path} --help."
 
 
 def _fail(given: list[str], message: str, error: BaseException, code: ExitCode) -> ExitCode:
@@ -122,12 +132,9 @@ def _end_at_once(code: ExitCode) -> NoReturn:
 
 def _show_version(asked: bool) -> None:
     if asked:
-        from importlib import metadata
+        from cosmos_fast import __version__
 
-        try:
-            print(f"{_PROGRAM} {metadata.version(_PROGRAM)}")
-        except metadata.PackageNotFoundError:
-            print(f"{_PROGRAM} (not installed as a package)")
+        print(f"{_PROGRAM} {__version__}")
         raise typer.Exit(ExitCode.OK)
 
 

@@ -272,6 +272,16 @@ def _completion(kind: Choice) -> Callable[[str], list[str]]:
     return complete
 
 
+def in_flags(message: str, table: Iterable[Flag]) -> str:
+    """A message of the library in the words of a command: ``variant=`` as ``--variant``."""
+    for flag in table:
+        if flag.kind is None:
+            message = message.replace(f"{flag.name}=True", flag.spelling)
+        else:
+            message = re.sub(rf"(?<![\w-]){flag.name}=(?=[\s,.)]|$)", flag.spelling, message)
+    return message
+
+
 def spread_values(arguments: list[str], several: Iterable[str]) -> list[str]:
     """Repeat flags that take several values: ``--sizes 2B 14B`` as ``--sizes 2B --sizes 14B``.
 

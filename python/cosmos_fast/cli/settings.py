@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from cosmos_fast.cli.exits import MissingPartError, UsageError
 from cosmos_fast.cli.missing_parts import MissingPart, idle_notes, missing_parts
+from cosmos_fast.cli.size_classes import FRAMES_OF_RATE, SIZES
 from cosmos_fast.cli.video2world_flags import EXCLUSIVE_FLAGS, ORIGINAL_GENERATION_FLAGS
 
 if TYPE_CHECKING:
@@ -26,33 +27,6 @@ Origin = Literal[
     "command line", "config file", "original default", "later default", "default", "profile"
 ]
 """Where a value comes from; "profile" is the checkpoint's own."""
-
-SIZES: Final[Mapping[int, Mapping[str, tuple[int, int]]]] = MappingProxyType(
-    {
-        720: MappingProxyType(
-            {
-                "1:1": (960, 960),
-                "4:3": (704, 960),
-                "3:4": (960, 704),
-                "16:9": (704, 1280),
-                "9:16": (1280, 704),
-            }
-        ),
-        480: MappingProxyType(
-            {
-                "1:1": (480, 480),
-                "4:3": (480, 640),
-                "3:4": (640, 480),
-                "16:9": (432, 768),
-                "9:16": (768, 432),
-            }
-        ),
-    }
-)
-"""(height, width) of each size class and aspect ratio (width:height) of the released models."""
-
-FRAMES_OF_RATE: Final[Mapping[int, int]] = MappingProxyType({10: 61, 16: 93})
-"""Length in frames that the released checkpoint of a frame rate was trained with."""
 
 TOY_SOURCE: Final = "ballworld"
 
@@ -73,6 +47,7 @@ class Settings:
     text_encoder: Path | None
     tokenizer: Path | None
     load_ema: bool
+    local_files_only: bool
     input: Path | None
     prompt: str | None
     negative_prompt: str | None
@@ -103,13 +78,16 @@ class Settings:
     missing: tuple[MissingPart, ...] = ()
     """Parts of cosmos-fast that this command needs and that do not exist yet."""
 
-    def refuse_missing(self) -> None:
+    def refuse_missing(self, *more: str) -> None:
         """
+        Args:
+            more: what else is wrong with the command, to be told in the same breath.
+
         Raises:
             MissingPartError: a flag, or a default, needs a part that does not exist yet.
         """
         if self.missing:
-            raise MissingPartError("; ".join(str(part) for part in self.missing))
+            raise MissingPartError("; ".join([*map(str, self.missing), *more]))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; ``origins`` and ``notes`` included."""
@@ -151,6 +129,7 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
         text_encoder=values.pick("text_encoder", "text_encoder", default=None),
         tokenizer=values.pick("tokenizer", "tokenizer", default=None),
         load_ema=values.pick("load_ema", "load_ema", default=False),
+        local_files_only=values.pick("local_files_only", "local_files_only", default=False),
         input=values.pick("input", "input_path", "input_image_or_video_path", default=None),
         prompt=values.pick("prompt", "prompt", default=None),
         negative_prompt=values.pick("negative_prompt", "negative_prompt", default=None),
@@ -194,13 +173,34 @@ def generation_of(given: Mapping[str, Any]) -> Generation:
 
 
 def with_profile(settings: Settings, profile: Profile) -> Settings:
-    """``settings`` for the checkpoint that ``profile`` describes.
+    """``settings`` for the checkpoint that ``profile`` describes: what is None becomes its value.
 
     A toy model is neither the original's nor the later tool's: its profile replaces every default
     of a generation, and upsampler and guardrail do not apply to it. What the user gave stays.
     """
-    if not profile.toy:
-        return settings
+    if profile.toy:
+        settings = _as_toy(settings)
+    negative = profile.negative_prompt
+
+    def filled(value: _T | None, own: _T) -> _T:
+        return own if value is None else value
+
+    return replace(
+        settings,
+        negative_prompt=filled(settings.negative_prompt, negative)
+        if isinstance(negative, str)
+        else settings.negative_prompt,
+        height=filled(settings.height, profile.size.height),
+        width=filled(settings.width, profile.size.width),
+        num_frames=filled(settings.num_frames, profile.num_frames),
+        fps=filled(settings.fps, profile.fps),
+        num_steps=filled(settings.num_steps, profile.num_steps),
+        guidance=filled(settings.guidance, profile.guidance),
+    )
+
+
+def _as_toy(settings: Settings) -> Settings:
+    """``settings`` without the defaults of a generation, and without upsampler and guardrail."""
     origins: dict[str, Origin] = dict(settings.origins)
 
     def unless_given(name: str, value: _T) -> _T | None:

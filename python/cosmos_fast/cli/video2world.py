@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from cosmos_fast.cli.config_file import merge, read_config
@@ -52,6 +51,7 @@ def read_settings(flags: dict[str, Any]) -> Settings:
     Raises:
         UsageError: contradicting or missing flags, or a part that does not exist yet.
     """
+    from cosmos_fast.cli.paths import model_problems
     from cosmos_fast.cli.settings import Origin, resolve, with_profile
 
     config = read_config(flags["config"], VIDEO2WORLD_FLAGS) if "config" in flags else {}
@@ -63,7 +63,7 @@ def read_settings(flags: dict[str, Any]) -> Settings:
     profile = local_profile(settings)
     if profile is not None:
         settings = with_profile(settings, profile)
-    settings.refuse_missing()
+    settings.refuse_missing(*model_problems(settings))
     return settings
 
 
@@ -105,7 +105,7 @@ def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
         print_json({**report, "settings": plain, "problems": problems})
     else:
         origins, notes = plain.pop("origins"), plain.pop("notes")
-        plain.pop("missing")
+        del plain["missing"], plain["dry_run"]
         print_rows(
             (name, "-" if value is None else str(value), origins.get(name, ""))
             for name, value in plain.items()
@@ -151,6 +151,7 @@ def load(settings: Settings, display: Display) -> Video2World:
         settings.source,
         variant=settings.variant,
         revision=settings.revision,
+        local_files_only=settings.local_files_only,
         checkpoint_root=settings.checkpoint_root,
         vae=settings.vae,
         text_encoder=settings.text_encoder,
@@ -166,7 +167,9 @@ def load(settings: Settings, display: Display) -> Video2World:
 
 def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
     """Makes the video of the settings and writes it with its sidecar and manifest."""
-    settings = filled_in(settings, engine.profile)
+    from cosmos_fast.cli.settings import with_profile
+
+    settings = with_profile(settings, engine.profile)
     assert settings.input is not None
     assert settings.height is not None
     assert settings.width is not None
@@ -187,18 +190,6 @@ def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
         fit=settings.fit,
         on_step=display.step,
         on_stage=display.stage,
-    )
-
-
-def filled_in(settings: Settings, profile: Profile) -> Settings:
-    """``settings`` with the profile's size where none was given."""
-    from cosmos_fast.cli.settings import with_profile
-
-    settings = with_profile(settings, profile)
-    return replace(
-        settings,
-        height=settings.height or profile.size.height,
-        width=settings.width or profile.size.width,
     )
 
 

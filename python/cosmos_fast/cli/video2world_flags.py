@@ -76,6 +76,7 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag("text_encoder", Location(), "T5 folder, in place of the one found.", _MODEL),
     Flag("tokenizer", Location(), "T5 tokenizer folder, in place of the one found.", _MODEL),
     Flag("revision", Word(metavar="COMMIT"), "Commit or tag of the hub repository.", _MODEL),
+    Flag("local_files_only", None, "Make no connection: take what the hub cache holds.", _MODEL),
     Flag(
         "model_size",
         Choice(("2B", "14B")),
