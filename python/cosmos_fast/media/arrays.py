@@ -121,6 +121,8 @@ def _array_of(source: Any, notes: list[str]) -> np.ndarray | torch.Tensor:
     if isinstance(source, np.ndarray):
         return source
     if isinstance(source, torch.Tensor):
+        if source.layout != torch.strided:
+            raise InputError(f"a tensor of layout {source.layout}: pass tensor.to_dense()")
         tensor = source.detach()
         return tensor.numpy() if tensor.device.type == "cpu" else tensor
     if isinstance(source, list | tuple):

@@ -131,6 +131,10 @@ class VideoWriter:
             self._state = "aborted"
             self._sink.abort()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_sink"):  # not where the arguments were refused
+            self.abort()
+
     def _require(self, state: str) -> None:
         if self._state != state:
             raise InputError(f"{self._path}: the writer is {self._state}, it must be {state}")

@@ -1,0 +1,243 @@
+"""Full disks, read-only and vanished folders, signals: a whole file or none, and nothing beside."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from cosmos_fast.errors import MediaError
+from cosmos_fast.media import VideoWriter, write_png
+from cosmos_fast.media.publishing import PREFIX, Draft, FolderDraft
+from cosmos_fast.types import Size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIZE = Size(64, 64)
+NAMES = ["a.mp4", "a.mkv", "a.npy", "pictures/%05d.png"]
+
+
+def noise(frames: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (frames, *SIZE, 3), dtype=np.uint8)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))  # noqa: PTH208  bytes of the folder, no stat of the entries
+
+
+def save(path: Path, frames: int = 60) -> None:
+    with VideoWriter(path, size=SIZE, fps=16) as writer:
+        for picture in noise(frames):
+            writer.write(picture[None])
+
+
+FULL = """
+import os, resource, sys
+import numpy as np
+from cosmos_fast.errors import MediaError
+from cosmos_fast.media import VideoWriter, find_ffmpeg, write_png
+from cosmos_fast.types import Size
+find_ffmpeg()
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+pixels = np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), dtype=np.uint8)
+for name in ("a.mp4", "a.mkv", "a.npy", "pictures/%05d.png", "a.png"):
+    path = os.path.join(sys.argv[1], name)
+    try:
+        if name == "a.png":
+            write_png(path, np.concatenate(list(np.concatenate(list(pixels[:16]), axis=1)[None])))
+        else:
+            with VideoWriter(path, size=Size(64, 64), fps=16) as writer:
+                writer.write(pixels)
+        print(name, "written")
+    except MediaError as error:
+        print(name, "refused", path in str(error))
+"""
+
+
+def test_a_disk_that_fills_up_leaves_no_file(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: every write beyond it fails."""
+    run = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    *files, pictures, png = run.stdout.splitlines()
+    assert files == [f"{name} refused True" for name in NAMES[:3]]
+    assert pictures == "pictures/%05d.png written"  # each of them is small
+    assert png == "a.png refused True"
+    assert names(tmp_path) == ["pictures"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=40", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_full_file_system_is_left_as_it_was(name: str, small_disk: Path) -> None:
+    save(small_disk / "before.mp4", 2)
+    with pytest.raises(MediaError, match=str(small_disk / name)):
+        save(small_disk / name, 200)
+    assert names(small_disk) == ["before.mp4"]
+    save(small_disk / "after.mp4", 2)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "a.png"])
+def test_a_folder_that_cannot_be_written_is_named(name: str, tmp_path: Path) -> None:
+    folder = Path("/proc/self") if os.geteuid() == 0 else tmp_path
+    tmp_path.chmod(0o555)
+    write = save if name in NAMES else lambda path: write_png(path, noise(1)[0])
+    with pytest.raises(MediaError, match="cannot be written") as caught:
+        write(folder / "new" / name)
+    tmp_path.chmod(0o755)
+    assert str(folder / "new") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_that_vanishes_is_an_error(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "folder" / name
+    writer = VideoWriter(path, size=SIZE, fps=16)
+    writer.write(noise(5))
+    shutil.rmtree(tmp_path / "folder")
+    with pytest.raises(MediaError, match=str(path)):
+        writer.close()
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_moves_takes_its_file_along(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    writer = VideoWriter(tmp_path / "old" / "a.mp4", size=SIZE, fps=16)
+    writer.write(noise(5))
+    (tmp_path / "old").rename(tmp_path / "new")
+    writer.close()
+    assert names(tmp_path) == ["new"]
+    assert names(tmp_path / "new") == ["a.mp4"]
+
+
+WRITING = """
+import sys, time
+import numpy as np
+from cosmos_fast.media import VideoWriter
+from cosmos_fast.media.publishing import Draft
+from cosmos_fast.types import Size
+drafts = []
+if sys.argv[2] == "named":
+    from pathlib import Path
+    drafts.append(Draft(Path(sys.argv[1], "b.mp4"), nameless=False))
+with VideoWriter(sys.argv[1] + "/" + sys.argv[3], size=Size(64, 64), fps=16) as writer:
+    writer.write(np.zeros((40, 64, 64, 3), np.uint8))
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+        writer.write(np.zeros((1, 64, 64, 3), np.uint8))
+"""
+
+
+def interrupted(folder: Path, number: int, name: str, form: str = "nameless") -> None:
+    """A process that is writing gets a signal."""
+    arguments = [sys.executable, "-c", WRITING, str(folder), form, name]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        child.send_signal(number)
+        assert child.wait(30) != 0
+    deadline = time.monotonic() + 10
+    while encoders(folder) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not encoders(folder)
+
+
+def encoders(folder: Path) -> list[str]:
+    """Processes that have a file below ``folder`` open."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            target = os.readlink(link)  # noqa: PTH115  a Path would lose the end of a deleted name
+        except OSError:
+            continue
+        if target.startswith(str(folder)) and "/self/" not in str(link):
+            found.append(f"{link} {target}")
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_leaves_no_file_and_no_process(number: signal.Signals, tmp_path: Path) -> None:
+    interrupted(tmp_path, number, "a.mp4")
+    assert names(tmp_path) == []
+
+
+def age(folder: Path, seconds: float) -> None:
+    for name in names(folder):
+        then = time.time() - seconds
+        os.utime(folder / name, (then, then))
+
+
+def test_what_a_killed_process_left_is_swept_at_the_next_start(tmp_path: Path) -> None:
+    """A folder of pictures and files on old file systems have names while they are written."""
+    interrupted(tmp_path, signal.SIGKILL, "pictures/%05d.png", "named")
+    left = names(tmp_path)
+    assert len(left) == 2
+    assert all(name.startswith(PREFIX) for name in left)
+    (tmp_path / "mine").write_text("not a draft")
+    save(tmp_path / "a.mp4", 2)
+    assert names(tmp_path) == sorted([*left, "a.mp4", "mine"])  # too young: may be another's
+    age(tmp_path, 3600)
+    save(tmp_path / "a.mp4", 2)
+    assert names(tmp_path) == ["a.mp4", "mine"]
+
+
+def test_what_is_being_written_is_not_swept_however_old(tmp_path: Path) -> None:
+    file = Draft(tmp_path / "a.mp4", nameless=False)
+    folder = FolderDraft(tmp_path / "pictures")
+    age(tmp_path, 3600)
+    save(tmp_path / "b.mp4", 2)
+    assert len(names(tmp_path)) == 3
+    os.write(file.descriptor, b"whole")
+    file.publish()
+    folder.publish()
+    assert names(tmp_path) == ["a.mp4", "b.mp4", "pictures"]
+    assert (tmp_path / "a.mp4").read_bytes() == b"whole"
+
+
+def test_drafts_leave_no_descriptor(tmp_path: Path) -> None:
+    before = len(names(Path("/proc/self/fd")))
+    for _ in range(5):
+        save(tmp_path / "a.mkv", 2)
+        with pytest.raises(MediaError):
+            save(tmp_path / "b.mkv", 0)
+        Draft(tmp_path / "c", nameless=False).discard()
+        FolderDraft(tmp_path / "d").discard()
+    assert len(names(Path("/proc/self/fd"))) == before
+    assert names(tmp_path) == ["a.mkv"]
+
+
+def test_a_limit_on_open_files_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(names(Path("/proc/self/fd")))
+    try:
+        for spare in range(12):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, hard))
+            try:
+                save(tmp_path / "a.mp4", 3)
+            except (MediaError, OSError):
+                assert not (tmp_path / "a.mp4").exists()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(names(Path("/proc/self/fd"))) == used
+    assert names(tmp_path) in ([], ["a.mp4"])
