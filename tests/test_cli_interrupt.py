@@ -20,7 +20,7 @@ from random_world import RANDOM_PROFILE, make_random_world
 DEADLINE = 5.0
 """Seconds from the signal to the end of the process, promised to users."""
 
-STAGES = ("load transformer", "text", "denoise", "step 1 ", "decode", "write")
+STAGES = ("load transformer", "denoise", "decode", "write")
 
 FILES = {"clip.mp4", "clip.txt", "clip.json"}
 
