@@ -202,6 +202,15 @@ def test_what_a_killed_process_left_is_swept_at_the_next_start(tmp_path: Path) -
     assert names(tmp_path) == ["a.mp4", "mine"]
 
 
+def test_a_draft_of_another_machine_may_be_alive_for_a_day(tmp_path: Path) -> None:
+    draft = tmp_path / f"{PREFIX}0ther0ne-1234"
+    draft.write_bytes(b"")
+    for hours, left in [(2, 1), (25, 0)]:
+        age(tmp_path, hours * 3600)
+        Draft(tmp_path / "a").discard()
+        assert len(names(tmp_path)) == left
+
+
 def test_what_is_being_written_is_not_swept_however_old(tmp_path: Path) -> None:
     file = Draft(tmp_path / "a.mp4", nameless=False)
     folder = FolderDraft(tmp_path / "pictures")

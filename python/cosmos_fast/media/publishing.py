@@ -22,6 +22,8 @@ PREFIX: Final = ".cosmos-fast-draft-"
 
 _GRACE_SECONDS: Final = 60
 """A younger draft is left alone: its writer may not hold the lock yet."""
+_GRACE_SECONDS_ELSEWHERE: Final = 86_400
+"""The same for drafts of other machines on a network drive, whose locks may not be seen here."""
 
 
 class Draft:
@@ -43,7 +45,7 @@ class Draft:
         self._folder = _open_folder(path)
         try:
             self.descriptor: Final = self._open(nameless)
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self.descriptor)
         except OSError as error:
             os.close(self._folder)
             raise _failure(path, error) from error
@@ -109,7 +111,7 @@ class FolderDraft:
             self.descriptor: Final = os.open(
                 self._name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._parent
             )
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self.descriptor)
         except OSError as error:
             os.close(self._parent)
             raise _failure(path, error) from error
@@ -150,7 +152,20 @@ class FolderDraft:
 
 
 def _fresh_name() -> str:
-    return f"{PREFIX}{secrets.token_hex(8)}"
+    return f"{PREFIX}{_machine()}-{secrets.token_hex(8)}"
+
+
+def _machine() -> str:
+    """Tells this machine, since it was started, from others."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii")[:8]
+    except OSError:
+        return "unknown"
+
+
+def _lock(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # some network drives know no locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _failure(path: Path, error: OSError) -> MediaError:
@@ -210,7 +225,9 @@ def _remove_if_dead(name: str, folder: int) -> None:
     draft = os.open(name, flags, dir_fd=folder)
     try:
         found = os.fstat(draft)
-        if found.st_uid != os.geteuid() or time.time() - found.st_mtime < _GRACE_SECONDS:
+        is_ours = name.startswith(f"{PREFIX}{_machine()}-")
+        grace = _GRACE_SECONDS if is_ours else _GRACE_SECONDS_ELSEWHERE
+        if found.st_uid != os.geteuid() or time.time() - found.st_mtime < grace:
             return
         fcntl.flock(draft, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its writer lives
         if stat.S_ISDIR(found.st_mode):

@@ -93,6 +93,11 @@ impl Assembler {
         Self { bounds, first: None, header: Vec::new(), body: None, seen: 0 }
     }
 
+    /// Bytes of one picture; 0 before the first.
+    pub fn picture_bytes(&self) -> usize {
+        self.first.map_or(0, Header::body_bytes)
+    }
+
     /// Reads once; `emit` gets each picture that became complete, `memory` may lend buffers.
     pub fn read(
         &mut self,
@@ -176,7 +181,7 @@ impl Assembler {
     }
 
     fn emit_if_complete(&mut self, emit: &mut dyn FnMut(Picture)) {
-        let expected = self.first.map_or(0, Header::body_bytes);
+        let expected = self.picture_bytes();
         if let Some(picture) = self.body.take_if(|body| body.data.len() >= expected) {
             self.seen += 1;
             emit(picture);

@@ -47,6 +47,9 @@ impl FrameReader {
     }
 }
 
+/// What waiting pictures may take: large ones wait in smaller numbers.
+const RING_BYTES: usize = 256 << 20;
+
 struct Pictures<'a> {
     ring: &'a Ring<Picture>,
     assembler: Assembler,
@@ -54,7 +57,8 @@ struct Pictures<'a> {
 
 impl Sink for Pictures<'_> {
     fn has_room(&self) -> bool {
-        self.ring.has_room()
+        let places = RING_BYTES / self.assembler.picture_bytes().max(1);
+        self.ring.has_room(places.max(1))
     }
 
     fn read(&mut self, from: BorrowedFd<'_>) -> Result<Read> {

@@ -159,8 +159,9 @@ impl<T> Ring<T> {
         self.lock().stopped
     }
 
-    pub fn has_room(&self) -> bool {
-        self.lock().queue.len() < self.capacity
+    /// Whether there is room for one more, were there `places` of them.
+    pub fn has_room(&self, places: usize) -> bool {
+        self.lock().queue.len() < self.capacity.min(places)
     }
 
     /// The next item; `Err` once the caller has closed the queue and it is empty.
