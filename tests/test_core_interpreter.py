@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -76,49 +74,57 @@ def test_the_interpreter_lock_is_released(work: Callable[[], None]) -> None:
     assert seen > 0.02 * took / 0.001, f"{seen} turns of another thread in {took:.3f} s"
 
 
-CODE = """
-import sys, time
-import numpy as np
-from cosmos_fast._core import Encoder, ProcessLimits, capture
-limits = ProcessLimits(seconds=60)
-sleep = ["/bin/sleep", "600.75"]
-print("ready", flush=True)
-try:
-    if sys.argv[1] == "capture":
-        capture(sleep, limits=limits, most_bytes=1)
-    with open("/dev/null", "wb") as nowhere:
-        encoder = Encoder(sleep, output=nowhere.fileno(), size=(64, 64), pixels="rgb24", ring=1,
-                          limits=limits)
-        while sys.argv[1] == "write":
+SLEEP = ["/bin/sleep", "600.75"]
+
+
+def wait_in(place: str) -> None:
+    limits = ProcessLimits(seconds=60)
+    if place == "capture":
+        capture(SLEEP, limits=limits, most_bytes=1)
+    with Path(os.devnull).open("wb") as nowhere:
+        encoder = Encoder(
+            SLEEP, output=nowhere.fileno(), size=(64, 64), pixels="rgb24", ring=1, limits=limits
+        )
+        while place == "write":
             encoder.write(np.zeros((50, 64, 64, 3), np.uint8))
         encoder.finish()
-except KeyboardInterrupt:
-    print(time.monotonic())
-"""
 
 
+def fork_into(place: str, tell: int) -> int:
+    """A forked process that waits in the core; when Ctrl-C is heard it says at what time."""
+    child = os.fork()
+    if child == 0:
+        try:
+            wait_in(place)
+        except KeyboardInterrupt:
+            os.write(tell, str(time.monotonic()).encode())
+        finally:
+            os._exit(1)
+    return child
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("place", ["capture", "write", "finish"])
 def test_ctrl_c_is_heard_within_a_second(place: str) -> None:
-    child = subprocess.Popen([sys.executable, "-c", CODE, place], stdout=subprocess.PIPE, text=True)
-    with child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        wait_for_sleeper()
-        start = time.monotonic()
-        child.send_signal(signal.SIGINT)
-        heard, _ = child.communicate(timeout=20)
+    hear, tell = os.pipe()
+    child = fork_into(place, tell)
+    wait_for_sleeper()
+    start = time.monotonic()
+    os.kill(child, signal.SIGINT)
+    heard = os.read(hear, 100)
+    os.waitpid(child, 0)
+    os.close(hear)
+    os.close(tell)
     assert float(heard) - start < 1
     assert not sleepers()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_killed_host_takes_its_children_along() -> None:
-    child = subprocess.Popen([sys.executable, "-c", CODE, "finish"], stdout=subprocess.PIPE)
-    with child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        wait_for_sleeper()
-        child.kill()
-        child.wait(20)
+    child = fork_into("finish", -1)
+    wait_for_sleeper()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     deadline = time.monotonic() + 20
     while sleepers() and time.monotonic() < deadline:
         time.sleep(0.01)

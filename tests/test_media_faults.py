@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from cosmos_fast.media.publishing import PREFIX, Draft, FolderDraft
 from cosmos_fast.types import Size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SIZE = Size(64, 64)
 NAMES = ["a.mp4", "a.mkv", "a.npy", "pictures/%05d.png"]
@@ -41,36 +40,42 @@ def save(path: Path, frames: int = 60) -> None:
             writer.write(picture[None])
 
 
-FULL = """
-import os, resource, sys
-import numpy as np
-from cosmos_fast.errors import MediaError
-from cosmos_fast.media import VideoWriter, find_ffmpeg, write_png
-from cosmos_fast.types import Size
-find_ffmpeg()
-resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-pixels = np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), dtype=np.uint8)
-for name in ("a.mp4", "a.mkv", "a.npy", "pictures/%05d.png", "a.png"):
-    path = os.path.join(sys.argv[1], name)
-    try:
-        if name == "a.png":
-            write_png(path, np.concatenate(list(np.concatenate(list(pixels[:16]), axis=1)[None])))
-        else:
-            with VideoWriter(path, size=Size(64, 64), fps=16) as writer:
-                writer.write(pixels)
-        print(name, "written")
-    except MediaError as error:
-        print(name, "refused", path in str(error))
-"""
+def in_fork(work: Callable[[Callable[[str], None]], None]) -> tuple[int, int]:
+    """Runs ``work`` in a forked process; returns it and a descriptor from which its words come.
+
+    ``work`` gets a function to say something with. A new interpreter would take seconds to import
+    torch, for each of these tests.
+    """
+    hear, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(hear)
+        try:
+            work(lambda words: (os.write(tell, f"{words}\n".encode()), None)[1])
+        finally:
+            os._exit(1)
+    os.close(tell)
+    return child, hear
 
 
-def test_a_disk_that_fills_up_leaves_no_file(tmp_path: Path) -> None:
+def write_everything_under_a_limit(folder: Path, say: Callable[[str], None]) -> None:
     """A limit on the size of files stands for the disk: every write beyond it fails."""
-    run = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    *files, pictures, png = run.stdout.splitlines()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+    wall = np.concatenate(list(noise(16)))
+    for name in (*NAMES, "a.png"):
+        try:
+            save(folder / name) if name in NAMES else write_png(folder / name, wall)
+            say(f"{name} written")
+        except MediaError as error:
+            say(f"{name} refused {str(error).startswith(f'{folder / name}: ')}")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_disk_that_fills_up_leaves_no_file(tmp_path: Path) -> None:
+    child, hear = in_fork(lambda say: write_everything_under_a_limit(tmp_path, say))
+    with open(hear, encoding="utf-8") as words:  # noqa: PTH123  a descriptor
+        *files, pictures, png = words.read().splitlines()
+    os.waitpid(child, 0)
     assert files == [f"{name} refused True" for name in NAMES[:3]]
     assert pictures == "pictures/%05d.png written"  # each of them is small
     assert png == "a.png refused True"
@@ -130,33 +135,23 @@ def test_a_folder_that_moves_takes_its_file_along(tmp_path: Path) -> None:
     assert names(tmp_path / "new") == ["a.mp4"]
 
 
-WRITING = """
-import sys, time
-import numpy as np
-from cosmos_fast.media import VideoWriter
-from cosmos_fast.media.publishing import Draft
-from cosmos_fast.types import Size
-drafts = []
-if sys.argv[2] == "named":
-    from pathlib import Path
-    drafts.append(Draft(Path(sys.argv[1], "b.mp4"), nameless=False))
-with VideoWriter(sys.argv[1] + "/" + sys.argv[3], size=Size(64, 64), fps=16) as writer:
-    writer.write(np.zeros((40, 64, 64, 3), np.uint8))
-    print("ready", flush=True)
-    while True:
-        time.sleep(0.01)
-        writer.write(np.zeros((1, 64, 64, 3), np.uint8))
-"""
+def write_for_ever(folder: Path, name: str, named: bool, say: Callable[[str], None]) -> None:
+    drafts = [Draft(folder / "b.mp4", nameless=False)] if named else []
+    with VideoWriter(folder / name, size=SIZE, fps=16) as writer:
+        writer.write(noise(40))
+        say(f"ready {len(drafts)}")
+        while True:
+            time.sleep(0.01)
+            writer.write(noise(1))
 
 
-def interrupted(folder: Path, number: int, name: str, form: str = "nameless") -> None:
+def interrupted(folder: Path, number: int, name: str, *, named: bool = False) -> None:
     """A process that is writing gets a signal."""
-    arguments = [sys.executable, "-c", WRITING, str(folder), form, name]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-        child.send_signal(number)
-        assert child.wait(30) != 0
+    child, hear = in_fork(lambda say: write_for_ever(folder, name, named, say))
+    assert os.read(hear, 20).startswith(b"ready")
+    os.close(hear)
+    os.kill(child, number)
+    assert os.waitpid(child, 0)[1] != 0
     deadline = time.monotonic() + 10
     while encoders(folder) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -176,6 +171,7 @@ def encoders(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_leaves_no_file_and_no_process(number: signal.Signals, tmp_path: Path) -> None:
     interrupted(tmp_path, number, "a.mp4")
@@ -188,9 +184,10 @@ def age(folder: Path, seconds: float) -> None:
         os.utime(folder / name, (then, then))
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_what_a_killed_process_left_is_swept_at_the_next_start(tmp_path: Path) -> None:
     """A folder of pictures and files on old file systems have names while they are written."""
-    interrupted(tmp_path, signal.SIGKILL, "pictures/%05d.png", "named")
+    interrupted(tmp_path, signal.SIGKILL, "pictures/%05d.png", named=True)
     left = names(tmp_path)
     assert len(left) == 2
     assert all(name.startswith(PREFIX) for name in left)

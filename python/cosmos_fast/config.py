@@ -46,8 +46,8 @@ class DiTConfig:
         for name in ("num_layers", "num_heads", "head_dim", "adaln_rank", "text_dim", "patch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: at least 1 is needed")
-        if self.head_dim % 2 or self.head_dim < 12:
-            raise InputError(f"{self.head_dim = }: an even number of at least 12 is needed")
+        if self.head_dim % 2 or self.head_dim < 6:
+            raise InputError(f"{self.head_dim = }: an even number of at least 6 is needed")
 
     @property
     def width(self) -> int:

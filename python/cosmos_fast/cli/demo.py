@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PROMPT: Final = (
     "A red ball moves quickly to the right and a blue ball moves quickly upwards under gravity."
 )
+SCENE: Final = 1
 GRAMMAR: Final = (
     "A {red|green|blue|yellow|purple|orange|white} ball {is at rest|moves {slowly|quickly} "
     "{to the left|to the right|upwards|downwards}} [and a ... ball ...] {under|with no} gravity."
@@ -27,7 +28,7 @@ TOLD_FRAMES: Final = (8, 16, 32)
 
 DEMO_FLAGS: Final = (
     Flag("prompt", Word("TEXT", "a text that is not empty"), f"Any text. Understood is: {GRAMMAR}"),
-    Flag("scene", Integer(0), "What the prompt leaves open: places, sizes, light. Default: 0."),
+    Flag("scene", Integer(0), "What the prompt leaves open: places, sizes, light. Default: 1."),
     Flag("video_save_folder", Location(), "Folder of the files. Default: outputs."),
     Flag("seed", Integer(0, 2**32 - 1), "Of the noise. Default: 0."),
     Flag("num_steps", Integer(1), "Solver steps. Default: the model's."),
@@ -54,7 +55,7 @@ def demo(**given: object) -> None:
     flags = parse_flags(DEMO_FLAGS, given)
     folder: Path = flags.get("video_save_folder", Path("outputs"))
     folder.mkdir(parents=True, exist_ok=True)
-    scene = _stage(flags.get("prompt", PROMPT), flags.get("scene", 0))
+    scene = _stage(flags.get("prompt", PROMPT), flags.get("scene", SCENE))
     picture = _draw_start(scene, folder / "demo_start.png")
     words: dict[str, object] = {
         "model": TOY_SOURCE,
