@@ -18,6 +18,7 @@ from safetensors.torch import save
 
 from cosmos_fast.errors import CheckpointError, InputError
 from cosmos_fast.files import write_atomically
+from cosmos_fast.imports import untraced
 from cosmos_fast.types import TEXT_ROWS, TextEmbedding
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class TextEncoder:
             parameters: every parameter under transformers' names.
             tokenizer: from :func:`load_tokenizer`.
         """
-        from transformers import T5EncoderModel  # costs seconds: only a cache miss pays them
+        with untraced():
+            from transformers import T5EncoderModel  # costs seconds: only a cache miss pays them
 
         with torch.device("meta"):
             t5: Any = T5EncoderModel(config)
@@ -154,8 +156,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _read_tokenizer(folder: Path, special: Mapping[str, str]) -> PreTrainedTokenizerBase:
-    import tokenizers
-    import transformers
+    with untraced():
+        import tokenizers
+        import transformers
 
     if not (folder / "tokenizer.json").is_file():
         old: PreTrainedTokenizerBase = transformers.T5Tokenizer.from_pretrained(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cosmos_fast.errors import CheckpointError
+from cosmos_fast.imports import untraced
 from cosmos_fast.weights import dit_keys, text_keys, vae_keys
 from cosmos_fast.weights.layout import text_weights
 from cosmos_fast.weights.tensor_files import open_tensors, read_json
@@ -84,7 +85,8 @@ def load_text_encoder(
             )
     parameters[text_keys.TIED_EMBEDDING] = embedding
 
-    from transformers import T5Config  # costs a second; only those who need the encoder pay it
+    with untraced():
+        from transformers import T5Config  # costs a second; only those who need the encoder pay it
 
     return T5Config.from_dict(config), parameters
 
