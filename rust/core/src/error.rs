@@ -12,6 +12,9 @@ pub enum Error {
     /// An argument has the wrong value or shape: the caller's mistake.
     #[error("{0}")]
     Argument(String),
+    /// A budget holds no plan.
+    #[error("{0}")]
+    Memory(String),
     /// The program could not be started.
     #[error("{program} could not be started: {source}")]
     Spawn {
