@@ -4,6 +4,7 @@ mod buffers;
 mod errors;
 mod media;
 mod pack;
+mod plan;
 
 /// The Rust core of cosmos-fast.
 #[pyo3::pymodule]
@@ -13,6 +14,8 @@ mod _core {
 
     #[pymodule_export]
     use crate::pack::{denormalize, normalize, resize};
+    #[pymodule_export]
+    use crate::plan::{MemoryPlan, plan_memory, smallest_memory};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals, reason = "a Python name")]

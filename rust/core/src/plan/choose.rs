@@ -3,112 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::frontier::{Choice, best_within, frontier, kept_frontier};
-use super::pace::Pace;
+use super::outcome::{Plan, Source, stage_plan};
 use super::request::{Request, Residency, Stage, aligned};
-use super::schedule::{self, Action, Place};
+use super::schedule::{self, Place};
 use crate::{Error, Result};
-
-/// Where a component's weights are while they are not in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Source {
-    /// On the device, for good.
-    Device,
-    /// In pinned host memory.
-    Pinned,
-    /// In their files, read through the pinned window.
-    Files,
-}
-
-/// How a stage holds one block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holding {
-    /// It is there already and stays after the stage.
-    Kept,
-    /// It comes in the first pass and stays until the last.
-    Resident,
-    /// It comes in every pass.
-    Streamed,
-}
-
-/// What happens in one stage.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StagePlan {
-    /// The stage.
-    pub name: String,
-    /// Whose weights it uses.
-    pub component: String,
-    /// Names of its blocks.
-    pub blocks: Vec<String>,
-    /// The chosen shape.
-    pub shape: String,
-    /// It computes the same bytes as the plain shape.
-    pub exact: bool,
-    /// Of each block.
-    pub holdings: Vec<Holding>,
-    /// Places in the stage's arena: slots, then residents. Of a kept stage: each block's place in
-    /// the arena of what is kept.
-    pub places: Vec<Place>,
-    /// How many of the places are slots.
-    pub slots: usize,
-    /// Size of a slot.
-    pub slot_bytes: u64,
-    /// Bytes of the stage's arena, 0 for a kept stage.
-    pub arena_bytes: u64,
-    /// Bytes beside weights.
-    pub activation_bytes: u64,
-    /// The engine's share of the device at its fullest in this stage.
-    pub peak_bytes: u64,
-    /// Bytes copied to the device.
-    pub copied_bytes: u64,
-    /// Predicted time.
-    pub pace: Pace,
-    /// Passes over the blocks.
-    pub passes: u32,
-    choice: Choice,
-    stable: bool,
-}
-
-impl StagePlan {
-    /// Everything to do, in order. Passes are told apart by their uses.
-    pub fn actions(&self) -> Vec<Action> {
-        if self
-            .holdings
-            .iter()
-            .all(|holding| *holding == Holding::Kept)
-        {
-            let blocks = 0..self.blocks.len();
-            return (0..self.passes)
-                .flat_map(|_| blocks.clone().map(|block| Action::Use { block }))
-                .collect();
-        }
-        schedule::actions(&self.choice, self.passes, self.stable)
-    }
-}
-
-/// A whole generation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// In the order in which they run.
-    pub stages: Vec<StagePlan>,
-    /// Where each component's weights rest.
-    pub sources: BTreeMap<String, Source>,
-    /// Bytes of the arena that holds the components that are kept.
-    pub kept_bytes: u64,
-    /// The engine's share of the device at its fullest.
-    pub peak_bytes: u64,
-    /// The engine's share of the host's memory, pinned weights included.
-    pub host_bytes: u64,
-    /// Pinned bytes of weights, without the window.
-    pub pinned_bytes: u64,
-    /// Predicted time of all stages.
-    pub nanos: u64,
-    /// Bytes copied to the device.
-    pub copied_bytes: u64,
-    /// The least device bytes for which there is a plan.
-    pub smallest_device_bytes: u64,
-    /// The least host bytes for which there is a plan.
-    pub smallest_host_bytes: u64,
-}
 
 /// The best plan for `request`.
 ///
@@ -163,11 +61,8 @@ struct Candidate<'a> {
 impl<'a> Search<'a> {
     fn new(request: &'a Request) -> Result<Self> {
         let components: Vec<_> = request.component_bytes().into_iter().collect();
-        let owner = |stage: &Stage| {
-            components
-                .iter()
-                .position(|(name, _)| *name == stage.component)
-        };
+        let owner =
+            |stage: &Stage| components.iter().position(|(name, _)| *name == stage.component);
         let owners: Vec<usize> = request.stages.iter().filter_map(owner).collect();
         let mut demands = vec![Residency::Free; components.len()];
         for (stage, &owner) in request.stages.iter().zip(&owners) {
@@ -190,13 +85,7 @@ impl<'a> Search<'a> {
             pinned: frontier(request, stage, machine.bus),
             files: frontier(request, stage, machine.files),
         });
-        Ok(Self {
-            request,
-            ways: ways.collect(),
-            components,
-            owners,
-            demands,
-        })
+        Ok(Self { request, ways: ways.collect(), components, owners, demands })
     }
 
     /// Every way in which the components' weights can rest that the caller allows.
@@ -212,23 +101,17 @@ impl<'a> Search<'a> {
             self.demands.iter().map(&mut digit).collect::<Vec<_>>()
         };
         (0..count).map(sources).filter(|sources| {
-            sources
-                .iter()
-                .zip(&self.demands)
-                .all(|(source, demand)| match demand {
-                    Residency::Free => true,
-                    Residency::Keep => *source == Source::Device,
-                    Residency::Drop => *source != Source::Device,
-                })
+            sources.iter().zip(&self.demands).all(|(source, demand)| match demand {
+                Residency::Free => true,
+                Residency::Keep => *source == Source::Device,
+                Residency::Drop => *source != Source::Device,
+            })
         })
     }
 
     fn total(&self, sources: &[Source], wanted: impl Fn(Source) -> bool) -> u64 {
         let rests = self.components.iter().zip(sources);
-        rests
-            .filter(|(_, source)| wanted(**source))
-            .map(|((_, bytes), _)| bytes)
-            .sum()
+        rests.filter(|(_, source)| wanted(**source)).map(|((_, bytes), _)| bytes).sum()
     }
 
     fn pinned(&self, sources: &[Source]) -> u64 {
@@ -262,28 +145,15 @@ impl<'a> Search<'a> {
         }
         let nanos = choices.iter().map(|choice| choice.pace.nanos).sum();
         let copied = choices.iter().map(|choice| choice.copied_bytes).sum();
-        Some(Candidate {
-            rank: (nanos, copied, host),
-            sources,
-            choices,
-        })
+        Some(Candidate { rank: (nanos, copied, host), sources, choices })
     }
 
     /// The least device bytes, and the stage that needs them.
     fn smallest_device(&self) -> (u64, &str) {
         let demanded = |(demand, (_, bytes)): (&Residency, &(&str, u64))| {
-            if *demand == Residency::Keep {
-                *bytes
-            } else {
-                0
-            }
+            if *demand == Residency::Keep { *bytes } else { 0 }
         };
-        let kept: u64 = self
-            .demands
-            .iter()
-            .zip(&self.components)
-            .map(demanded)
-            .sum();
+        let kept: u64 = self.demands.iter().zip(&self.components).map(demanded).sum();
         let least = |ways: &Ways, owner: usize| match self.demands[owner] {
             Residency::Keep => ways.kept[0].memory,
             _ => ways.pinned[0].memory,
@@ -291,10 +161,7 @@ impl<'a> Search<'a> {
         let stages = self.ways.iter().zip(&self.owners).zip(&self.request.stages);
         let needs = stages.map(|((ways, &owner), stage)| (least(ways, owner), stage.name.as_str()));
         let (memory, stage) = needs.max_by_key(|(memory, _)| *memory).unwrap_or((0, ""));
-        (
-            self.request.machine.device_fixed_bytes + kept + memory,
-            stage,
-        )
+        (self.request.machine.device_fixed_bytes + kept + memory, stage)
     }
 
     fn smallest_host(&self) -> u64 {
@@ -335,21 +202,17 @@ impl<'a> Search<'a> {
         let kept_places = self.kept_places(&best.sources);
         let gone = self.request.machine.device_fixed_bytes + kept_bytes;
         let mut stages = Vec::new();
-        for ((stage, choice), &owner) in self
-            .request
-            .stages
-            .iter()
-            .zip(&best.choices)
-            .zip(&self.owners)
+        for ((stage, choice), &owner) in
+            self.request.stages.iter().zip(&best.choices).zip(&self.owners)
         {
-            let kept = best.sources[owner] == Source::Device;
-            let places = if kept {
+            let source = best.sources[owner];
+            let places = if source == Source::Device {
                 let place = |block: &super::Block| kept_places[&(owner, block.name.as_str())];
                 stage.blocks.iter().map(place).collect()
             } else {
                 schedule::places(stage, choice)?
             };
-            stages.push(stage_plan(self.request, stage, choice, kept, places, gone));
+            stages.push(stage_plan(self.request, stage, (choice, source), places, gone));
         }
         let machine = &self.request.machine;
         let names = self.components.iter().map(|(name, _)| (*name).to_owned());
@@ -357,11 +220,7 @@ impl<'a> Search<'a> {
         Ok(Plan {
             sources: names.zip(best.sources.iter().copied()).collect(),
             kept_bytes,
-            peak_bytes: stages
-                .iter()
-                .map(|stage| stage.peak_bytes)
-                .max()
-                .unwrap_or(0),
+            peak_bytes: stages.iter().map(|stage| stage.peak_bytes).max().unwrap_or(0),
             host_bytes: machine.host_fixed_bytes + machine.window_bytes + pinned_bytes,
             pinned_bytes,
             nanos: best.rank.0,
@@ -387,45 +246,6 @@ impl<'a> Search<'a> {
             }
         }
         places
-    }
-}
-
-fn stage_plan(
-    request: &Request,
-    stage: &Stage,
-    choice: &Choice,
-    kept: bool,
-    places: Vec<Place>,
-    gone: u64,
-) -> StagePlan {
-    let holding = |streamed: &bool| match (kept, streamed) {
-        (true, _) => Holding::Kept,
-        (false, true) => Holding::Streamed,
-        (false, false) => Holding::Resident,
-    };
-    let shape = &stage.shapes[choice.shape];
-    StagePlan {
-        name: stage.name.clone(),
-        component: stage.component.clone(),
-        blocks: stage
-            .blocks
-            .iter()
-            .map(|block| block.name.clone())
-            .collect(),
-        shape: shape.name.clone(),
-        exact: choice.exact,
-        holdings: choice.streamed.iter().map(holding).collect(),
-        places,
-        slots: choice.slots,
-        slot_bytes: choice.slot_bytes,
-        arena_bytes: choice.memory - shape.activation_bytes,
-        activation_bytes: shape.activation_bytes,
-        peak_bytes: gone + choice.memory,
-        copied_bytes: choice.copied_bytes,
-        pace: choice.pace,
-        passes: stage.passes,
-        choice: choice.clone(),
-        stable: request.stable_slots,
     }
 }
 

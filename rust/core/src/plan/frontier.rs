@@ -74,21 +74,17 @@ pub(super) fn frontier(request: &Request, stage: &Stage, link: Link) -> Vec<Choi
 
 /// The ways to run `stage` when its weights never leave the device; memory is activations only.
 pub(super) fn kept_frontier(stage: &Stage) -> Vec<Choice> {
-    let ways = stage
-        .shapes
-        .iter()
-        .enumerate()
-        .map(|(index, shape)| Choice {
-            shape: index,
-            streamed: vec![false; stage.blocks.len()],
-            slots: 0,
-            slot_bytes: 0,
-            resident_bytes: 0,
-            memory: shape.activation_bytes,
-            copied_bytes: 0,
-            pace: computing(stage, shape),
-            exact: shape.exact,
-        });
+    let ways = stage.shapes.iter().enumerate().map(|(index, shape)| Choice {
+        shape: index,
+        streamed: vec![false; stage.blocks.len()],
+        slots: 0,
+        slot_bytes: 0,
+        resident_bytes: 0,
+        memory: shape.activation_bytes,
+        copied_bytes: 0,
+        pace: computing(stage, shape),
+        exact: shape.exact,
+    });
     best_by_memory(ways.collect())
 }
 
@@ -111,11 +107,7 @@ fn best_by_memory(mut choices: Vec<Choice>) -> Vec<Choice> {
 
 fn computing(stage: &Stage, shape: &Shape) -> Pace {
     let pass: u64 = stage.use_nanos(shape).iter().sum();
-    Pace {
-        nanos: pass * u64::from(stage.passes),
-        first_pass_nanos: pass,
-        stall_nanos: 0,
-    }
+    Pace { nanos: pass * u64::from(stage.passes), first_pass_nanos: pass, stall_nanos: 0 }
 }
 
 fn choice(stage: &Stage, (index, shape): (usize, &Shape), work: Work) -> Choice {
@@ -152,15 +144,10 @@ fn choice(stage: &Stage, (index, shape): (usize, &Shape), work: Work) -> Choice 
 /// of blocks of several sizes also the largest, which free most, and the smallest, which need the
 /// smallest slots. Patterns that differ in nothing but where in the pass they start are together.
 fn patterns(stage: &Stage) -> Vec<Vec<Vec<bool>>> {
-    let loose: Vec<usize> = (0..stage.blocks.len())
-        .filter(|&i| !stage.blocks[i].hold)
-        .collect();
+    let loose: Vec<usize> = (0..stage.blocks.len()).filter(|&i| !stage.blocks[i].hold).collect();
     let mut by_size = loose.clone();
     by_size.sort_by_key(|&index| stage.blocks[index].bytes);
-    let mut sizes: Vec<u64> = loose
-        .iter()
-        .map(|&i| aligned(stage.blocks[i].bytes))
-        .collect();
+    let mut sizes: Vec<u64> = loose.iter().map(|&i| aligned(stage.blocks[i].bytes)).collect();
     sizes.sort_unstable();
     sizes.dedup();
     let marked = |chosen: &mut dyn Iterator<Item = usize>| {
@@ -179,9 +166,7 @@ fn patterns(stage: &Stage) -> Vec<Vec<Vec<bool>>> {
         patterns.extend(turns.map(|pattern| vec![pattern]));
         if count < loose.len() {
             patterns.push(vec![marked(&mut by_size[..count].iter().copied())]);
-            patterns.push(vec![marked(
-                &mut by_size[loose.len() - count..].iter().copied(),
-            )]);
+            patterns.push(vec![marked(&mut by_size[loose.len() - count..].iter().copied())]);
         }
     }
     patterns
@@ -194,11 +179,7 @@ fn evenly(items: &[usize], count: usize, turn: usize) -> impl Iterator<Item = us
         let place = (place + turn) % length;
         (place + 1) * count / length > place * count / length
     };
-    items
-        .iter()
-        .enumerate()
-        .filter(chosen)
-        .map(|(_, index)| *index)
+    items.iter().enumerate().filter(chosen).map(|(_, index)| *index)
 }
 
 /// In how many ways `count` of `length` items can be spread evenly.

@@ -10,6 +10,7 @@ mod choose;
 mod frontier;
 #[cfg(test)]
 mod optimum;
+mod outcome;
 mod pace;
 #[cfg(test)]
 mod properties;
@@ -17,7 +18,8 @@ mod replay;
 mod request;
 mod schedule;
 
-pub use choose::{Holding, Plan, Source, StagePlan, plan, smallest};
+pub use choose::{plan, smallest};
+pub use outcome::{Holding, Plan, Source, StagePlan};
 pub use pace::Pace;
 pub use replay::{Fault, Scene, Span, Timeline, replay};
 pub use request::{ALIGNMENT, Block, Link, Machine, Request, Residency, Shape, Stage, aligned};

@@ -10,12 +10,7 @@ use proptest::prelude::*;
 const BYTES: u64 = ALIGNMENT;
 
 fn equal_stage(blocks: usize, nanos: u64, passes: u32) -> Stage {
-    let block = |index: usize| Block {
-        name: index.to_string(),
-        bytes: BYTES,
-        nanos,
-        hold: false,
-    };
+    let block = |index: usize| Block { name: index.to_string(), bytes: BYTES, nanos, hold: false };
     Stage {
         name: "denoise".into(),
         component: "dit".into(),
@@ -33,10 +28,7 @@ fn equal_stage(blocks: usize, nanos: u64, passes: u32) -> Stage {
 
 /// A request in which one copy takes `copy_nanos` and `places` blocks fit on the device.
 fn equal_request(stage: Stage, copy_nanos: u64, places: u64) -> Request {
-    let link = Link {
-        bytes_per_second: 1 << 45,
-        latency_nanos: copy_nanos - 1,
-    };
+    let link = Link { bytes_per_second: 1 << 45, latency_nanos: copy_nanos - 1 };
     Request {
         machine: Machine {
             device_bytes: places * BYTES,
@@ -147,15 +139,8 @@ fn copies_are_the_fewest_that_any_choice_of_victims_needs() {
             let room = places - (choice.slots - 1);
             let least =
                 fewest_copies(blocks, room, 3 * rounds) - fewest_copies(blocks, room, 2 * rounds);
-            assert_eq!(
-                streamed,
-                least.div_ceil(rounds),
-                "{blocks} blocks, {places} places"
-            );
-            assert!(
-                choice.slots <= slots,
-                "{blocks} blocks, {places} places: {choice:?}"
-            );
+            assert_eq!(streamed, least.div_ceil(rounds), "{blocks} blocks, {places} places");
+            assert!(choice.slots <= slots, "{blocks} blocks, {places} places: {choice:?}");
         }
     }
 }
@@ -177,10 +162,7 @@ fn spoilt(change: impl FnOnce(&mut Vec<Action>)) -> Result<Timeline, Fault> {
 }
 
 fn position(actions: &[Action], wanted: impl Fn(&Action) -> bool, count: usize) -> usize {
-    let places = actions
-        .iter()
-        .enumerate()
-        .filter(|(_, action)| wanted(action));
+    let places = actions.iter().enumerate().filter(|(_, action)| wanted(action));
     places.map(|(index, _)| index).nth(count).unwrap()
 }
 
@@ -213,9 +195,7 @@ fn a_copy_that_never_came_is_found() {
 fn a_slot_that_is_taken_too_early_is_found() {
     let fault = spoilt(|actions| {
         let free = position(actions, |one| matches!(one, Action::Free { .. }), 0);
-        let next = actions[free + 1..]
-            .iter()
-            .position(|one| matches!(one, Action::Alloc { .. }));
+        let next = actions[free + 1..].iter().position(|one| matches!(one, Action::Alloc { .. }));
         actions.swap(free, free + 1 + next.unwrap());
     });
     assert!(matches!(fault, Err(Fault::TwoOwners(..))), "{fault:?}");
@@ -235,9 +215,7 @@ fn a_copy_into_a_slot_in_use_is_found() {
 #[test]
 fn a_block_that_leaves_while_it_arrives_is_found() {
     let fault = spoilt(|actions| {
-        let Action::Alloc { block, place } = actions[0] else {
-            unreachable!()
-        };
+        let Action::Alloc { block, place } = actions[0] else { unreachable!() };
         actions.insert(2, Action::Free { block, place });
     });
     assert!(matches!(fault, Err(Fault::InFlight(..))), "{fault:?}");
@@ -258,20 +236,11 @@ fn uses_out_of_order_and_lists_cut_short_are_found() {
 fn places_that_overlap_or_overhang_are_found() {
     let place = |offset, bytes| Place { offset, bytes };
     let layout = |places: &[Place]| {
-        let scene = Scene {
-            bytes: &[1],
-            uses: &[1],
-            copies: &[1],
-            arena_bytes: 100,
-            places,
-            passes: 1,
-        };
+        let scene =
+            Scene { bytes: &[1], uses: &[1], copies: &[1], arena_bytes: 100, places, passes: 1 };
         replay(&scene, &[])
     };
-    assert_eq!(
-        layout(&[place(0, 50), place(49, 10)]),
-        Err(Fault::Layout(1))
-    );
+    assert_eq!(layout(&[place(0, 50), place(49, 10)]), Err(Fault::Layout(1)));
     assert_eq!(layout(&[place(60, 41)]), Err(Fault::Layout(0)));
     assert_eq!(layout(&[place(60, 40)]), Err(Fault::Unfinished(0, 0)));
 }
@@ -290,8 +259,5 @@ fn streamed_blocks_are_spread_evenly() {
     let gaps: BTreeSet<usize> = streamed.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert_eq!(streamed.len(), 5);
     assert_eq!(gaps, BTreeSet::from([5, 6]));
-    assert_eq!(
-        found.stages[0].pace.stall_nanos, 5,
-        "only the first copy is waited for"
-    );
+    assert_eq!(found.stages[0].pace.stall_nanos, 5, "only the first copy is waited for");
 }

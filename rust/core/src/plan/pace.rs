@@ -28,12 +28,7 @@ impl Work<'_> {
     pub fn bound(&self) -> u64 {
         let passes = u64::from(self.passes);
         let sum = |nanos: &[u64], of: &dyn Fn(usize) -> bool| -> u64 {
-            nanos
-                .iter()
-                .enumerate()
-                .filter(|(index, _)| of(*index))
-                .map(|(_, nanos)| nanos)
-                .sum()
+            nanos.iter().enumerate().filter(|(index, _)| of(*index)).map(|(_, nanos)| nanos).sum()
         };
         let computing = self.copies[0] + passes * sum(self.uses, &|_| true);
         let streaming = sum(self.copies, &|index| self.streamed[index]);
@@ -136,9 +131,5 @@ pub(super) fn pace(work: &Work) -> Pace {
     }
     let nanos = engines.computed + skipped;
     let computing = work.uses.iter().sum::<u64>() * u64::from(work.passes);
-    Pace {
-        nanos,
-        first_pass_nanos,
-        stall_nanos: nanos - computing,
-    }
+    Pace { nanos, first_pass_nanos, stall_nanos: nanos - computing }
 }

@@ -100,11 +100,7 @@ fn with_budget(mut request: Request, device: f64, host: f64) -> Request {
     let (least_device, least_host) = smallest(&request).unwrap();
     let weights = |stage: &Stage| stage.blocks.iter().map(|b| aligned(b.bytes)).sum::<u64>();
     let all: u64 = request.stages.iter().map(weights).sum();
-    let activations = request
-        .stages
-        .iter()
-        .flat_map(|s| &s.shapes)
-        .map(|s| s.activation_bytes);
+    let activations = request.stages.iter().flat_map(|s| &s.shapes).map(|s| s.activation_bytes);
     let device_range = all + activations.max().unwrap();
     request.machine.device_bytes = least_device + (device_range as f64 * device) as u64;
     request.machine.host_bytes = least_host + (all as f64 * host) as u64;
@@ -128,11 +124,7 @@ fn played(stage: &Stage, planned: &StagePlan, uses: &[u64], copies: &[u64]) -> T
 fn check_stage(request: &Request, plan: &Plan, index: usize, strange: &[u64]) -> TestCaseResult {
     let (stage, planned) = (&request.stages[index], &plan.stages[index]);
     let machine = &request.machine;
-    let shape = stage
-        .shapes
-        .iter()
-        .find(|shape| shape.name == planned.shape)
-        .unwrap();
+    let shape = stage.shapes.iter().find(|shape| shape.name == planned.shape).unwrap();
     let slowed = |block: &Block| block.nanos + block.nanos * shape.slowdown_ppm / 1_000_000;
     let uses: Vec<u64> = stage.blocks.iter().map(slowed).collect();
     if planned.holdings[0] == Holding::Kept {
@@ -140,10 +132,7 @@ fn check_stage(request: &Request, plan: &Plan, index: usize, strange: &[u64]) ->
         let only_uses = actions.iter().all(|one| matches!(one, Action::Use { .. }));
         prop_assert!(only_uses, "a stage whose weights are there copies");
         prop_assert_eq!(actions.len(), stage.blocks.len() * stage.passes as usize);
-        prop_assert_eq!(
-            planned.pace.nanos,
-            uses.iter().sum::<u64>() * u64::from(stage.passes)
-        );
+        prop_assert_eq!(planned.pace.nanos, uses.iter().sum::<u64>() * u64::from(stage.passes));
         return Ok(());
     }
     let rates = [machine.bus, machine.files].map(|link| {
@@ -152,17 +141,11 @@ fn check_stage(request: &Request, plan: &Plan, index: usize, strange: &[u64]) ->
     });
     let link = usize::from(plan.sources[&stage.component] == Source::Files);
     let timeline = &rates[link];
-    prop_assert_eq!(
-        timeline.nanos,
-        planned.pace.nanos,
-        "prediction and replay differ"
-    );
+    prop_assert_eq!(timeline, &planned.timeline().unwrap());
+    prop_assert_eq!(timeline.nanos, planned.pace.nanos, "prediction and replay differ");
     prop_assert_eq!(timeline.stall_nanos, planned.pace.stall_nanos);
     prop_assert_eq!(timeline.copied_bytes, planned.copied_bytes);
-    prop_assert_eq!(
-        timeline.uses[stage.blocks.len() - 1].end,
-        planned.pace.first_pass_nanos
-    );
+    prop_assert_eq!(timeline.uses[stage.blocks.len() - 1].end, planned.pace.first_pass_nanos);
     prop_assert!(timeline.peak_bytes <= planned.arena_bytes);
     let whole =
         machine.device_fixed_bytes + plan.kept_bytes + planned.arena_bytes + shape.activation_bytes;
@@ -177,11 +160,7 @@ fn check(request: &Request, more: (u64, u64), strange: &[u64]) -> TestCaseResult
     let found = plan(request).unwrap();
     prop_assert!(found.peak_bytes <= machine.device_bytes);
     prop_assert!(found.host_bytes <= machine.host_bytes);
-    prop_assert_eq!(
-        &found,
-        &plan(&request.clone()).unwrap(),
-        "the same request, another plan"
-    );
+    prop_assert_eq!(&found, &plan(&request.clone()).unwrap(), "the same request, another plan");
     for index in 0..request.stages.len() {
         check_stage(request, &found, index, strange)?;
     }
@@ -230,11 +209,5 @@ all_properties_hold!(
     one_stage_of_mixed_blocks,
     stage(mixed_sizes(8)).prop_map(|stage| vec![stage])
 );
-all_properties_hold!(
-    stages_of_equal_blocks,
-    prop::collection::vec(stage(equal_sizes(5)), 1..4)
-);
-all_properties_hold!(
-    stages_of_mixed_blocks,
-    prop::collection::vec(stage(mixed_sizes(5)), 1..4)
-);
+all_properties_hold!(stages_of_equal_blocks, prop::collection::vec(stage(equal_sizes(5)), 1..4));
+all_properties_hold!(stages_of_mixed_blocks, prop::collection::vec(stage(mixed_sizes(5)), 1..4));

@@ -175,12 +175,7 @@ impl Player<'_> {
         spot.content = Some((block, end));
         self.home[block] = Some(place);
         self.timeline.copied_bytes += self.scene.bytes[block];
-        self.timeline.copies.push(Span {
-            block,
-            place,
-            start,
-            end,
-        });
+        self.timeline.copies.push(Span { block, place, start, end });
         Ok(())
     }
 
@@ -188,11 +183,11 @@ impl Player<'_> {
     fn arrival(&self, block: usize) -> Result<(usize, u64), Fault> {
         let place = self.home[block].ok_or(Fault::BeforeArrival(block))?;
         match self.spots[place] {
-            Spot {
-                owner: Some(owner),
-                content: Some((content, arrived)),
-                ..
-            } if owner == block && content == block => Ok((place, arrived)),
+            Spot { owner: Some(owner), content: Some((content, arrived)), .. }
+                if owner == block && content == block =>
+            {
+                Ok((place, arrived))
+            }
             _ => Err(Fault::BeforeArrival(block)),
         }
     }
@@ -217,12 +212,7 @@ impl Player<'_> {
         let end = start + self.scene.uses[done % self.scene.uses.len()];
         self.compute_clock = end;
         self.spots[place].read_until = end;
-        self.timeline.uses.push(Span {
-            block,
-            place,
-            start,
-            end,
-        });
+        self.timeline.uses.push(Span { block, place, start, end });
         Ok(())
     }
 
@@ -232,10 +222,7 @@ impl Player<'_> {
         if spot.owner != Some(block) {
             return Err(Fault::NotOwner(block, place));
         }
-        if spot
-            .content
-            .is_none_or(|(content, arrived)| content != block || arrived > now)
-        {
+        if spot.content.is_none_or(|(content, arrived)| content != block || arrived > now) {
             return Err(Fault::InFlight(block, place));
         }
         spot.owner = None;
@@ -249,11 +236,7 @@ impl Player<'_> {
     }
 
     fn finish(mut self) -> Result<Timeline, Fault> {
-        let owned = self
-            .spots
-            .iter()
-            .filter(|spot| spot.owner.is_some())
-            .count();
+        let owned = self.spots.iter().filter(|spot| spot.owner.is_some()).count();
         let done = self.timeline.uses.len();
         if owned > 0 || done != self.total_uses() {
             return Err(Fault::Unfinished(done, owned));

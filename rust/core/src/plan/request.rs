@@ -165,9 +165,7 @@ impl Request {
         let machine = &self.machine;
         for (name, link) in [("bus", machine.bus), ("files", machine.files)] {
             if link.bytes_per_second == 0 {
-                return Err(Error::argument(format!(
-                    "the {name} moves 0 bytes a second"
-                )));
+                return Err(Error::argument(format!("the {name} moves 0 bytes a second")));
             }
             within(name, link.bytes_per_second)?;
             within(name, link.latency_nanos)?;
@@ -189,10 +187,7 @@ impl Request {
         }
         let mut sizes = HashMap::new();
         for (index, stage) in self.stages.iter().enumerate() {
-            if self.stages[..index]
-                .iter()
-                .any(|one| one.name == stage.name)
-            {
+            if self.stages[..index].iter().any(|one| one.name == stage.name) {
                 let message = format!("two stages are called {:?}", stage.name);
                 return Err(Error::Argument(message));
             }
@@ -230,10 +225,7 @@ impl Request {
         if pass * u128::from(stage.passes) < LONGEST {
             return Ok(());
         }
-        let message = format!(
-            "stage {:?} would take years: check its times and rates",
-            stage.name
-        );
+        let message = format!("stage {:?} would take years: check its times and rates", stage.name);
         Err(Error::Argument(message))
     }
 }
@@ -257,10 +249,7 @@ fn check_stage(stage: &Stage) -> Result<()> {
         within(&shape.name, shape.slowdown_ppm)?;
     }
     for (index, block) in stage.blocks.iter().enumerate() {
-        if stage.blocks[..index]
-            .iter()
-            .any(|one| one.name == block.name)
-        {
+        if stage.blocks[..index].iter().any(|one| one.name == block.name) {
             return refuse(format!("block {:?} is there twice", block.name));
         }
         if block.bytes == 0 {

@@ -66,15 +66,11 @@ pub(super) fn places(stage: &Stage, choice: &Choice) -> Result<Vec<Place>> {
     }
     let slots = (0..choice.slots).map(|_| choice.slot_bytes);
     let blocks = stage.blocks.iter().zip(&choice.streamed);
-    let residents = blocks
-        .filter(|(_, streamed)| !**streamed)
-        .map(|(block, _)| aligned(block.bytes));
+    let residents =
+        blocks.filter(|(_, streamed)| !**streamed).map(|(block, _)| aligned(block.bytes));
     let take = |bytes| {
         let grant = pool.take(bytes);
-        let place = grant.map(|grant| Place {
-            offset: grant.offset(),
-            bytes: grant.bytes(),
-        });
+        let place = grant.map(|grant| Place { offset: grant.offset(), bytes: grant.bytes() });
         place.ok_or_else(|| Error::argument("the arena is too small for its places"))
     };
     slots.chain(residents).map(take).collect()
@@ -85,11 +81,7 @@ pub(super) fn places(stage: &Stage, choice: &Choice) -> Result<Vec<Place>> {
 /// Copies are issued in the order of use, each as soon as its place is free: whichever engine is
 /// late, the other waits for it and for nothing else.
 pub(super) fn actions(choice: &Choice, passes: u32, stable: bool) -> Vec<Action> {
-    let residents = choice
-        .streamed
-        .iter()
-        .filter(|streamed| !**streamed)
-        .count();
+    let residents = choice.streamed.iter().filter(|streamed| !**streamed).count();
     let mut list = List {
         actions: Vec::new(),
         copies: copies(choice, passes, stable).into_iter().peekable(),
@@ -129,10 +121,7 @@ impl List {
             let Copying { block, place } = copy;
             self.taken[place] = true;
             self.home[block] = place;
-            self.actions.extend([
-                Action::Alloc { block, place },
-                Action::Copy { block, place },
-            ]);
+            self.actions.extend([Action::Alloc { block, place }, Action::Copy { block, place }]);
         }
     }
 

@@ -62,17 +62,8 @@ impl Pool {
             return Err(Error::Argument(message));
         }
         let capacity = capacity / alignment * alignment;
-        let holes = (capacity > 0)
-            .then_some((0, capacity))
-            .into_iter()
-            .collect();
-        Ok(Self {
-            capacity,
-            alignment,
-            classes: Vec::new(),
-            holes,
-            granted: BTreeMap::new(),
-        })
+        let holes = (capacity > 0).then_some((0, capacity)).into_iter().collect();
+        Ok(Self { capacity, alignment, classes: Vec::new(), holes, granted: BTreeMap::new() })
     }
 
     /// Sets `count` equal places of `bytes` aside. `take` of that size is served from them first.
@@ -86,22 +77,15 @@ impl Pool {
             )));
         };
         let free = (0..count).map(|index| offset + index * bytes).collect();
-        self.classes.push(Class {
-            bytes,
-            offset,
-            count,
-            free,
-        });
+        self.classes.push(Class { bytes, offset, count, free });
         Ok(())
     }
 
     /// A place of `bytes`, rounded up to the alignment; `None` where no free piece is that long.
     pub fn take(&mut self, bytes: u64) -> Option<Grant> {
         let bytes = self.rounded(bytes).ok()?;
-        let class = self
-            .classes
-            .iter_mut()
-            .find(|class| class.bytes == bytes && !class.free.is_empty());
+        let class =
+            self.classes.iter_mut().find(|class| class.bytes == bytes && !class.free.is_empty());
         if let Some(offset) = class.and_then(|class| class.free.pop_first()) {
             return Some(Grant { offset, bytes });
         }
@@ -111,10 +95,7 @@ impl Pool {
     }
 
     /// Takes a place back; fails where this pool did not grant it.
-    #[allow(
-        clippy::needless_pass_by_value,
-        reason = "whoever gives a place back has it no more"
-    )]
+    #[allow(clippy::needless_pass_by_value, reason = "whoever gives a place back has it no more")]
     pub fn give(&mut self, grant: Grant) -> Result<()> {
         let Grant { offset, bytes } = grant;
         if let Some(class) = self.classes.iter_mut().find(|class| class.holds(offset)) {
@@ -135,10 +116,7 @@ impl Pool {
 
     /// Bytes that nobody holds, those of the classes included.
     pub fn free_bytes(&self) -> u64 {
-        let classes = self
-            .classes
-            .iter()
-            .map(|class| class.bytes * class.free.len() as u64);
+        let classes = self.classes.iter().map(|class| class.bytes * class.free.len() as u64);
         classes.sum::<u64>() + self.holes.values().sum::<u64>()
     }
 
@@ -155,9 +133,7 @@ impl Pool {
     fn rounded(&self, bytes: u64) -> Result<u64> {
         match bytes.max(1).checked_next_multiple_of(self.alignment) {
             Some(rounded) => Ok(rounded),
-            None => Err(Error::Argument(format!(
-                "{bytes} bytes are beyond every pool"
-            ))),
+            None => Err(Error::Argument(format!("{bytes} bytes are beyond every pool"))),
         }
     }
 
@@ -200,10 +176,7 @@ mod tests {
     #[test]
     fn the_smallest_hole_that_fits_is_cut() {
         let mut pool = pool(100);
-        let grants: Vec<_> = [30, 10, 20, 10, 30]
-            .iter()
-            .map(|&n| pool.take(n).unwrap())
-            .collect();
+        let grants: Vec<_> = [30, 10, 20, 10, 30].iter().map(|&n| pool.take(n).unwrap()).collect();
         let mut grants = grants.into_iter();
         let mut give = |pool: &mut Pool| pool.give(grants.next().unwrap()).unwrap();
         give(&mut pool); // 30 free at 0
