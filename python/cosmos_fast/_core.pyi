@@ -1,13 +1,14 @@
 """The Rust core of cosmos-fast."""
 
 from collections.abc import Sequence
-from typing import Final, Self, final
+from typing import Any, Final, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
     "Encoder",
+    "MemoryPlan",
     "ProcessLimits",
     "__version__",
     "capture",
@@ -15,7 +16,9 @@ __all__ = [
     "denormalize",
     "inspect",
     "normalize",
+    "plan_memory",
     "resize",
+    "smallest_memory",
 ]
 
 __version__: Final[str]
@@ -178,3 +181,43 @@ class Encoder:
 
     def stop(self) -> None:
         """Ends the program now; does nothing where it has ended."""
+
+@final
+class MemoryPlan:
+    """A finished plan of :func:`plan_memory`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as plain values, bytes and nanoseconds; holdings and places per block."""
+
+    def actions(self, stage: int) -> list[tuple[str, int, int | None]]:
+        """Everything to do in a stage, in order: (kind, block, place).
+
+        "alloc" and "copy" go to the copy stream; "ready" (the block has arrived), "use" and "free"
+        to the compute stream. "alloc" waits for the last "free" of its place.
+
+        Raises:
+            InputError: no such stage.
+        """
+
+    def timeline(
+        self, stage: int
+    ) -> tuple[list[tuple[int, int, int, int]], list[tuple[int, int, int, int]]]:
+        """Copies and uses of a stage in virtual time: (block, place, start, end), nanoseconds."""
+
+def plan_memory(request: Any) -> MemoryPlan:
+    """The fastest plan within the budget; of several, the one that copies least.
+
+    Args:
+        request: ``cosmos_fast.memory.request.Request``, or anything with its attributes.
+
+    Raises:
+        InputError: values that make no sense.
+        MemoryPlanError: the budget is below the smallest, which the message names.
+    """
+
+def smallest_memory(request: Any) -> tuple[int, int]:
+    """The least device bytes and host bytes for which there is a plan.
+
+    Raises:
+        InputError: values that make no sense.
+    """
