@@ -1,6 +1,7 @@
 """The Rust core of cosmos-fast."""
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any, Final, Self, final
 
 import numpy as np
@@ -10,7 +11,9 @@ __all__ = [
     "Encoder",
     "MemoryPlan",
     "ProcessLimits",
+    "WeightReader",
     "__version__",
+    "archive_directory",
     "capture",
     "decode_tail",
     "denormalize",
@@ -18,6 +21,7 @@ __all__ = [
     "normalize",
     "plan_memory",
     "resize",
+    "safetensors_header",
     "smallest_memory",
 ]
 
@@ -221,3 +225,74 @@ def smallest_memory(request: Any) -> tuple[int, int]:
     Raises:
         InputError: values that make no sense.
     """
+
+def safetensors_header(
+    path: str | PathLike[str],
+) -> tuple[list[tuple[str, str, list[int], int, int]], dict[str, str]]:
+    """What a safetensors file holds, checked to the official crate's limits.
+
+    Returns:
+        Tensors in the order of their bytes, each (name, dtype as the file calls it, shape, first
+        byte in the file, byte behind the last), and the metadata.
+
+    Raises:
+        CheckpointError: not a regular file, damaged, cut, or hostile.
+    """
+
+def archive_directory(path: str | PathLike[str]) -> list[tuple[str, int, int]]:
+    """Entries of a ``.pt`` archive: (name, first byte in the file, byte behind the last).
+
+    Nothing is unpacked or run; torch's storages are called ``<root>/data/<key>``.
+
+    Raises:
+        CheckpointError: not a regular file, damaged, cut, compressed, or entries overlap.
+    """
+
+@final
+class WeightReader:
+    """Stretches of a file on their way to addresses in memory, read by several threads."""
+
+    def __new__(
+        cls,
+        path: str | PathLike[str],
+        transfers: list[tuple[int, int, int, bool, int]],
+        owner: object,
+        *,
+        threads: int,
+        piece_bytes: int,
+        direct: bool = False,
+    ) -> Self:
+        """Starts to read, in the order of the list.
+
+        Args:
+            transfers: (first byte in the file, bytes in the file, address, whether float32 is
+                rounded to bfloat16 on the way, how many transfers must have been released before
+                this one may be written).
+            owner: what owns the memory behind the addresses; held until this object goes. The
+                addresses must be valid, aligned, and touched by nobody else until they have landed.
+            threads: 1 to 64.
+            piece_bytes: what a thread reads at a time: 64 KiB to 256 MiB, a multiple of 4096.
+            direct: past the page cache, where the file system can.
+
+        Raises:
+            InputError: unreasonable numbers.
+            CheckpointError: not a regular file, or shorter than a transfer.
+        """
+
+    def wait(self, transfer: int) -> None:
+        """Waits, without the interpreter lock, until a transfer has landed.
+
+        Raises:
+            CheckpointError: the file was cut or cannot be read.
+            Cancelled: :meth:`stop` was called.
+        """
+
+    def release(self, transfers: int) -> None:
+        """The memory of the first ``transfers`` of the list may be written to again."""
+
+    def stop(self) -> None:
+        """Ends what is under way; no byte is written afterwards."""
+
+    @property
+    def direct(self) -> bool:
+        """Whether bytes are read past the page cache."""

@@ -17,6 +17,7 @@ pub fn to_python(py: Python<'_>, error: &Error) -> PyErr {
     let name = match error {
         Error::Argument(_) => "InputError",
         Error::Memory(_) => "MemoryPlanError",
+        Error::Checkpoint(_) => "CheckpointError",
         Error::Cancelled => "Cancelled",
         Error::Spawn { .. }
         | Error::Exit { .. }
