@@ -22,9 +22,10 @@ def peak_bytes(compute: Callable[[], object]) -> int:
     when it returns is. A library's own workspace is not seen.
     """
     meter = _Meter()
+    meter.ledger = ledger = _Ledger()
     with torch.no_grad(), _FusedAttention(), meter:
         compute()
-    return meter.peak
+    return ledger.peak
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -43,14 +44,31 @@ class _FusedAttention(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-class _Meter(TorchDispatchMode):
-    """Follows storages from the operation that made them to their end."""
+class _Ledger:
+    """Storages that are alive, and their bytes."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._held = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = _rounded(storage.nbytes())
+        self._held += size
+        self.peak = max(self.peak, self._held)
+        weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self._held -= size
+
+
+class _Meter(TorchDispatchMode):
+    """Follows storages from the operation that made them to their end."""
+
+    ledger: _Ledger
 
     def __torch_dispatch__(
         self,
@@ -63,20 +81,8 @@ class _Meter(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if _is_tensor(leaf) and id(_storage(leaf)) not in given:
-                self._count(_storage(leaf))
+                self.ledger.count(_storage(leaf))
         return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
-            return
-        self._known.add(storage)
-        size = _rounded(storage.nbytes())
-        self._held += size
-        self.peak = max(self.peak, self._held)
-        weakref.finalize(storage, self._release, size)
-
-    def _release(self, size: int) -> None:
-        self._held -= size
 
 
 def _is_tensor(leaf: object) -> bool:
