@@ -57,7 +57,8 @@ def test_weights_of_the_stages_are_those_of_the_files() -> None:
         for stage in stages(workload, CARDS["h200"])
     }
     assert weights["dit"] == 14_265_285_632 * 2
-    assert weights["vae encoder"] + weights["vae decoder"] == 126_892_531 * 2
+    vae = weights["vae encoder"] + weights["vae decoder"]
+    assert 0 <= vae - 126_892_531 * 2 < 194 * 256  # each parameter starts at a multiple of 256
     assert weights["text encoder"] == pytest.approx(4.865e9 * 2, rel=1e-3)
 
 

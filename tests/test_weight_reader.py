@@ -206,9 +206,10 @@ def test_unreasonable_transfers_are_refused(
     good = {"offset": 0, "bytes": MIB, "address": memory.data_ptr(), "rounded": False, "gate": 0}
     transfer = tuple((good | changes).values())
     with pytest.raises(error):
-        WeightReader(
-            tmp_path / "w",
-            [transfer],  # type: ignore[list-item]
-            memory,
-            **({"threads": 2, "piece_bytes": MIB} | options),
-        )
+        _reader(tmp_path / "w", transfer, memory, **options)
+
+
+def _reader(
+    file: Path, transfer: Any, memory: object, threads: int = 2, piece_bytes: int = MIB
+) -> WeightReader:
+    return WeightReader(file, [transfer], memory, threads=threads, piece_bytes=piece_bytes)

@@ -193,8 +193,12 @@ class MemoryPlan:
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain values, bytes and nanoseconds; holdings and places per block."""
 
-    def actions(self, stage: int) -> list[tuple[str, int, int | None]]:
+    def actions(self, stage: int, passes: int | None = None) -> list[tuple[str, int, int | None]]:
         """Everything to do in a stage, in order: (kind, block, place).
+
+        Args:
+            stage: index of the stage.
+            passes: how often its blocks are used; None: as often as was planned.
 
         "alloc" and "copy" go to the copy stream; "ready" (the block has arrived), "use" and "free"
         to the compute stream. "alloc" waits for the last "free" of its place.

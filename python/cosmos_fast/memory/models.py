@@ -15,6 +15,7 @@ import torch
 from cosmos_fast.config import check_size
 from cosmos_fast.errors import InputError
 from cosmos_fast.memory.footprint import peak_bytes
+from cosmos_fast.memory.host import layout
 from cosmos_fast.memory.request import NANOS, Block, Shape, Stage
 from cosmos_fast.model.flops import forward_flops
 from cosmos_fast.model.vae import VAE
@@ -232,7 +233,7 @@ def encode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
     return _vae_stage(
         workload,
         ("encode", "vae encoder", "encoder"),
-        sum(p.numel() for p in (*vae.encoder.parameters(), *vae.quant_conv.parameters())),
+        layout([*vae.encoder.parameters(), *vae.quant_conv.parameters()])[1],
         _vae_nanos(workload, card, 1, workload.num_conditional_frames),
         (Shape("whole", peak_bytes(lambda: vae.encode(clip)) + video),),
     )
@@ -260,7 +261,7 @@ def decode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
     return _vae_stage(
         workload,
         ("decode", "vae decoder", "decoder"),
-        sum(p.numel() for p in (*vae.decoder.parameters(), *vae.post_quant_conv.parameters())),
+        layout([*vae.decoder.parameters(), *vae.post_quant_conv.parameters()])[1],
         _vae_nanos(workload, card, 0, workload.num_frames),
         tuple(shapes),
     )
@@ -297,12 +298,12 @@ def dit_parameters(config: DiTConfig) -> tuple[int, int]:
 def _vae_stage(
     workload: Workload,
     names: tuple[str, str, str],
-    parameters: int,
+    weights: int,
     nanos: int,
     shapes: tuple[Shape, ...],
 ) -> Stage:
     name, component, block = names
-    blocks = (Block(block, parameters * BF16, nanos),)
+    blocks = (Block(block, weights, nanos, hold=True),)  # every chunk of a clip uses all of it
     return Stage(name, component, blocks, 1, shapes, workload.residency(component))
 
 

@@ -8,22 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from cosmos_fast._core import MemoryPlan, plan_memory, smallest_memory
+from cosmos_fast._core import smallest_memory
 from cosmos_fast.config import Profile, round_size
 from cosmos_fast.errors import InputError, MemoryPlanError
 from cosmos_fast.memory.cards import find_card
 from cosmos_fast.memory.models import Workload, stages
 from cosmos_fast.memory.request import GIB, MIB, Link, Machine, Request
-from cosmos_fast.memory.timeline import timeline_svg
-from cosmos_fast.types import Size
+from cosmos_fast.memory.schedule import Schedule
 from cosmos_fast.weights.released import ARCHITECTURES, family_of, released_profile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cosmos_fast.memory.cards import Card
+    from cosmos_fast.types import Size
 
-Holding = Literal["kept", "resident", "streamed"]
 
 AUTO_SHARE: Final = 0.95
 """Of a card's memory, what "auto" takes: torch's allocator and the driver round up."""
@@ -69,83 +68,14 @@ def parse_amount(text: str) -> int:
     return int(float(match["number"]) * unit)
 
 
-@dataclass(frozen=True)
-class StagePlan:
-    """What happens in one stage. Bytes and seconds are predictions."""
-
-    name: str
-    component: str
-    shape: str
-    exact: bool
-    """It computes the same bytes as the plain shape."""
-    blocks: tuple[str, ...]
-    holdings: tuple[Holding, ...]
-    """Of each block: on the device for good, for the stage, or for the moment."""
-    places: tuple[tuple[int, int], ...]
-    """(offset, bytes) in the stage's arena: the slots, then the residents. Of a kept stage: of
-    each block in the arena of what is kept."""
-    slots: int
-    slot_bytes: int
-    arena_bytes: int
-    activation_bytes: int
-    peak_bytes: int
-    copied_bytes: int
-    passes: int
-    seconds: float
-    first_pass_seconds: float
-    stall_seconds: float
-
-    @property
-    def streamed(self) -> int:
-        """Blocks that are copied in every pass."""
-        return self.holdings.count("streamed")
-
-    @property
-    def pass_seconds(self) -> float:
-        """A pass, the first one apart: of the DiT a forward."""
-        if self.passes == 1:
-            return self.seconds
-        return (self.seconds - self.first_pass_seconds) / (self.passes - 1)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where every weight of a generation is at every moment, and what that costs."""
+@dataclass(frozen=True, kw_only=True)
+class Plan(Schedule):
+    """The schedule of one generation on one card."""
 
     model: str
     card: str
     size: Size
     num_frames: int
-    budget_bytes: int
-    host_budget_bytes: int
-    stages: tuple[StagePlan, ...]
-    sources: dict[str, Literal["device", "pinned", "files"]]
-    """Where each component's weights rest while they are not in use."""
-    kept_bytes: int
-    fixed_bytes: int
-    peak_bytes: int
-    host_bytes: int
-    pinned_bytes: int
-    copied_bytes: int
-    seconds: float
-    smallest_bytes: int
-    """The least device memory for which there is a plan."""
-    smallest_host_bytes: int
-    request: Request
-    core: MemoryPlan
-    """For the executor: ``core.actions(stage)`` and ``core.timeline(stage)``."""
-
-    @property
-    def exact(self) -> bool:
-        """It only moves weights: the clip has the same bytes as with everything resident."""
-        return all(stage.exact for stage in self.stages)
-
-    def stage(self, name: str) -> StagePlan:
-        """The stage called ``name``."""
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        raise InputError(f"no stage {name!r}: {', '.join(stage.name for stage in self.stages)}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: bytes and seconds."""
@@ -154,7 +84,9 @@ class Plan:
             for name in self.__dataclass_fields__
             if name not in ("stages", "request", "core", "size")
         }
-        plain |= {"size": list(self.size), "exact": self.exact, "stages": {}}
+        for name in ("budget_bytes", "host_budget_bytes", "fixed_bytes", "exact"):
+            plain[name] = getattr(self, name)
+        plain |= {"size": list(self.size), "stages": {}}
         for stage in self.stages:
             fields = {name: getattr(stage, name) for name in stage.__dataclass_fields__}
             fields |= {"streamed": stage.streamed, "pass_seconds": stage.pass_seconds}
@@ -197,12 +129,6 @@ class Plan:
             else f"within the lossless gate, not the same bytes: {'; '.join(cut)}",
         ]
         return "\n".join(lines)
-
-    def svg(self, stage: str = "denoise") -> str:
-        """Slots and copies of the first passes of ``stage``, as a picture (SVG)."""
-        index = self.stages.index(self.stage(stage))
-        copies, uses = self.core.timeline(index)
-        return timeline_svg(self.stages[index], copies, uses)
 
 
 def plan(
@@ -275,36 +201,19 @@ def plan(
 
 
 def _planned(workload: Workload, card: Card, request: Request) -> Plan:
+    names = {
+        "model": workload.profile.name,
+        "card": card.name,
+        "size": workload.size,
+        "num_frames": workload.num_frames,
+    }
     try:
-        core = plan_memory(request)
+        return Plan.solve(request, **names)
     except MemoryPlanError as error:
         device, host = smallest_memory(request)
         machine = replace(request.machine, device_bytes=device, host_bytes=host)
-        error.plan = _planned(workload, card, replace(request, machine=machine))
+        error.plan = Plan.solve(replace(request, machine=machine), **names)
         raise
-    found = core.as_dict()
-    planned = []
-    for stage in found.pop("stages"):
-        for name in ("", "first_pass_", "stall_"):
-            stage[f"{name}seconds"] = stage.pop(f"{name}nanos") / 1e9
-        for name in ("blocks", "holdings", "places"):
-            stage[name] = tuple(stage[name])
-        planned.append(StagePlan(**stage))
-    return Plan(
-        model=workload.profile.name,
-        card=card.name,
-        size=workload.size,
-        num_frames=workload.num_frames,
-        budget_bytes=request.machine.device_bytes,
-        host_budget_bytes=request.machine.host_bytes,
-        stages=tuple(planned),
-        fixed_bytes=request.machine.device_fixed_bytes,
-        seconds=found.pop("nanos") / 1e9,
-        smallest_bytes=found.pop("smallest_device_bytes"),
-        request=request,
-        core=core,
-        **found,
-    )
 
 
 def _profile(model: str | Profile, variant: str) -> Profile:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from xml.sax.saxutils import escape
 
 if TYPE_CHECKING:
-    from cosmos_fast.memory.plan import StagePlan
+    from cosmos_fast.memory.schedule import StagePlan
 
 Span = tuple[int, int, int, int]
 """(block, place, start, end) in nanoseconds."""

@@ -130,10 +130,17 @@ impl MemoryPlan {
         }
     }
 
-    /// Everything to do in a stage, in order.
-    fn actions(&self, py: Python<'_>, stage: usize) -> PyResult<Vec<ActionOut>> {
+    /// Everything to do in a stage, in order, in the planned passes or another number of them.
+    #[pyo3(signature = (stage, passes = None))]
+    fn actions(
+        &self,
+        py: Python<'_>,
+        stage: usize,
+        passes: Option<u32>,
+    ) -> PyResult<Vec<ActionOut>> {
         let stage = self.stage(stage).map_err(|error| to_python(py, &error))?;
-        Ok(py.detach(|| stage.actions().into_iter().map(action_out).collect()))
+        let passes = passes.unwrap_or(stage.passes);
+        Ok(py.detach(|| stage.actions(passes).into_iter().map(action_out).collect()))
     }
 
     /// A stage in virtual time: what the copy engine does, and the compute engine.

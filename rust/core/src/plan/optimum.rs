@@ -148,7 +148,7 @@ fn copies_are_the_fewest_that_any_choice_of_victims_needs() {
 fn spoilt(change: impl FnOnce(&mut Vec<Action>)) -> Result<Timeline, Fault> {
     let request = equal_request(equal_stage(5, 10, 3), 25, 3);
     let found = plan(&request).unwrap();
-    let mut actions = found.stages[0].actions();
+    let mut actions = found.stages[0].actions(3);
     change(&mut actions);
     let scene = Scene {
         bytes: &[BYTES; 5],

@@ -74,14 +74,14 @@ pub struct StagePlan {
 }
 
 impl StagePlan {
-    /// Everything to do, in order. Passes are told apart by their uses.
-    pub fn actions(&self) -> Vec<Action> {
+    /// Everything to do in `passes` passes, in order. Passes are told apart by their uses.
+    pub fn actions(&self, passes: u32) -> Vec<Action> {
         if self.is_kept() {
             let pass = 0..self.blocks.len();
             let uses = |_| pass.clone().map(|block| Action::Use { block });
-            return (0..self.passes).flat_map(uses).collect();
+            return (0..passes).flat_map(uses).collect();
         }
-        schedule::actions(&self.choice, self.passes, self.stable)
+        schedule::actions(&self.choice, passes, self.stable)
     }
 
     /// The stage in virtual time, at the rates that the plan was made for.
@@ -97,7 +97,7 @@ impl StagePlan {
             places: &self.places,
             passes: self.passes,
         };
-        replay(&scene, &self.actions())
+        replay(&scene, &self.actions(self.passes))
     }
 
     fn is_kept(&self) -> bool {

@@ -117,7 +117,8 @@ fn played(stage: &Stage, planned: &StagePlan, uses: &[u64], copies: &[u64]) -> T
         places: &planned.places,
         passes: stage.passes,
     };
-    replay(&scene, &planned.actions()).unwrap_or_else(|fault| panic!("{fault}: {planned:#?}"))
+    replay(&scene, &planned.actions(stage.passes))
+        .unwrap_or_else(|fault| panic!("{fault}: {planned:#?}"))
 }
 
 /// The stage as the plan predicts it, and again with engines of other speeds.
@@ -128,7 +129,7 @@ fn check_stage(request: &Request, plan: &Plan, index: usize, strange: &[u64]) ->
     let slowed = |block: &Block| block.nanos + block.nanos * shape.slowdown_ppm / 1_000_000;
     let uses: Vec<u64> = stage.blocks.iter().map(slowed).collect();
     if planned.holdings[0] == Holding::Kept {
-        let actions = planned.actions();
+        let actions = planned.actions(stage.passes);
         let only_uses = actions.iter().all(|one| matches!(one, Action::Use { .. }));
         prop_assert!(only_uses, "a stage whose weights are there copies");
         prop_assert_eq!(actions.len(), stage.blocks.len() * stage.passes as usize);

@@ -95,11 +95,14 @@ pub(super) fn actions(choice: &Choice, passes: u32, stable: bool) -> Vec<Action>
                 list.actions.push(Action::Ready { block });
             }
             list.actions.push(Action::Use { block });
-            if streamed || pass + 1 == passes {
+            if streamed {
                 list.free(block);
                 list.issue_copies();
             }
         }
+    }
+    for (block, _) in choice.streamed.iter().enumerate().filter(|(_, streamed)| !**streamed) {
+        list.free(block);
     }
     list.actions
 }
