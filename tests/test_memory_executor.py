@@ -143,6 +143,19 @@ def test_a_stage_may_end_early_or_never_begin() -> None:
             assert torch.equal(forward(network), expected)
 
 
+def test_the_keys_of_a_prompt_are_a_pass_of_their_own() -> None:
+    # Parts of each block run, in order, and no block as a whole.
+    network, forward = _network(), _inputs()
+    rows = torch.randn(1, 5, CONFIG.text_dim)
+    with torch.no_grad():
+        expected = (network.text_context(rows), forward(network))
+    executor = _executor(network, 2)
+    with executor.stage("denoise", passes=1 + PASSES), torch.no_grad():
+        found = network.text_context(rows)
+        assert all(map(torch.equal, found.blocks, expected[0].blocks))
+        assert torch.equal(forward(network), expected[1])
+
+
 def test_nothing_stays_on_the_device_after_a_stage() -> None:
     network, forward = _network(), _inputs()
     executor = _executor(network, 2)

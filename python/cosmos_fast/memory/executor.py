@@ -276,7 +276,6 @@ class StageRun:
         """
         if block == self._current or (self._held[block] and self._is_bound(block)):
             return
-        self.leave()
         while self._current != block:
             if self._cursor == self._uses_end:
                 raise CosmosFastError(f"stage {self.name!r} runs more often than was asked for")
