@@ -196,7 +196,8 @@ def plan(
     wanted = stages(workload, card)
     if memory == "resident":
         wanted = tuple(replace(stage, residency="keep") for stage in wanted)
-    request = Request(machine, wanted, stable_slots=stable_slots)
+    # The executor holds a pinned copy of what is on the device, to sleep and wake by.
+    request = Request(machine, wanted, stable_slots=stable_slots, host_copies=True)
     return _planned(workload, card, request)
 
 

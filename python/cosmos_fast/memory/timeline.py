@@ -76,7 +76,7 @@ def _bar(row: int, start: int, end: int, colour: str, scale: float, name: str) -
         f"{start / 1e6:.2f} to {end / 1e6:.2f} ms</title></rect>"
     )
     short = name.rpartition(".")[2]
-    if width < 8 * len(short):
+    if width < 6 * len(short) + 3:
         return shape
     return f'{shape}<text x="{left + 3:.1f}" y="{_top(row) + 14}">{escape(short)}</text>'
 
@@ -93,8 +93,9 @@ def _axis(rows: int, end: int, scale: float) -> Iterator[str]:
         moment = end * tick / _TICKS
         left = _LEFT + moment * scale
         bottom = _top(rows)
+        anchor = "end" if tick == _TICKS else "middle"
         yield (
             f'<line x1="{left:.1f}" y1="30" x2="{left:.1f}" y2="{bottom}" stroke="#ccc" '
-            f'stroke-width="0.5"/><text x="{left:.1f}" y="{bottom + 14}" text-anchor="middle">'
+            f'stroke-width="0.5"/><text x="{left:.1f}" y="{bottom + 14}" text-anchor="{anchor}">'
             f"{moment / 1e6:.1f} ms</text>"
         )
