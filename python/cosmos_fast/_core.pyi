@@ -1,21 +1,28 @@
 """The Rust core of cosmos-fast."""
 
 from collections.abc import Sequence
-from typing import Final, Self, final
+from os import PathLike
+from typing import Any, Final, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
     "Encoder",
+    "MemoryPlan",
     "ProcessLimits",
+    "WeightReader",
     "__version__",
+    "archive_directory",
     "capture",
     "decode_tail",
     "denormalize",
     "inspect",
     "normalize",
+    "plan_memory",
     "resize",
+    "safetensors_header",
+    "smallest_memory",
 ]
 
 __version__: Final[str]
@@ -178,3 +185,118 @@ class Encoder:
 
     def stop(self) -> None:
         """Ends the program now; does nothing where it has ended."""
+
+@final
+class MemoryPlan:
+    """A finished plan of :func:`plan_memory`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as plain values, bytes and nanoseconds; holdings and places per block."""
+
+    def actions(self, stage: int, passes: int | None = None) -> list[tuple[str, int, int | None]]:
+        """Everything to do in a stage, in order: (kind, block, place).
+
+        Args:
+            stage: index of the stage.
+            passes: how often its blocks are used; None: as often as was planned.
+
+        "alloc" and "copy" go to the copy stream; "ready" (the block has arrived), "use" and "free"
+        to the compute stream. "alloc" waits for the last "free" of its place.
+
+        Raises:
+            InputError: no such stage.
+        """
+
+    def timeline(
+        self, stage: int
+    ) -> tuple[list[tuple[int, int, int, int]], list[tuple[int, int, int, int]]]:
+        """Copies and uses of a stage in virtual time: (block, place, start, end), nanoseconds."""
+
+def plan_memory(request: Any) -> MemoryPlan:
+    """The fastest plan within the budget; of several, the one that copies least.
+
+    Args:
+        request: ``cosmos_fast.memory.request.Request``, or anything with its attributes.
+
+    Raises:
+        InputError: values that make no sense.
+        MemoryPlanError: the budget is below the smallest, which the message names.
+    """
+
+def smallest_memory(request: Any) -> tuple[int, int]:
+    """The least device bytes and host bytes for which there is a plan.
+
+    Raises:
+        InputError: values that make no sense.
+    """
+
+def safetensors_header(
+    path: str | PathLike[str],
+) -> tuple[list[tuple[str, str, list[int], int, int]], dict[str, str]]:
+    """What a safetensors file holds, checked to the official crate's limits.
+
+    Returns:
+        Tensors in the order of their bytes, each (name, dtype as the file calls it, shape, first
+        byte in the file, byte behind the last), and the metadata.
+
+    Raises:
+        CheckpointError: not a regular file, damaged, cut, or hostile.
+    """
+
+def archive_directory(path: str | PathLike[str]) -> list[tuple[str, int, int]]:
+    """Entries of a ``.pt`` archive: (name, first byte in the file, byte behind the last).
+
+    Nothing is unpacked or run; torch's storages are called ``<root>/data/<key>``.
+
+    Raises:
+        CheckpointError: not a regular file, damaged, cut, compressed, or entries overlap.
+    """
+
+@final
+class WeightReader:
+    """Stretches of a file on their way to addresses in memory, read by several threads."""
+
+    def __new__(
+        cls,
+        path: str | PathLike[str],
+        transfers: list[tuple[int, int, int, bool, int]],
+        owner: object,
+        *,
+        threads: int,
+        piece_bytes: int,
+        direct: bool = False,
+    ) -> Self:
+        """Starts to read, in the order of the list.
+
+        Args:
+            transfers: (first byte in the file, bytes in the file, address, whether float32 is
+                rounded to bfloat16 on the way, how many transfers must have been released before
+                this one may be written).
+            owner: what owns the memory behind the addresses; held until this object goes. The
+                addresses must be valid, aligned, and touched by nobody else until they have landed.
+            threads: 1 to 64.
+            piece_bytes: what a thread reads at a time: 64 KiB to 256 MiB, a multiple of 4096.
+            direct: past the page cache, where the file system can.
+
+        Raises:
+            InputError: unreasonable numbers.
+            CheckpointError: not a regular file, or shorter than a transfer.
+        """
+
+    def wait(self, transfer: int) -> None:
+        """Waits, without the interpreter lock, until a transfer has landed.
+
+        Raises:
+            CheckpointError: the file was cut or cannot be read.
+            Cancelled: :meth:`stop` was called.
+        """
+
+    def release(self, transfers: int) -> None:
+        """The memory of the first ``transfers`` of the list may be written to again."""
+
+    def stop(self) -> None:
+        """Ends what is under way; no byte is written afterwards."""
+
+    @property
+    def direct(self) -> bool:
+        """Whether bytes are read past the page cache."""

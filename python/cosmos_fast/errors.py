@@ -5,6 +5,8 @@ One base class and a handful of children, so that a host program can catch all o
 the offending value, what was expected, and the cure.
 """
 
+from typing import Any
+
 
 class CosmosFastError(Exception):
     """Base of every error that cosmos-fast raises on purpose."""
@@ -42,7 +44,13 @@ class GuardrailBlocked(CosmosFastError):
 
 
 class MemoryPlanError(CosmosFastError):
-    """The requested memory budget cannot hold the run."""
+    """The requested memory budget cannot hold the run.
+
+    Attributes:
+        plan: the ``cosmos_fast.Plan`` for the smallest budget that can, where one was made.
+    """
+
+    plan: Any = None
 
 
 class DeviceLost(CosmosFastError):

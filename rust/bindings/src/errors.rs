@@ -16,6 +16,8 @@ fn exception<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
 pub fn to_python(py: Python<'_>, error: &Error) -> PyErr {
     let name = match error {
         Error::Argument(_) => "InputError",
+        Error::Memory(_) => "MemoryPlanError",
+        Error::Checkpoint(_) => "CheckpointError",
         Error::Cancelled => "Cancelled",
         Error::Spawn { .. }
         | Error::Exit { .. }

@@ -4,6 +4,8 @@ mod buffers;
 mod errors;
 mod media;
 mod pack;
+mod plan;
+mod weights;
 
 /// The Rust core of cosmos-fast.
 #[pyo3::pymodule]
@@ -13,6 +15,10 @@ mod _core {
 
     #[pymodule_export]
     use crate::pack::{denormalize, normalize, resize};
+    #[pymodule_export]
+    use crate::plan::{MemoryPlan, plan_memory, smallest_memory};
+    #[pymodule_export]
+    use crate::weights::{WeightReader, archive_directory, safetensors_header};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals, reason = "a Python name")]

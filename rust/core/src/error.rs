@@ -12,6 +12,12 @@ pub enum Error {
     /// An argument has the wrong value or shape: the caller's mistake.
     #[error("{0}")]
     Argument(String),
+    /// A budget holds no plan.
+    #[error("{0}")]
+    Memory(String),
+    /// A weight file that is damaged, cut, hostile or of a kind that is not read.
+    #[error("{0}")]
+    Checkpoint(String),
     /// The program could not be started.
     #[error("{program} could not be started: {source}")]
     Spawn {
@@ -57,6 +63,11 @@ impl Error {
     /// An [`Error::Argument`] from anything printable.
     pub fn argument(message: impl Into<String>) -> Self {
         Self::Argument(message.into())
+    }
+
+    /// An [`Error::Checkpoint`] from anything printable.
+    pub fn checkpoint(message: impl Into<String>) -> Self {
+        Self::Checkpoint(message.into())
     }
 
     /// For `map_err`: an [`Error::System`] that says what was being done.

@@ -1,7 +1,9 @@
 //! The part of cosmos-fast that moves bytes.
 //!
 //! `media` runs ffmpeg as a supervised child process, `pack` converts and resizes pixels in memory
-//! that the caller owns. Nothing here knows of Python; `rust/bindings` makes it a module.
+//! that the caller owns. `plan` decides where every weight is at every moment, `pool` places them,
+//! `weights` reads them from files that nobody vouches for. Nothing here knows of Python;
+//! `rust/bindings` makes it a module.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("child supervision uses prctl, pidfd and /proc: cosmos-fast runs on Linux");
@@ -9,5 +11,8 @@ compile_error!("child supervision uses prctl, pidfd and /proc: cosmos-fast runs 
 pub mod error;
 pub mod media;
 pub mod pack;
+pub mod plan;
+pub mod pool;
+pub mod weights;
 
 pub use error::{Error, Result};

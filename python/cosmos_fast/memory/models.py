@@ -1,0 +1,318 @@
+"""What a generation needs of a machine: blocks, activations and operations of each stage.
+
+Bytes of weights follow from the architecture. Activations are counted: the DiT's in units of one
+token tensor (N tokens of width D) along ``model/dit.py`` with its fused operations, the VAE's by
+running it on torch's meta device. Operations are those of ``model/flops.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from cosmos_fast.config import check_size
+from cosmos_fast.errors import InputError
+from cosmos_fast.memory.footprint import peak_bytes
+from cosmos_fast.memory.host import layout
+from cosmos_fast.memory.request import NANOS, Block, Shape, Stage
+from cosmos_fast.model.flops import forward_flops
+from cosmos_fast.model.vae import VAE
+from cosmos_fast.types import (
+    LATENT_CHANNELS,
+    SPATIAL_STRIDE,
+    TEMPORAL_STRIDE,
+    TEXT_ROWS,
+    Size,
+    latent_frames,
+)
+
+if TYPE_CHECKING:
+    from cosmos_fast.config import DiTConfig, Profile
+    from cosmos_fast.memory.cards import Card
+    from cosmos_fast.memory.request import Residency
+
+BF16: Final = 2
+FLOAT: Final = 4
+
+_ELEMENTWISE_PASSES: Final = 26
+"""Reads and writes of a token tensor in a block beside attention and linear layers."""
+_STATES: Final = 8
+"""float32 latents that sampling holds: noise, state, two predictions, their mixture, the input."""
+_PIXEL_FLOPS_FIRST: Final = (10.85e6, 6.78e6)
+"""Operations a pixel to decode and to encode the first frame."""
+_PIXEL_FLOPS_NEXT: Final = (33.9e6, 20.0e6)
+"""Operations a pixel to decode and to encode each further latent frame (four frames)."""
+
+_T5_LAYERS: Final = 24
+_T5_WIDTH: Final = 1024
+_T5_INNER: Final = 16384
+_T5_HIDDEN: Final = 65536
+_T5_HEADS: Final = 128
+_T5_VOCABULARY: Final = 32128
+_T5_BUCKETS: Final = 32
+_T5_FLOPS: Final = 5.4e12
+"""Operations of one prompt of 512 rows."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How far a DiT block's activations are cut up."""
+
+    chunks: int
+    """Stretches of tokens that pass cross-attention and MLP one after the other."""
+    groups: int
+    """Groups of heads that pass self-attention one after the other."""
+    slowdown: float
+    """Additional share of time; estimate."""
+
+    @property
+    def name(self) -> str:
+        if self.chunks == self.groups == 1:
+            return "whole"
+        return f"{self.chunks} token chunks, {self.groups} head groups"
+
+    @property
+    def token_tensors(self) -> float:
+        """Token tensors alive at the fullest moment of a block; fused operations work in place.
+
+        The residual stream x, the normed y and a sub-layer's output are whole; cut up are q, k, v
+        and the result (4) in self-attention, q and the result (2) in cross-attention, and both
+        sides of GELU (8) in the MLP.
+        """
+        attention = 7 if self.groups == 1 else max(3 + 4 / self.groups, 4)
+        cross = 3 + 2 / self.chunks
+        mlp = 10 if self.chunks == 1 else 3 + 8 / self.chunks
+        return max(attention, cross, mlp)
+
+
+CUTS: Final = (
+    Cut(1, 1, 0.0),
+    Cut(2, 1, 0.002),
+    Cut(4, 2, 0.006),
+    Cut(8, 4, 0.015),
+)
+TILES: Final = ((1, 1), (1, 2), (2, 2), (2, 3), (3, 4))
+"""Tiles of a picture along rows and columns that the VAE decodes one after the other."""
+TILE_OVERLAP: Final = 8
+"""Latent rows and columns that neighbouring tiles share."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One generation."""
+
+    profile: Profile
+    size: Size
+    num_frames: int
+    num_conditional_frames: int
+    num_steps: int
+    guided: bool
+    """Two forwards a step, and two prompts."""
+    text_bytes_per_value: int = BF16
+    """2 for a text encoder stored in bfloat16, 4 for float32, 0 for no text encoder."""
+    offloaded: frozenset[str] = frozenset()
+    """Components that must leave the device when their stage ends."""
+
+    def __post_init__(self) -> None:
+        check_size(self.size, self.profile.dit)
+        latent_frames(self.num_frames)
+        latent_frames(self.num_conditional_frames)
+        known = {"text encoder", "vae encoder", "dit", "vae decoder"}
+        if unknown := self.offloaded - known:
+            raise InputError(f"offload {sorted(unknown)}: components are {sorted(known)}")
+
+    @property
+    def latent_size(self) -> tuple[int, int, int]:
+        """(T, H, W)."""
+        height, width = self.size
+        frames = int(latent_frames(self.num_frames))
+        return frames, height // SPATIAL_STRIDE, width // SPATIAL_STRIDE
+
+    @property
+    def tokens(self) -> int:
+        frames, height, width = self.latent_size
+        return frames * (height // self.profile.dit.patch) * (width // self.profile.dit.patch)
+
+    @property
+    def branches(self) -> int:
+        return 2 if self.guided else 1
+
+    @property
+    def latent_bytes(self) -> int:
+        """One float32 latent of the whole clip."""
+        frames, height, width = self.latent_size
+        return LATENT_CHANNELS * frames * height * width * FLOAT
+
+    def residency(self, component: str) -> Residency:
+        return "drop" if component in self.offloaded else "free"
+
+
+def stages(workload: Workload, card: Card) -> tuple[Stage, ...]:
+    """The stages of ``workload`` on ``card``, in order."""
+    text = (text_stage(workload, card),) if workload.text_bytes_per_value else ()
+    with torch.device("meta"):
+        vae = VAE(workload.profile.vae).to(torch.bfloat16)
+    vae.requires_grad_(False)
+    return (
+        *text,
+        encode_stage(workload, card, vae),
+        denoise_stage(workload, card),
+        decode_stage(workload, card, vae),
+    )
+
+
+def text_stage(workload: Workload, card: Card) -> Stage:
+    """T5-11B, one pass a prompt; its layers may stream."""
+    width = workload.text_bytes_per_value
+    layer = 4 * _T5_WIDTH * _T5_INNER + 2 * _T5_WIDTH * _T5_HIDDEN + 2 * _T5_WIDTH
+    bias = _T5_HEADS * _T5_BUCKETS
+    nanos = _nanos(_T5_FLOPS / _T5_LAYERS, card.text_flops)
+    blocks = [Block("embedding", (_T5_VOCABULARY + 1) * _T5_WIDTH * width, 0, hold=True)]
+    blocks += [
+        Block(f"layer {index}", (layer + bias * (index == 0)) * width, nanos)
+        for index in range(_T5_LAYERS)
+    ]
+    pairs = _T5_HEADS * TEXT_ROWS**2
+    # Position bias and scores in the encoder's dtype, softmax in float32 and back, and beside them
+    # q, k, v or the hidden layer before and after its ReLU.
+    attention = pairs * (3 * width + FLOAT) + 4 * TEXT_ROWS * _T5_INNER * width
+    hidden = 2 * TEXT_ROWS * _T5_HIDDEN * width
+    return Stage(
+        "text",
+        "text encoder",
+        tuple(blocks),
+        workload.branches,
+        (Shape("whole", attention + hidden),),
+        workload.residency("text encoder"),
+    )
+
+
+def denoise_stage(workload: Workload, card: Card) -> Stage:
+    """Every forward of every step; the blocks may stream."""
+    config = workload.profile.dit
+    block, edges = dit_parameters(config)
+    flops = forward_flops(config, workload.latent_size)
+    token_tensor = workload.tokens * config.width * BF16
+    nanos = (
+        _nanos(flops.self_attention / config.num_layers, card.attention_flops)
+        + _nanos(flops.other / config.num_layers, card.linear_flops)
+        + _nanos(_ELEMENTWISE_PASSES * token_tensor, card.memory_bytes_per_second)
+    )
+    blocks = [Block("edges", edges * BF16, 0, hold=True)]
+    blocks += [Block(f"blocks.{index}", block * BF16, nanos) for index in range(config.num_layers)]
+    text_keys = config.num_layers * 2 * TEXT_ROWS * config.width * BF16 * workload.branches
+    rope = workload.tokens * config.head_dim * FLOAT
+    held = text_keys + rope + _STATES * workload.latent_bytes
+    shapes = tuple(
+        Shape(
+            cut.name,
+            int(cut.token_tensors * token_tensor) + held,
+            round(cut.slowdown * 1e6),
+            exact=index == 0,
+        )
+        for index, cut in enumerate(CUTS)
+    )
+    return Stage(
+        "denoise",
+        "dit",
+        tuple(blocks),
+        (workload.num_steps + 1) * workload.branches,
+        shapes,
+        workload.residency("dit"),
+    )
+
+
+def encode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
+    """The conditioning frames only."""
+    height, width = workload.size
+    frames = min(workload.num_conditional_frames, 1 + TEMPORAL_STRIDE)
+    clip = torch.empty(1, 3, frames, height, width, device="meta")
+    video = 2 * FLOAT * 3 * workload.num_conditional_frames * height * width
+    return _vae_stage(
+        workload,
+        ("encode", "vae encoder", "encoder"),
+        layout([*vae.encoder.parameters(), *vae.quant_conv.parameters()])[1],
+        _vae_nanos(workload, card, 1, workload.num_conditional_frames),
+        (Shape("whole", peak_bytes(lambda: vae.encode(clip)) + video),),
+    )
+
+
+def decode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
+    """The whole clip, one latent frame at a time; pictures may be cut into tiles."""
+    frames, rows, columns = workload.latent_size
+    latents = torch.empty(1, LATENT_CHANNELS, min(frames, 3), rows, columns, device="meta")
+
+    def decode() -> None:
+        for _ in vae.decode_chunks(latents):
+            pass
+
+    peak = peak_bytes(decode)
+    pictures = 3 * workload.num_frames * workload.size.height * workload.size.width
+    # The clip as bytes, once in chunks and once joined, and the latents it is made of.
+    held = 2 * pictures + 2 * workload.latent_bytes
+    shapes = []
+    for grid in TILES:
+        share, work = tile_shares((rows, columns), grid)
+        name = "whole" if grid == (1, 1) else f"{grid[0]} x {grid[1]} tiles"
+        slowdown = round((work - 1) * 1e6)
+        shapes.append(Shape(name, int(peak * share) + held, slowdown, exact=grid == (1, 1)))
+    return _vae_stage(
+        workload,
+        ("decode", "vae decoder", "decoder"),
+        layout([*vae.decoder.parameters(), *vae.post_quant_conv.parameters()])[1],
+        _vae_nanos(workload, card, 0, workload.num_frames),
+        tuple(shapes),
+    )
+
+
+def tile_shares(size: tuple[int, int], grid: tuple[int, int]) -> tuple[float, float]:
+    """Share of the picture that one tile has, and work of all tiles over that of the picture."""
+    share = 1.0
+    for length, count in zip(size, grid, strict=True):
+        tile = -(-(length + (count - 1) * TILE_OVERLAP) // count)
+        share *= tile / length
+    return share, share * grid[0] * grid[1]
+
+
+def dit_parameters(config: DiTConfig) -> tuple[int, int]:
+    """Parameters of one block, and of everything outside the blocks."""
+    width, rank = config.width, config.adaln_rank
+    linear = (
+        4 * width**2 + 2 * width**2 + 2 * config.text_dim * width + 2 * width * config.mlp_width
+    )
+    norms = 4 * config.head_dim
+    modulation = 3 * (rank * width + 3 * rank * width)
+    edges = (
+        config.patch_features * width
+        + width**2 * 4
+        + width
+        + rank * width
+        + 2 * rank * width
+        + config.out_channels * config.patch**2 * width
+    )
+    return linear + norms + modulation, edges
+
+
+def _vae_stage(
+    workload: Workload,
+    names: tuple[str, str, str],
+    weights: int,
+    nanos: int,
+    shapes: tuple[Shape, ...],
+) -> Stage:
+    name, component, block = names
+    blocks = (Block(block, weights, nanos, hold=True),)  # every chunk of a clip uses all of it
+    return Stage(name, component, blocks, 1, shapes, workload.residency(component))
+
+
+def _vae_nanos(workload: Workload, card: Card, way: int, frames: int) -> int:
+    pixels = workload.size.height * workload.size.width
+    further = int(latent_frames(frames)) - 1
+    flops = pixels * (_PIXEL_FLOPS_FIRST[way] + further * _PIXEL_FLOPS_NEXT[way])
+    return _nanos(flops, card.convolution_flops)
+
+
+def _nanos(work: float, rate: float) -> int:
+    return round(work / rate * NANOS)

@@ -1,0 +1,249 @@
+"""The memory plan of a generation: what it needs, before anything is loaded, on any card."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from cosmos_fast._core import smallest_memory
+from cosmos_fast.config import Profile, round_size
+from cosmos_fast.errors import InputError, MemoryPlanError
+from cosmos_fast.memory.cards import find_card
+from cosmos_fast.memory.models import Workload, stages
+from cosmos_fast.memory.request import GIB, MIB, Link, Machine, Request
+from cosmos_fast.memory.schedule import Schedule
+from cosmos_fast.weights.released import ARCHITECTURES, family_of, released_profile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cosmos_fast.memory.cards import Card
+    from cosmos_fast.types import Size
+
+
+AUTO_SHARE: Final = 0.95
+"""Of a card's memory, what "auto" takes: torch's allocator and the driver round up."""
+_HOST_FIXED: Final = 2 * GIB
+"""Python, torch and a CUDA process without weights; estimate."""
+_WINDOW: Final = 512 * MIB
+_FILES: Final = Link(8_000_000_000)
+"""Weight files in the page cache, through the window; estimate."""
+_UNITS: Final = {
+    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
+    "KIB": 1 << 10, "MIB": MIB, "GIB": GIB,
+}  # fmt: skip
+_AMOUNT = re.compile(r"\s*(?P<number>\d+(\.\d*)?)\s*(?P<unit>[A-Za-z]*)\s*")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The engine's whole share of a machine, in bytes; None: all there is."""
+
+    device: int | None = None
+    host: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("device", self.device), ("host", self.host)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} = {value} bytes: a budget is above 0")
+
+
+Memory = Literal["auto", "resident"] | str | int | Budget
+"""How a budget is given; see :func:`plan`."""
+
+
+def parse_amount(text: str) -> int:
+    """Bytes of "12GiB", "8 GB", "512MiB" or "1000000".
+
+    Raises:
+        InputError: not an amount.
+    """
+    match = _AMOUNT.fullmatch(text)
+    unit = _UNITS.get(match["unit"].upper()) if match else None
+    if match is None or unit is None:
+        raise InputError(f'{text!r}: an amount such as "12GiB", "8GB" or "512MiB" is needed')
+    return int(float(match["number"]) * unit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Schedule):
+    """The schedule of one generation on one card."""
+
+    model: str
+    card: str
+    size: Size
+    num_frames: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON: bytes and seconds."""
+        plain: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in self.__dataclass_fields__
+            if name not in ("stages", "request", "core", "size")
+        }
+        for name in ("budget_bytes", "host_budget_bytes", "fixed_bytes", "exact"):
+            plain[name] = getattr(self, name)
+        plain |= {"size": list(self.size), "stages": {}}
+        for stage in self.stages:
+            fields = {name: getattr(stage, name) for name in stage.__dataclass_fields__}
+            fields |= {"streamed": stage.streamed, "pass_seconds": stage.pass_seconds}
+            for name in ("name", "places", "blocks", "holdings"):
+                del fields[name]
+            plain["stages"][stage.name] = fields
+        return plain
+
+    def table(self) -> str:
+        """Peak, time and traffic of each stage, as text."""
+        header = ("stage", "peak", "weights", "streamed", "slots", "seconds", "a pass", "stalls")
+        rows = [header]
+        for stage in self.stages:
+            kept = stage.holdings[0] == "kept"
+            rows.append(
+                (
+                    stage.name,
+                    _gib(stage.peak_bytes),
+                    "kept" if kept else _gib(stage.arena_bytes),
+                    f"{stage.streamed} of {len(stage.blocks)}",
+                    str(stage.slots),
+                    f"{stage.seconds:.3f}",
+                    f"{stage.pass_seconds:.4f}",
+                    f"{stage.stall_seconds:.3f}",
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [f"{self.model} on {self.card}, {self.size}, {self.num_frames} frames"]
+        for row in rows:
+            cells = zip(row[1:], widths[1:], strict=True)
+            lines.append("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in cells)]))
+        cut = [f"{stage.name} in {stage.shape}" for stage in self.stages if stage.shape != "whole"]
+        lines += [
+            f"peak {_gib(self.peak_bytes)} of {_gib(self.budget_bytes)} on the device "
+            f"(smallest possible {_gib(self.smallest_bytes)}), {self.seconds:.2f} s",
+            f"host {_gib(self.host_bytes)}, of it {_gib(self.pinned_bytes)} pinned weights; "
+            + ", ".join(f"{name}: {source}" for name, source in self.sources.items()),
+            "same bytes as with everything resident"
+            if self.exact
+            else f"within the lossless gate, not the same bytes: {'; '.join(cut)}",
+        ]
+        return "\n".join(lines)
+
+
+def plan(
+    model: str | Profile,
+    *,
+    memory: Memory = "auto",
+    gpu: str | Card,
+    size: tuple[int, int] | None = None,
+    num_frames: int | None = None,
+    num_conditional_frames: int = 1,
+    num_steps: int | None = None,
+    guidance: float | None = None,
+    variant: str = "480p-16fps",
+    host_memory: int | str | None = None,
+    text_dtype: Literal["bfloat16", "float32", "none"] = "bfloat16",
+    offload: Iterable[str] = (),
+    stable_slots: bool = False,
+) -> Plan:
+    """The memory plan of one generation, made without a GPU and without the model.
+
+    Args:
+        model: hub id or path that carries a released model's name, or a profile.
+        memory: "auto" (all of the card), "resident" (all of it, and nothing may leave), an amount
+            such as "12GiB", bytes, or a :class:`Budget`: the engine's whole share, CUDA context
+            and workspaces included.
+        gpu: a name from ``CARDS``, or a card of your own.
+        size: (height, width) in pixels; None: the profile's.
+        num_frames: 4·n + 1 frames; None: the profile's.
+        num_steps, guidance: None: the profile's.
+        variant: which of a model's released variants, such as "480p-16fps".
+        host_memory: amount or bytes of RAM; None: as much as is asked for.
+        text_dtype: what the text encoder is stored in; "none": embeddings are given.
+        offload: components ("text encoder", "vae encoder", "dit", "vae decoder") that must leave
+            the device when their stage ends.
+        stable_slots: a block lands in the same slot in every pass, as captured graphs need.
+
+    Raises:
+        InputError: an unknown model or card, a size or amount that is none.
+        MemoryPlanError: the budget is too small; the message says which would do, and ``plan`` of
+            the error is the plan for that one.
+    """
+    profile = _profile(model, variant)
+    card = find_card(gpu)
+    budget = _budget(memory, card, host_memory)
+    frames = num_frames or profile.num_frames
+    workload = Workload(
+        profile=profile,
+        size=profile.size if size is None else round_size(size),
+        num_frames=frames,
+        num_conditional_frames=num_conditional_frames,
+        num_steps=profile.num_steps if num_steps is None else num_steps,
+        guided=(profile.guidance if guidance is None else guidance) != 0,
+        text_bytes_per_value={"bfloat16": 2, "float32": 4, "none": 0}[text_dtype],
+        offloaded=frozenset(offload),
+    )
+    machine = Machine(
+        device_bytes=budget.device or int(card.memory_bytes * AUTO_SHARE),
+        device_fixed_bytes=card.context_bytes + card.workspace_bytes,
+        host_bytes=budget.host or 1 << 45,
+        host_fixed_bytes=_HOST_FIXED,
+        window_bytes=_WINDOW,
+        bus=Link(card.bus_bytes_per_second),
+        files=_FILES,
+    )
+    wanted = stages(workload, card)
+    if memory == "resident":
+        wanted = tuple(replace(stage, residency="keep") for stage in wanted)
+    # The executor holds a pinned copy of what is on the device, to sleep and wake by.
+    request = Request(machine, wanted, stable_slots=stable_slots, host_copies=True)
+    return _planned(workload, card, request)
+
+
+def _planned(workload: Workload, card: Card, request: Request) -> Plan:
+    names = {
+        "model": workload.profile.name,
+        "card": card.name,
+        "size": workload.size,
+        "num_frames": workload.num_frames,
+    }
+    try:
+        return Plan.solve(request, **names)
+    except MemoryPlanError as error:
+        device, host = smallest_memory(request)
+        machine = replace(request.machine, device_bytes=device, host_bytes=host)
+        error.plan = Plan.solve(replace(request, machine=machine), **names)
+        raise
+
+
+def _profile(model: str | Profile, variant: str) -> Profile:
+    if isinstance(model, Profile):
+        return model
+    path = Path(os.fspath(model))
+    family = family_of(path)
+    if family is None:
+        raise InputError(
+            f"{model!r}: planning needs the name of a released model, such as "
+            f"'nvidia/Cosmos-Predict2-2B-Video2World', or a profile"
+        )
+    profile = released_profile(path, variant, ARCHITECTURES[family.size], family)
+    if profile is None:
+        raise InputError(f"{variant = }: such as '480p-16fps' or '720p-16fps' is needed")
+    return profile
+
+
+def _budget(memory: Memory, card: Card, host: int | str | None) -> Budget:
+    ram = parse_amount(host) if isinstance(host, str) else host
+    if isinstance(memory, Budget):
+        return memory if ram is None else replace(memory, host=ram)
+    if memory in ("auto", "resident"):
+        return Budget(None, ram)
+    device = parse_amount(memory) if isinstance(memory, str) else memory
+    if device > card.memory_bytes:
+        raise InputError(f"{memory = }: {card.name} has {_gib(card.memory_bytes)}")
+    return Budget(device, ram)
+
+
+def _gib(amount: int) -> str:
+    return f"{amount / GIB:.2f} GiB"
