@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
+from cosmos_fast.cli.batch import BATCH_FLAGS, batch
 from cosmos_fast.cli.convert import CONVERT_FLAGS, convert
 from cosmos_fast.cli.demo import DEMO_FLAGS, demo
 from cosmos_fast.cli.doctor import DOCTOR_FLAGS, doctor
@@ -28,6 +29,7 @@ from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
 _PROGRAM = "cosmos-fast"
 FLAGS_OF: Final = {
     "video2world": VIDEO2WORLD_FLAGS,
+    "batch": BATCH_FLAGS,
     "demo": DEMO_FLAGS,
     "download": DOWNLOAD_FLAGS,
     "convert": CONVERT_FLAGS,
@@ -52,6 +54,7 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_program)
     app.command()(video2world)
+    app.command()(batch)
     app.command()(demo)
     app.command()(download)
     app.command()(convert)

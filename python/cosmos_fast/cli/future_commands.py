@@ -14,7 +14,6 @@ import typer
 from cosmos_fast.cli.exits import MissingPartError
 
 FUTURE_COMMANDS: Final[dict[str, str]] = {
-    "batch": "batch part",
     "plan": "memory planner",
     "bench": "benchmark part",
     "rollout": "world part",

@@ -39,8 +39,6 @@ def _is_amount(value: Any) -> bool:
 
 _NEEDS: Final[tuple[tuple[str, Callable[[Any], bool], str, str], ...]] = (
     ("num_gpus", _more_than_one, "parallel part", "run on one GPU, without --num_gpus"),
-    ("batch_input_path", _given, "batch part", "run one command a video"),
-    ("batch_input_json", _given, "batch part", "run one command a video"),
     ("memory", _is_amount, "memory planner", "use --memory auto"),
     (
         "load_ema",
@@ -61,6 +59,11 @@ _NEEDS: Final[tuple[tuple[str, Callable[[Any], bool], str, str], ...]] = (
 )
 
 
+def is_batch(given: Mapping[str, Any]) -> bool:
+    """Whether these flags are those of a list of videos, which GPUs share one by one."""
+    return "batch_input_path" in given or "batch_input_json" in given
+
+
 def missing_parts(
     given: Mapping[str, Any], *, upsampler_is_off: bool, generation: str
 ) -> tuple[MissingPart, ...]:
@@ -68,7 +71,7 @@ def missing_parts(
     parts = [
         MissingPart(f"--{name}", part, cure)
         for name, needed, part, cure in _NEEDS
-        if needed(given.get(name))
+        if needed(given.get(name)) and not (name == "num_gpus" and is_batch(given))
     ]
     if not upsampler_is_off:
         switch = "prompt_upsampler" if generation == "original" else "prompt_refiner"

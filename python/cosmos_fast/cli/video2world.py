@@ -35,6 +35,10 @@ def video2world(**given: object) -> int:
     """
     flags = parse_flags(VIDEO2WORLD_FLAGS, given)
     settings = read_settings(flags)
+    if settings.batch is not None:
+        from cosmos_fast.cli.batch import run_list
+
+        return run_list(settings, given)
     if settings.dry_run:
         return dry_run(settings, as_json=bool(flags.get("json")))
     clip = make_video(settings)
@@ -93,11 +97,15 @@ def local_profile(settings: Settings) -> Profile | None:
     ).profile
 
 
-def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
-    """Prints what would be done, and every path that is wrong; exit code 2 if one is."""
+def dry_run(settings: Settings, *, as_json: bool, problems: list[str] | None = None) -> ExitCode:
+    """Prints what would be done, and everything that is wrong; exit code 2 if anything is.
+
+    Args:
+        problems: what is wrong; None looks at the paths of one video.
+    """
     from cosmos_fast.cli.paths import path_problems
 
-    problems = path_problems(settings)
+    problems = path_problems(settings) if problems is None else problems
     code = ExitCode.USAGE if problems else ExitCode.OK
     plain = settings.as_dict()
     if as_json:

@@ -155,8 +155,10 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
         "H.264 quality, 0 (best) to 51. Default: 15, original: 25.",
         _OUTPUT,
     ),
-    Flag("batch_input_json", Location(), "JSON list of videos to make (not yet).", _OUTPUT),
-    Flag("batch_input_path", Location(), "The same as JSON lines (original; not yet).", _OUTPUT),
+    Flag("batch_input_json", Location(), "JSON list of videos to make; see batch.", _OUTPUT),
+    Flag("batch_input_path", Location(), "The same as JSON lines (original).", _OUTPUT),
+    Flag("input_root", Location(), "Folder that the list's inputs lie below. Default: .", _OUTPUT),
+    Flag("resume", None, "Keep what earlier runs of the list finished, and go on.", _OUTPUT),
     Flag(
         "disable_prompt_upsampler",
         None,
@@ -201,7 +203,12 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
         "Position table: rounded as NVIDIA's code does, or exact. Default: reference.",
         _MACHINE,
     ),
-    Flag("num_gpus", Integer(1), "GPUs that share one video (only 1 so far).", _MACHINE),
+    Flag(
+        "num_gpus",
+        Integer(1),
+        "GPUs: each makes videos of a list by itself (so far not for one video).",
+        _MACHINE,
+    ),
     Flag("offload_diffusion_transformer", None, "Keep it off the device (original).", _MACHINE),
     Flag("offload_tokenizer", None, "Keep the VAE off the device (original).", _MACHINE),
     Flag("offload_text_encoder_model", None, "Keep T5 off the device (original).", _MACHINE),
@@ -245,6 +252,9 @@ EXCLUSIVE_FLAGS: Final[tuple[tuple[str, ...], ...]] = (
     ("save_path", "video_save_folder"),
     ("batch_input_json", "batch_input_path"),
     ("batch_input_json", "input_path"),
+    ("batch_input_path", "input_image_or_video_path"),
+    ("batch_input_json", "save_path"),
+    ("batch_input_path", "video_save_name"),
     ("disable_guardrail", "require_guardrail"),
 )
 """Flags that say the same thing in different words: at most one of each group."""

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 from cosmos_fast.clip import DEFAULT_CRF, Sidecar
 from cosmos_fast.errors import InputError
 from cosmos_fast.jobs.roots import check_input
+from cosmos_fast.request import Options
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from cosmos_fast.jobs.roots import Root
-    from cosmos_fast.request import Options
 
 INPUT_KEYS: Final = ("visual_input", "input_video", "input_path")
 """The original's word, the later tool's, and its flag's."""
@@ -50,7 +50,7 @@ class Defaults:
     prompt: str | None = None
     negative_prompt: str | None = None
     """None is the profile's."""
-    options: Options = field(default_factory=lambda: {})
+    options: Options = field(default_factory=Options)
     crf: int = DEFAULT_CRF
     sidecar: Sidecar | None = "later"
     needs_prompt: bool = True

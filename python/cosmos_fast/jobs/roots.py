@@ -18,8 +18,9 @@ class Root:
             folder: may itself be reached through symbolic links.
             cure: what to do about a path that leads elsewhere.
         """
-        self.path = Path(folder).expanduser().resolve()
-        self._named = Path(os.path.abspath(Path(folder).expanduser()))
+        folder = Path(folder).expanduser()
+        self.path = folder.resolve()
+        self._named = Path(os.path.abspath(folder))  # noqa: PTH100 (resolve follows links)
         self._cure = cure
 
     def place(self, name: str, given: str) -> Path:
