@@ -23,6 +23,7 @@ from cosmos_fast.cli.flags import in_flags, spread_values
 from cosmos_fast.cli.future_commands import add_future_commands
 from cosmos_fast.cli.interrupt import Interrupted, interruptible
 from cosmos_fast.cli.output import print_json
+from cosmos_fast.cli.rollout import ROLLOUT_FLAGS, rollout
 from cosmos_fast.cli.video2world import video2world
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
 
@@ -30,6 +31,7 @@ _PROGRAM = "cosmos-fast"
 FLAGS_OF: Final = {
     "video2world": VIDEO2WORLD_FLAGS,
     "batch": BATCH_FLAGS,
+    "rollout": ROLLOUT_FLAGS,
     "demo": DEMO_FLAGS,
     "download": DOWNLOAD_FLAGS,
     "convert": CONVERT_FLAGS,
@@ -55,6 +57,8 @@ def build_app() -> typer.Typer:
     app.callback()(_program)
     app.command()(video2world)
     app.command()(batch)
+    app.command()(rollout)
+    app.command("video2world-lvg", hidden=True)(rollout)
     app.command()(demo)
     app.command()(download)
     app.command()(convert)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cosmos_fast.cli.exits import ExitCode, UsageError
 from cosmos_fast.cli.flags import Flag, Location, parse_flags, takes
 from cosmos_fast.cli.output import print_json
-from cosmos_fast.cli.video2world import dry_run, load, read_settings
+from cosmos_fast.cli.video2world import dry_run, load, options_of, read_settings
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def run_list(settings: Settings, given: Mapping[str, object]) -> int:
     assert settings.batch is not None
     if settings.dry_run:
         return _dry_run(settings, as_json=bool(given.get("json")))
-    _check_paths(settings)
+    _check(settings)
     if settings.num_gpus > 1:
         from cosmos_fast.cli.workers import run_workers
 
@@ -114,22 +114,10 @@ def defaults_of(settings: Settings, profile: Profile | None) -> Defaults:
 
     if profile is not None:
         settings = with_profile(settings, profile)
-    size = None
-    if settings.height is not None and settings.width is not None:
-        size = (settings.height, settings.width)
     return Defaults(
         prompt=settings.prompt,
         negative_prompt=settings.negative_prompt,
-        options={
-            "size": size,
-            "num_frames": settings.num_frames,
-            "fps": settings.fps,
-            "num_conditional_frames": settings.num_conditional_frames,
-            "num_steps": settings.num_steps,
-            "guidance": settings.guidance,
-            "seed": settings.seed,
-            "fit": settings.fit,
-        },
+        options=options_of(settings),
         crf=settings.crf,
         sidecar=settings.sidecar,
         needs_prompt=settings.upsampler != "on",
@@ -160,14 +148,19 @@ def plan_of(settings: Settings, listed: Any, profile: Profile | None) -> Jobs:
     )
 
 
-def _check_paths(settings: Settings) -> None:
+def _check(settings: Settings) -> None:
+    """What can be known to be wrong before anything heavy is loaded."""
     from cosmos_fast.cli.paths import model_problems
+    from cosmos_fast.jobs.batch import check_batch
 
     problems = model_problems(settings)
     if not settings.input_root.is_dir():
         problems.append(f"--input_root: {str(settings.input_root)!r} is not a folder")
     if problems:
         raise UsageError("; ".join(problems))
+    assert settings.batch is not None
+    assert settings.batch_folder is not None
+    check_batch(settings.batch, settings.batch_folder, resume=settings.resume)
 
 
 def _dry_run(settings: Settings, *, as_json: bool) -> ExitCode:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cosmos_fast import Clip, Profile, Video2World
     from cosmos_fast.cli.progress import Display
     from cosmos_fast.cli.settings import Settings
+    from cosmos_fast.request import Options
 
 NO_GUARDRAIL_REASON: Final = "--disable_guardrail"
 
@@ -179,8 +180,6 @@ def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
 
     settings = with_profile(settings, engine.profile)
     assert settings.input is not None
-    assert settings.height is not None
-    assert settings.width is not None
     return engine.generate_to(
         settings.output,
         settings.input,
@@ -188,17 +187,27 @@ def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
         settings.negative_prompt,
         crf=settings.crf,
         sidecar=settings.sidecar,
-        size=(settings.height, settings.width),
-        num_frames=settings.num_frames,
-        fps=settings.fps,
-        num_conditional_frames=settings.num_conditional_frames,
-        num_steps=settings.num_steps,
-        guidance=settings.guidance,
-        seed=settings.seed,
-        fit=settings.fit,
         on_step=display.step,
         on_stage=display.stage,
+        **options_of(settings),
     )
+
+
+def options_of(settings: Settings) -> Options:
+    """What ``generate`` is told of the settings; None is the profile's value."""
+    size = None
+    if settings.height is not None and settings.width is not None:
+        size = (settings.height, settings.width)
+    return {
+        "size": size,
+        "num_frames": settings.num_frames,
+        "fps": settings.fps,
+        "num_conditional_frames": settings.num_conditional_frames,
+        "num_steps": settings.num_steps,
+        "guidance": settings.guidance,
+        "seed": settings.seed,
+        "fit": settings.fit,
+    }
 
 
 def written(output: Path) -> list[Path]:

@@ -242,6 +242,11 @@ ORIGINAL_GENERATION_FLAGS: Final = (
 )
 """Any of these means that the command is one of the original's."""
 
+OF_LISTS: Final = frozenset(
+    {"batch_input_path", "batch_input_json", "input_root", "resume", "num_gpus"}
+)
+"""Flags that are about many videos."""
+
 EXCLUSIVE_FLAGS: Final[tuple[tuple[str, ...], ...]] = (
     ("input_path", "input_image_or_video_path"),
     ("num_conditional_frames", "num_input_frames"),

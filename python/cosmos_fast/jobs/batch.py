@@ -105,6 +105,22 @@ def run_batch(
     return summary
 
 
+def check_batch(
+    jobs: str | os.PathLike[str], out: str | os.PathLike[str], *, resume: bool = False
+) -> int:
+    """Looks at list and folder as ``run_batch`` will, before an engine is loaded.
+
+    Returns:
+        How many jobs the list has.
+
+    Raises:
+        InputError: the list cannot be read, or the folder has a run to resume.
+    """
+    with JobList(jobs) as listed:
+        Ledger.check(Path(out).expanduser().resolve(), listed, resume=resume)
+        return len(listed)
+
+
 def summary_of(folder: Path, jobs: str | os.PathLike[str]) -> Path:
     """Path of the summary of a list in a folder."""
     return folder / f"{Path(jobs).name}.summary.json"

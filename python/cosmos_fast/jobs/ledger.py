@@ -93,12 +93,8 @@ class Ledger:
         ledger = cls(folder, Journal(path, fresh=False), 0)
         with ledger.alone():
             ledger.refresh()
-            if ledger._begun and not resume:
-                ledger.close()
-                raise InputError(
-                    f"{folder} holds {len(ledger._outcomes)} finished jobs of an earlier run: "
-                    f"resume it, or remove {path} to make all videos again"
-                )
+            if not resume:
+                ledger._refuse_earlier_runs(path)
             ledger._attempt = ledger._last_attempt + 1
             ledger._note(
                 t="begin",
@@ -108,6 +104,29 @@ class Ledger:
                 at=datetime.now(UTC).isoformat(timespec="seconds"),
             )
         return ledger
+
+    @classmethod
+    def check(cls, folder: Path, listed: JobList, *, resume: bool) -> None:
+        """
+        Raises:
+            InputError: :meth:`begin` would refuse.
+        """
+        path = journal_of(folder, listed)
+        if path.exists():
+            ledger = cls(folder, Journal(path, fresh=False), 0)
+            ledger.refresh()
+            if not resume:
+                ledger._refuse_earlier_runs(path)
+            ledger.close()
+
+    def _refuse_earlier_runs(self, path: Path) -> None:
+        if self._begun:
+            finished = len(self._outcomes)
+            self.close()
+            raise InputError(
+                f"{path.parent} holds an earlier run of this list, which finished {finished} jobs: "
+                f"resume it, or remove {path} to make all videos again"
+            )
 
     @classmethod
     def join(cls, folder: Path, listed: JobList, attempt: int) -> Ledger:

@@ -228,6 +228,7 @@ class Worker:
             key, job = self._plan.job(index)
         except InputError as error:
             key = self._plan.bad_key(index)
+            self._ledger.refresh()
             if not self._is_settled(index, key):
                 self._fail(index, key, _failure(error))
             return "settled"
@@ -253,7 +254,8 @@ class Worker:
         sha256 = self._ledger.whole(key, job.video)
         if sha256 is not None:
             self._ledger.done(key, sha256, 0.0, sync=False)
-            self._is_settled(index, key)
+            self._open.pop(index, None)
+            self._tell(index)
             return None
         if self._ledger.times_begun(key) >= MOST_STARTS:
             message = f"the worker died {MOST_STARTS} times while it made this video"
@@ -340,9 +342,9 @@ class Worker:
     def _is_settled(self, index: int, key: str) -> bool:
         if self._ledger.settled(key) is None:
             return False
-        if index in self._open:
+        if index in self._open:  # by another worker, which has told of it
             del self._open[index]
-            self._tell(index)
+            self._settled += 1
         return True
 
     def _tell(self, index: int) -> None:
