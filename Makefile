@@ -9,7 +9,8 @@
 #   make bench   speed of the kernels beside their rivals, on this machine's GPU
 #   make wheel   the wheel and the sdist, looked into
 #   make matrix  the wheel in empty environments: old and new Pythons and dependencies
-#   make soak    500 small clips in one process: memory, descriptors, threads, children
+#   make soak    500 small clips in one process: memory, descriptors, threads, children; then
+#                batches that are killed at 300 points, and resumed
 #   make lock    requirements/dev.lock from requirements/dev.in
 #   make clean   what the targets above made, .venv included
 
@@ -102,6 +103,7 @@ matrix: wheel  # ARGS="--interpreter /path/to/python3.12" where it is not on PAT
 
 soak: setup
 	$(PYTHON) tools/soak.py $(ARGS)
+	$(PYTHON) tools/soak_batch.py
 
 lock: .venv/.dependencies
 	$(VENV)/bin/uv pip compile requirements/dev.in --universal --python-version 3.11 --upgrade \

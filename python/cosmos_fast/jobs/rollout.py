@@ -162,8 +162,7 @@ class _Chain:
         frames = clip.frames.to("np")
         seam = None
         if chunk:
-            assert self.tail is not None
-            seam = (np.asarray(self.tail), frames[:given])
+            seam = (self._frames[-1][-given:], frames[:given])
             frames = frames[given:]
         self._frames.append(frames)
         self._drift.append(measure(chunk, seed, frames, seam))

@@ -52,7 +52,7 @@ class Root:
         path = Path(given)
         if not path.is_absolute():
             return path
-        for root in (self.path, self._named):
+        for root in (self._named, self.path):
             if path.is_relative_to(root):
                 return path.relative_to(root)
         raise InputError(f"{name} = {given!r}: it is not below {self.path}; {self._cure}")
