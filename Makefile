@@ -103,7 +103,7 @@ matrix: wheel  # ARGS="--interpreter /path/to/python3.12" where it is not on PAT
 
 soak: setup
 	$(PYTHON) tools/soak.py $(ARGS)
-	$(PYTHON) tools/soak_batch.py
+	$(PYTHON) -m tools.soak_batch
 
 lock: .venv/.dependencies
 	$(VENV)/bin/uv pip compile requirements/dev.in --universal --python-version 3.11 --upgrade \

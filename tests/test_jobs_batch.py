@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parent.parent
-SOAK = ROOT / "tools" / "soak_batch.py"
 
 
 @pytest.fixture
@@ -72,9 +71,8 @@ class Failing(ToyEngine):
 @pytest.mark.slow
 def test_a_run_that_is_killed_anywhere_is_finished_exactly() -> None:
     """15 kill points here, 300 in ``make soak``; then two workers of which one is killed."""
-    found = subprocess.run(
-        [sys.executable, str(SOAK), "--points", "15"], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "tools.soak_batch", "--points", "15"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     told = json.loads(found.stdout.splitlines()[-1])
     assert told["ok"], (told, found.stderr)
     assert told["killed_before_the_end"] >= 5

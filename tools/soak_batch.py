@@ -23,13 +23,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from tools.toy_jobs import ToyEngine, generated
 
 from cosmos_fast.jobs import Defaults, run_batch
 from cosmos_fast.jobs.ledger import verified
 from cosmos_fast.media import write_png
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toy_jobs import ToyEngine, generated
 
 JOBS: Final = 20
 

@@ -21,12 +21,14 @@ from cosmos_fast.errors import (
     MediaError,
     MemoryPlanError,
 )
+from cosmos_fast.jobs import BatchSummary, Rollout, best_of_n, rollout, run_batch
 from cosmos_fast.prompt import NoGuardrail
 from cosmos_fast.report import Report
 from cosmos_fast.types import NO_TEXT, Conditioning, Frames, Latents, Size, TextEmbedding
 
 __all__ = [
     "NO_TEXT",
+    "BatchSummary",
     "Cancelled",
     "CheckpointError",
     "Clip",
@@ -43,8 +45,12 @@ __all__ = [
     "NoGuardrail",
     "Profile",
     "Report",
+    "Rollout",
     "Size",
     "TextEmbedding",
     "Video2World",
     "__version__",
+    "best_of_n",
+    "rollout",
+    "run_batch",
 ]

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 
 from cosmos_fast.cli.batch import BATCH_FLAGS, batch
+from cosmos_fast.cli.best_of_n import BEST_OF_N_FLAGS, best_of_n
 from cosmos_fast.cli.convert import CONVERT_FLAGS, convert
 from cosmos_fast.cli.demo import DEMO_FLAGS, demo
 from cosmos_fast.cli.doctor import DOCTOR_FLAGS, doctor
@@ -32,6 +33,7 @@ FLAGS_OF: Final = {
     "video2world": VIDEO2WORLD_FLAGS,
     "batch": BATCH_FLAGS,
     "rollout": ROLLOUT_FLAGS,
+    "best-of-n": BEST_OF_N_FLAGS,
     "demo": DEMO_FLAGS,
     "download": DOWNLOAD_FLAGS,
     "convert": CONVERT_FLAGS,
@@ -58,7 +60,11 @@ def build_app() -> typer.Typer:
     app.command()(video2world)
     app.command()(batch)
     app.command()(rollout)
-    app.command("video2world-lvg", hidden=True)(rollout)
+    app.command("best-of-n")(best_of_n)
+    for name in ("video2world-lvg", "video2world_lvg"):
+        app.command(name, hidden=True)(rollout)
+    for name in ("best_of_n", "video2world-bestofn", "video2world_bestofn"):
+        app.command(name, hidden=True)(best_of_n)
     app.command()(demo)
     app.command()(download)
     app.command()(convert)

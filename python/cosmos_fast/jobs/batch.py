@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from cosmos_fast.errors import InputError
 from cosmos_fast.jobs.job import Defaults
 from cosmos_fast.jobs.job_list import JobList
 from cosmos_fast.jobs.ledger import Ledger
 from cosmos_fast.jobs.roots import Root
-from cosmos_fast.jobs.staging import Staging
+from cosmos_fast.jobs.staging import Staging, sweep
 from cosmos_fast.jobs.summary import BatchSummary, write_summary
 from cosmos_fast.jobs.worker import Jobs, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from types import TracebackType
 
     from cosmos_fast.jobs.summary import Row
     from cosmos_fast.jobs.worker import Generates
@@ -73,36 +75,124 @@ def run_batch(
         Cancelled, DeviceLost: the run cannot go on; it may be resumed.
         OSError: the disk is full or read-only; the run may be resumed.
     """
-    folder = Path(out).expanduser().resolve()
-    with JobList(jobs) as listed:
-        plan = Jobs(
-            listed,
-            defaults or Defaults(),
-            inputs=Root(input_root, "name a root that is above it"),
-            outputs=Root(folder, "name an output folder that is above it"),
-            model=engine.profile.name if model is None else model,
-        )
+    with BatchRun(
+        engine,
+        jobs,
+        out,
+        resume=resume,
+        join=join,
+        input_root=input_root,
+        defaults=defaults,
+        model=engine.profile.name if model is None else model,
+    ) as run:
+        run.make(only, on_row=on_row, on_step=on_step, on_stage=on_stage, cancel=cancel)
+        summary = run.summary()
         if join is None:
-            ledger = Ledger.begin(folder, listed, resume=resume)
-        else:
-            ledger = Ledger.join(folder, listed, join)
-        try:
-            with ledger.alone():
-                staging = Staging(folder, Path(listed.path).name)
-            with staging:
-                worker = Worker(
-                    engine, plan, ledger, staging,
-                    on_row=on_row, on_step=on_step, on_stage=on_stage, cancel=cancel,
-                )  # fmt: skip
-                worker.run(range(len(listed)) if only is None else only)
-                with ledger.alone():
-                    staging.sweep()
-            summary = summarise(plan, ledger)
-            if join is None:
-                write_summary(summary_of(folder, jobs), summary)
-        finally:
-            ledger.close()
+            run.write_summary(summary)
     return summary
+
+
+class BatchRun:
+    """A run on a list, begun or joined, for as long as the block lasts.
+
+    What :func:`run_batch` consists of, for those who hand out the jobs themselves; arguments as
+    there.
+    """
+
+    def __init__(
+        self,
+        engine: Generates | None,
+        jobs: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        *,
+        model: str,
+        resume: bool = False,
+        join: int | None = None,
+        input_root: str | os.PathLike[str] = ".",
+        defaults: Defaults | None = None,
+    ) -> None:
+        """
+        Args:
+            engine: None for those who only begin a run, or tell of it.
+        """
+        self._engine = engine
+        self._folder = Path(out).expanduser().resolve()
+        self._listed = JobList(jobs)
+        try:
+            self._plan = Jobs(
+                self._listed,
+                defaults or Defaults(),
+                inputs=Root(input_root, "name a root that is above it"),
+                outputs=Root(self._folder, "name an output folder that is above it"),
+                model=model,
+            )
+            self._ledger = (
+                Ledger.begin(self._folder, self._listed, resume=resume)
+                if join is None
+                else Ledger.join(self._folder, self._listed, join)
+            )
+        except BaseException:
+            self._listed.close()
+            raise
+
+    @property
+    def attempt(self) -> int:
+        """Number of the run, for others to join."""
+        return self._ledger.attempt
+
+    def __len__(self) -> int:
+        return len(self._listed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends this process's part in the run."""
+        self._ledger.close()
+        self._listed.close()
+
+    def make(
+        self,
+        only: Iterable[int] | None = None,
+        *,
+        on_row: Callable[[Row, int, int], None] | None = None,
+        on_step: StepCallback | None = None,
+        on_stage: StageCallback | None = None,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        """Sees these jobs settled, by this worker or by others."""
+        if self._engine is None:
+            raise InputError("this run has no engine to make videos with: give it one")
+        with self._ledger.alone():
+            staging = Staging(self._folder, Path(self._listed.path).name)
+        with staging:
+            worker = Worker(
+                self._engine, self._plan, self._ledger, staging,
+                on_row=on_row, on_step=on_step, on_stage=on_stage, cancel=cancel,
+            )  # fmt: skip
+            worker.run(range(len(self)) if only is None else only)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Removes what workers that died have left."""
+        with self._ledger.alone():
+            sweep(self._folder, Path(self._listed.path).name)
+
+    def summary(self) -> BatchSummary:
+        """What the journal says about every job of the list, whoever made it."""
+        return summarise(self._plan, self._ledger)
+
+    def write_summary(self, summary: BatchSummary) -> Path:
+        """Writes ``summary`` beside the videos; its path."""
+        return write_summary(summary_of(self._folder, self._listed.path), summary)
 
 
 def check_batch(

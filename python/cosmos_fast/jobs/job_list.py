@@ -67,6 +67,10 @@ class JobList:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def line(self, index: int) -> int:

@@ -31,10 +31,8 @@ class Staging:
         Args:
             name: of the list that the videos are made from: dead workers on it are swept away.
         """
-        self._folder = folder
-        self._prefix = f"{PREFIX}{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}-"
-        self.sweep()
-        self.path: Final = folder / f"{self._prefix}{secrets.token_hex(8)}"
+        sweep(folder, name)
+        self.path: Final = folder / f"{_prefix(name)}{secrets.token_hex(8)}"
         self.path.mkdir()
         self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,17 +65,6 @@ class Staging:
         finally:
             os.close(folder)
 
-    def sweep(self) -> None:
-        """Removes the folders of workers that died; while nobody else makes one."""
-        for entry in self._folder.glob(f"{self._prefix}*"):
-            with contextlib.suppress(OSError):  # alive, gone, or not ours to remove
-                descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(entry)
-                finally:
-                    os.close(descriptor)
-
     def clear(self) -> None:
         """Removes what a failed job has left here."""
         for path in self.path.iterdir():
@@ -89,3 +76,22 @@ def remove_remains(video: Path) -> None:
     if not video.exists():
         for suffix in _SUFFIXES[:2]:
             video.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def sweep(folder: Path, name: str) -> None:
+    """Removes the staging folders of dead workers on the list ``name``.
+
+    While nobody else makes one (``Ledger.alone``).
+    """
+    for entry in folder.glob(f"{_prefix(name)}*"):
+        with contextlib.suppress(OSError):  # alive, gone, or not ours to remove
+            descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry)
+            finally:
+                os.close(descriptor)
+
+
+def _prefix(name: str) -> str:
+    return f"{PREFIX}{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}-"
