@@ -68,7 +68,7 @@ def test_the_file_route_loses_what_memory_keeps(engine: cf.Video2World, given: i
     lossy = cf.rollout(engine, source, watch, handover="file", **options)
     np.testing.assert_array_equal(np.asarray(kept.frames)[:9], np.asarray(lossy.frames)[:9])
     np.testing.assert_array_equal(seen[0], np.asarray(kept.frames)[9 - given : 9])
-    assert 20 < psnr(seen[0], seen[1]) < 60
+    assert 10 < psnr(seen[0], seen[1]) < 60
     assert lossy.report.arguments["handover"] == "file"
 
 

@@ -162,12 +162,13 @@ class _Chain:
         frames = clip.frames.to("np")
         seam = None
         if chunk:
-            seam = (self._frames[-1][-given:], frames[:given])
+            seam = (self._last, frames[:given])
             frames = frames[given:]
         self._frames.append(frames)
         self._drift.append(measure(chunk, seed, frames, seam))
         self._reports.append(clip.report)
         self.tail = clip.frames[-given:]
+        self._last = np.asarray(self.tail)
         if self._handover == "file":
             self.tail = through_file(self.tail, self._request)
         return self._drift[-1]
