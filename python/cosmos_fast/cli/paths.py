@@ -86,6 +86,9 @@ def _output_problems(settings: Settings) -> list[str]:
     path = settings.output
     if path.is_dir():
         return [f"output: {str(path)!r} is a folder"]
+    pictures = path.parent if path.suffix.lower() == ".png" else None
+    if pictures is not None and pictures.is_dir() and any(pictures.iterdir()):
+        return [f"output: {str(pictures)!r} holds files; name a folder that is new or empty"]
     if settings.input is not None and path.resolve() == settings.input.resolve():
         return [f"output: {str(path)!r} would replace the input"]
     folder = path.parent
