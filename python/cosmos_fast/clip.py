@@ -50,8 +50,8 @@ class Clip:
         """Writes the video, its manifest (.json) and, unless ``sidecar`` is None, its text (.txt).
 
         Args:
-            path: ends in .mp4, or without loss in .mkv, .npy or ``folder/%05d.png``; missing folders
-                are made, an existing file is replaced, a folder of pictures has to be new.
+            path: ends in .mp4, or without loss in .mkv, .npy or ``folder/%05d.png``; missing
+                folders are made, an existing file is replaced, a folder of pictures has to be new.
             crf: H.264 quality, 0 (best) to 51; the lossless kinds do without.
 
         Returns:

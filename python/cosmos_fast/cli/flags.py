@@ -208,12 +208,14 @@ class Flag:
                 raise ValueError
             return self.kind.parse(str(given))
         except ValueError:
-            raise UsageError(
-                f"{self.spelling}: {given!r} is not {self.kind.expected}"
-                if not isinstance(self.kind, Choice)
-                else f"{self.spelling}: {given!r} is not one of its choices; "
-                f"expected {self.kind.expected}"
-            ) from None
+            expected = self.kind.expected
+            if isinstance(self.kind, Choice):
+                fault = f"one of its choices; expected {expected}"
+            elif given == "":
+                fault = f"enough; expected {expected}"
+            else:
+                fault = expected
+            raise UsageError(f"{self.spelling}: {given!r} is not {fault}") from None
 
 
 def parse_flags(table: Iterable[Flag], given: Mapping[str, object]) -> dict[str, Any]:
