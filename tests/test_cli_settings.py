@@ -169,6 +169,9 @@ def test_one_given_side_leaves_the_other_to_the_size_class() -> None:
         ("--save_path a/b.mp4", "a/b.mp4"),
         ("--save_path a/b.MP4", "a/b.MP4"),
         ("--save_path a/b", "a/b.mp4"),
+        ("--save_path a/b.mkv", "a/b.mkv"),
+        ("--save_path a/b.NPY", "a/b.NPY"),
+        ("--save_path a/%05d.png", "a/%05d.png"),
         ("--video_save_name x", "outputs/x.mp4"),
         ("--video_save_folder d", "d/output.mp4"),
         ("--video_save_folder d --video_save_name a.b", "d/a.b.mp4"),
@@ -178,7 +181,16 @@ def test_output_naming(line: str, path: str) -> None:
     assert settings(f"{LATER} {line}").output == Path(path)
 
 
-@pytest.mark.parametrize("line", ["--save_path a.avi", "--video_save_name a/b", "--save_path .mp4"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--save_path a.avi",
+        "--save_path a/frame.png",
+        "--video_save_name a/b",
+        "--save_path .mp4",
+        "--save_path /",
+    ],
+)
 def test_refused_output_names(line: str) -> None:
     with pytest.raises(UsageError, match=line.split()[0]):
         settings(f"{LATER} {line}")
@@ -202,8 +214,6 @@ def test_aspect_ratio_of_a_named_model_needs_a_size_class() -> None:
     ("line", "part"),
     [
         ("--num_gpus 8", "parallel part"),
-        ("--load_ema", "averaged-weights part"),
-        ("--downcast_text_encoder", "text-precision part"),
         ("--natten", "sparse-attention part"),
         ("--use_cuda_graphs", "CUDA-graphs part"),
         ("--benchmark", "benchmark part"),
@@ -217,10 +227,26 @@ def test_a_flag_that_needs_a_missing_part_names_it(line: str, part: str) -> None
         found.refuse_missing()
 
 
+def test_the_quality_of_a_lossless_file_is_no_choice() -> None:
+    assert settings(f"{LATER} --crf 20").notes == ()
+    [note] = settings(f"{LATER} --crf 20 --save_path a.mkv").notes
+    assert note == "--crf has no effect: .mkv is lossless"
+
+
+def test_averaged_weights_and_a_bf16_text_encoder_can_be_asked_for() -> None:
+    found = settings(f"{LATER} --load_ema --downcast_text_encoder")
+    found.refuse_missing()
+    assert found.load_ema
+    assert found.downcast_text_encoder
+
+
 @pytest.mark.parametrize("flag", ["batch_input_json", "batch_input_path"])
-def test_a_batch_needs_no_input_but_the_batch_part(flag: str) -> None:
-    with pytest.raises(MissingPartError, match=f"--{flag} needs the batch part"):
-        settings(f"--{flag} jobs --disable_prompt_refiner").refuse_missing()
+def test_a_list_needs_no_input_of_its_own_and_takes_several_gpus(flag: str) -> None:
+    found = settings(f"--{flag} jobs --disable_prompt_refiner --num_gpus 4")
+    found.refuse_missing()
+    assert found.batch == Path("jobs")
+    assert found.batch_folder == Path("outputs" if flag == "batch_input_path" else ".")
+    assert found.num_gpus == 4
 
 
 def test_one_gpu_needs_no_parallel_part() -> None:
@@ -309,8 +335,7 @@ def test_a_toy_needs_no_upsampler() -> None:
     with_profile(found, toy()).refuse_missing()
     by_name = settings("--model ballworld --input_path a.png --prompt p")
     by_name.refuse_missing()
-    with pytest.raises(MissingPartError, match="batch"):
-        with_profile(settings("--batch_input_path a.jsonl"), toy()).refuse_missing()
+    with_profile(settings("--batch_input_path a.jsonl"), toy()).refuse_missing()
 
 
 def test_a_profile_fills_what_is_open_and_nothing_else() -> None:
@@ -376,6 +401,7 @@ RIGHT: dict[str, object] = {
     "crf": "0",
     "batch_input_json": "a.json",
     "batch_input_path": "a.jsonl",
+    "input_root": "a",
     "prompt_upsampler_dir": "x",
     "device": "cuda:1",
     "precision": "fp32",
@@ -422,6 +448,7 @@ WRONG: dict[str, tuple[object, str]] = {
     "crf": ("52", "a whole number from 0 to 51"),
     "batch_input_json": ("", "a path that is not empty"),
     "batch_input_path": ("", "a path that is not empty"),
+    "input_root": ("", "a path that is not empty"),
     "prompt_upsampler_dir": ("", "a path that is not empty"),
     "device": ("gpu", "auto, cpu, cuda or cuda:N"),
     "precision": ("fp16", "auto, bf16 or fp32"),

@@ -128,7 +128,8 @@ def identity_of(settings: Settings) -> str:
     """The model, and what of its loading changes a video."""
     parts = (
         settings.source, settings.variant, settings.revision, settings.vae, settings.text_encoder,
-        settings.precision, settings.rope_table,
+        settings.precision, settings.rope_table, "ema" if settings.load_ema else None,
+        "bf16 text" if settings.downcast_text_encoder else None,
     )  # fmt: skip
     return " ".join(str(part) for part in parts if part is not None)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Unpack, get_args
 
 import numpy as np
 
-from cosmos_fast.clip import DEFAULT_CRF, ClipWriter, sidecar_text
+from cosmos_fast.clip import DEFAULT_CRF, ClipWriter, companions, sidecar_text
 from cosmos_fast.errors import InputError
 from cosmos_fast.files import write_atomically
 from cosmos_fast.jobs.drift import ChunkDrift, drift_table, measure
@@ -77,7 +77,7 @@ class Rollout:
             if sidecar is None or len(set(self.prompts)) == 1:
                 return writer.publish(self.report, sidecar)
             text = _sections(self.prompts, sidecar_text(self.report.arguments, sidecar), sidecar)
-            write_atomically(Path(path).with_suffix(".txt"), text.encode())
+            write_atomically(companions(Path(path))[0], text.encode())
             return writer.publish(self.report, None)
 
 
