@@ -194,6 +194,18 @@ def test_examples_whose_parts_do_not_exist_yet_name_them(
         assert f"needs the {part}, which does not exist yet" in err
 
 
+def test_hidden_5_reads_its_list(run: Run, place: Path) -> None:
+    jobs = place / "assets/diffusion/batch_inputs/video2world_wo_ps.jsonl"
+    jobs.parent.mkdir(parents=True)
+    picture = "assets/diffusion/video2world_input0.jpg"
+    jobs.write_text(json.dumps({"prompt": PROMPT, "visual_input": picture}) + "\n")
+    code, out, err = run(*words(HIDDEN_5), "--dry_run", "--json")
+    assert (code, err) == (0, "1 jobs, 0 of them wrong\n")
+    found = json.loads(out)["settings"]
+    assert found["batch_folder"] == "diffusion-video2world-2b-batch-wo-ps"
+    assert found["num_conditional_frames"] == 9
+
+
 def test_underscores_and_dashes_are_alike(run: Run, place: Path) -> None:
     first = run(*words(EXAMPLE_1), "--dry_run", "--json")
     dashed = [w.replace("_", "-") if w.startswith("--") else w for w in words(EXAMPLE_1)]

@@ -115,6 +115,9 @@ def dry_run(settings: Settings, *, as_json: bool, problems: list[str] | None = N
     else:
         origins, notes = plain.pop("origins"), plain.pop("notes")
         del plain["missing"], plain["dry_run"]
+        if settings.batch is None:
+            for name in ("batch", "batch_folder", "input_root", "resume", "num_gpus"):
+                del plain[name]
         print_rows(
             (name, origins.get(name, ""), "-" if value is None else str(value))
             for name, value in plain.items()

@@ -145,6 +145,8 @@ class _Chain:
     ) -> None:
         self.tail: Frames | None = None
         """The last k frames, as the next chunk is given them."""
+        self._last: np.ndarray | None = None
+        """The same as the chunk before made them."""
         self._engine, self._request, self._options = engine, request, options
         self._negative_prompt, self._handover = negative_prompt, handover
         self._frames: list[np.ndarray] = []
@@ -162,6 +164,7 @@ class _Chain:
         frames = clip.frames.to("np")
         seam = None
         if chunk:
+            assert self._last is not None
             seam = (self._last, frames[:given])
             frames = frames[given:]
         self._frames.append(frames)

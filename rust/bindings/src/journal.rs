@@ -52,6 +52,7 @@ impl Journal {
 
     /// Appends records in one write.
     #[pyo3(signature = (records, *, sync = true))]
+    #[expect(clippy::needless_pass_by_value, reason = "made from a Python list")]
     fn append(&self, py: Python<'_>, records: Vec<Vec<u8>>, sync: bool) -> PyResult<()> {
         self.with(py, |journal| journal.append(&records, sync))
     }

@@ -172,9 +172,9 @@ impl Journal {
             let (used, scan) = self.take_records(&block[..known]);
             self.scanned += used as u64;
             match scan {
-                Scan::End => return Ok(()),
                 Scan::Short if known == block.len() => {}
-                Scan::Short => return Ok(()), // a writer is at it, or died at it
+                // At a short one a writer is at work, or died.
+                Scan::End | Scan::Short => return Ok(()),
                 Scan::Damaged if !self.pass_over_damage()? => return Ok(()),
                 Scan::Damaged => {}
             }

@@ -177,7 +177,9 @@ fn many_writers_lose_nothing() {
             })
         })
         .collect();
-    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    for writer in writers {
+        writer.join().unwrap();
+    }
     let all = reopened(&path).read().unwrap();
     assert_eq!(all.len(), 200);
     for writer in 0..4 {
