@@ -23,10 +23,19 @@ from cosmos_fast.errors import (
 )
 from cosmos_fast.prompt import NoGuardrail
 from cosmos_fast.report import Report
-from cosmos_fast.types import NO_TEXT, Conditioning, Frames, Latents, Size, TextEmbedding
+from cosmos_fast.types import (
+    NO_TEXT,
+    ActionSpec,
+    Conditioning,
+    Frames,
+    Latents,
+    Size,
+    TextEmbedding,
+)
 
 __all__ = [
     "NO_TEXT",
+    "ActionSpec",
     "Cancelled",
     "CheckpointError",
     "Clip",
