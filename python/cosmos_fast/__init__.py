@@ -32,10 +32,12 @@ from cosmos_fast.types import (
     Size,
     TextEmbedding,
 )
+from cosmos_fast.world import BatchFrames, World, WorldState, WorldStep
 
 __all__ = [
     "NO_TEXT",
     "ActionSpec",
+    "BatchFrames",
     "Cancelled",
     "CheckpointError",
     "Clip",
@@ -55,5 +57,8 @@ __all__ = [
     "Size",
     "TextEmbedding",
     "Video2World",
+    "World",
+    "WorldState",
+    "WorldStep",
     "__version__",
 ]

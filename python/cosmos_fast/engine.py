@@ -275,6 +275,26 @@ class Video2World:
             latents = self._sample(request, source, clock, on_step, cancel)
             yield from self._decode(latents, request, cancel)
 
+    @property
+    def guardrail(self) -> GuardrailRecord:
+        """What stands between this engine's videos and the world."""
+        return self._guardrail
+
+    @contextmanager
+    def lend(self) -> Iterator[Parts]:
+        """The loaded networks, for the rooms above, for as long as it is the caller's turn.
+
+        Raises:
+            DeviceLost, MemoryPlanError: in place of what torch raises inside.
+        """
+        with self._run(None):
+            yield self._parts
+
+    def embed(self, prompt: Prompt) -> TextEmbedding:
+        """What the transformer attends to in place of ``prompt``; from the cache where it is."""
+        with self._run(None):
+            return self._embed(prompt)
+
     @contextmanager
     def _run(self, on_stage: StageCallback | None) -> Iterator[Clock]:
         """One caller at a time, in order of arrival; device errors become ours."""

@@ -276,6 +276,7 @@ class VAE(nn.Module):
         self.quant_conv = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
         self.post_quant_conv = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
         self.decoder = Decoder(config)
+        self._moved: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -359,11 +360,18 @@ class VAE(nn.Module):
         return latents_BCTHW.to(self.dtype) / inverse_std + mean
 
     def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and 1 / std of each channel, in the network's dtype: the reference rounds both."""
+        """Mean and 1 / std of each channel, in the network's dtype: the reference rounds both.
+
+        Made once: bringing them to a device makes the host wait for it.
+        """
+        moved = self._moved
+        if moved and (moved[0].device, moved[0].dtype) == (like.device, self.dtype):
+            return moved
         shape = (1, self.config.z_dim, 1, 1, 1)
         mean = torch.tensor(self.config.latents_mean, dtype=self.dtype, device=like.device)
         std = torch.tensor(self.config.latents_std, dtype=self.dtype, device=like.device)
-        return mean.view(shape), (1.0 / std).view(shape)
+        self._moved = mean.view(shape), (1.0 / std).view(shape)
+        return self._moved
 
 
 def _chunks(x_BCTHW: torch.Tensor, step: int) -> Iterator[torch.Tensor]:
