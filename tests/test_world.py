@@ -399,8 +399,14 @@ def test_closed_worlds_and_those_never_reset_say_so(engine: cf.Video2World) -> N
         world.step(actions(1))
     with world:
         world.reset(pictures(1))
-    for call in (lambda: world.step(actions(1)), lambda: world.reset(pictures(1)),
-                 lambda: world.fork(0, 1), world.snapshot, lambda: world.submit(actions(1))):  # fmt: skip
+    calls = (
+        lambda: world.step(actions(1)),
+        lambda: world.reset(pictures(1)),
+        lambda: world.fork(0, 1),
+        lambda: world.submit(actions(1)),
+        world.snapshot,
+    )
+    for call in calls:
         with pytest.raises(cf.InputError, match="closed"):
             call()
     world.close()

@@ -307,7 +307,7 @@ class World:
             )
         return pixels[:, -max(legal) :]
 
-    def _seeds(self, seed: int | Sequence[int]) -> list[int]:
+    def _seeds(self, seed: Any) -> list[int]:
         if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
             return [(check_seed(int(seed)) + k) % (MAX_SEED + 1) for k in range(self.num_worlds)]
         if not hasattr(seed, "__len__") or len(seed) != self.num_worlds:
