@@ -116,6 +116,13 @@ class ClipWriter:
 
     def publish(self, report: Report, sidecar: Sidecar | None) -> Path:
         """Makes all files appear, the video last."""
+        if sidecar is not None:
+            text = sidecar_text(report.arguments, sidecar)
+            write_atomically(self.path.with_suffix(".txt"), text.encode())
+        return self.publish_plain(report.as_dict())
+
+    def publish_plain(self, record: Mapping[str, Any]) -> Path:
+        """Makes the manifest, with ``record`` in it, and then the video appear."""
         manifest = {
             "schema": 1,
             "generated": True,
@@ -129,11 +136,8 @@ class ClipWriter:
                 "fps": self._fps,
                 "crf": self._crf,
             },
-            **report.as_dict(),
+            **record,
         }
-        if sidecar is not None:
-            text = sidecar_text(report.arguments, sidecar)
-            write_atomically(self.path.with_suffix(".txt"), text.encode())
         document = json.dumps(manifest, indent=2, ensure_ascii=False)
         write_atomically(self.path.with_suffix(".json"), f"{document}\n".encode())
         self._video.publish()

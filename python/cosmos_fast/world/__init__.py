@@ -1,11 +1,13 @@
 """Worlds: states that branch, stepped by actions or prompts, for simulators and planners.
 
-``world.gymnasium_env`` and ``world.lerobot`` need the extra ``gym``.
+``world.gym`` needs the extra ``gym``, ``world.lerobot`` the extra ``lerobot``.
 """
 
 from cosmos_fast.world.actions import read_annotation
 from cosmos_fast.world.advance import advance
 from cosmos_fast.world.frames import BatchFrames
+from cosmos_fast.world.planning import CostModel, cross_entropy_search
+from cosmos_fast.world.rollout import Rollout, load_policy, rollout_actions, rollout_policy
 from cosmos_fast.world.state import WorldState
 from cosmos_fast.world.step import WorldStep
 from cosmos_fast.world.timing import StepReport, WorldReport
@@ -13,6 +15,8 @@ from cosmos_fast.world.world import Snapshot, World
 
 __all__ = [
     "BatchFrames",
+    "CostModel",
+    "Rollout",
     "Snapshot",
     "StepReport",
     "World",
@@ -20,5 +24,9 @@ __all__ = [
     "WorldState",
     "WorldStep",
     "advance",
+    "cross_entropy_search",
+    "load_policy",
     "read_annotation",
+    "rollout_actions",
+    "rollout_policy",
 ]
