@@ -124,8 +124,16 @@ def test_announced_or_held_actions_cost_one_prediction(engine: cf.Video2World) -
 
 
 def test_episodes_are_truncated_rewarded_and_drawn(engine: cf.Video2World) -> None:
-    env = WorldVectorEnv(engine, STARTS, 2, horizon=2, reward=brightness, num_steps=1,
-                         render_mode="rgb_array", autoreset_mode=AutoresetMode.SAME_STEP)  # fmt: skip
+    env = WorldVectorEnv(
+        engine,
+        STARTS,
+        2,
+        horizon=2,
+        reward=brightness,
+        num_steps=1,
+        render_mode="rgb_array",
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
     env.reset(seed=0)
     held = np.zeros((2, DIM), np.float32)
     first = env.step(held)

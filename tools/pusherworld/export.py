@@ -1,6 +1,7 @@
 """Turns a training run into the checkpoint that ships: ``python -m tools.pusherworld.export RUN``.
 
-A folder in diffusers' layout in bfloat16, without a text encoder; ``from_pretrained`` finds it in ``assets/pusherworld``, which is replaced as a whole once everything was read back.
+A folder in diffusers' layout in bfloat16, without a text encoder. ``assets/pusherworld`` is
+replaced as a whole once everything was read back, and found by its name from then on.
 """
 
 from __future__ import annotations

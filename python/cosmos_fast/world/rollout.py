@@ -34,7 +34,7 @@ class Rollout:
     """One world's video: the given frame, then one frame an action."""
 
     frames: Frames
-    """uint8 (T + 1, H, W, 3), every frame once; with ``reference`` joined as NVIDIA's script does."""
+    """uint8 (T + 1, H, W, 3), every frame once; with ``reference`` joined as NVIDIA's script."""
     actions: np.ndarray
     """float32 (T, dim): those that were carried out."""
     state: WorldState
