@@ -55,7 +55,9 @@ def tracking(engine: cf.Video2World, number: int, chunks: int = 5) -> dict[str, 
     }  # fmt: skip
 
 
-def policies(engine: cf.Video2World, number: int, episodes: int, seed: int = 0) -> dict[str, Any]:
+def policies(
+    engine: cf.Video2World, number: int, episodes: int, chunks: int = POLICY_CHUNKS, seed: int = 0
+) -> dict[str, Any]:
     """Success of policies of rising skill, scored in MuJoCo and in the world."""
     simulated, imagined = [], []
     pusher = Pusher()
@@ -69,11 +71,11 @@ def policies(engine: cf.Video2World, number: int, episodes: int, seed: int = 0) 
             frames.append(pusher.frame())
             goals.append(goal)
             policy = Push(goal, skill, np.random.default_rng([seed, index, episode]))
-            for _ in range(CHUNK * POLICY_CHUNKS):
+            for _ in range(CHUNK * chunks):
                 pusher.step(policy(pusher.disc, pusher.block))
             wins.append(at_goal(pusher.block, goal))
         simulated.append(np.mean(wins))
-        imagined.append(np.mean(_imagined(engine, frames, goals, skill, [seed, index])))
+        imagined.append(np.mean(_imagined(engine, frames, goals, skill, chunks, [seed, index])))
     pusher.close()
     ours, theirs = np.array(imagined), np.array(simulated)
     return {
@@ -87,16 +89,20 @@ def policies(engine: cf.Video2World, number: int, episodes: int, seed: int = 0) 
 
 
 def _imagined(
-    engine: cf.Video2World, frames: list[np.ndarray], goals: list[np.ndarray], skill: float,
+    engine: cf.Video2World,
+    frames: list[np.ndarray],
+    goals: list[np.ndarray],
+    skill: float,
+    chunks: int,
     key: list[int],
-) -> list[bool]:  # fmt: skip
+) -> list[bool]:
     """The same policies act on what a tracker sees in the world, four actions at a look."""
     number = len(frames)
     acting = [Push(g, skill, np.random.default_rng([*key, k])) for k, g in enumerate(goals)]
     seen = np.stack(frames)
     with cf.World(engine, number) as world:
         world.reset(seen, seed=0)
-        for _ in range(CHUNK * POLICY_CHUNKS // 4):
+        for _ in range(CHUNK * chunks // 4):
             discs, blocks = (to_table(track(seen, what)) for what in ("disc", "block"))
             rows = []
             for policy, disc, block in zip(acting, discs, blocks, strict=True):
