@@ -186,7 +186,7 @@ def test_the_search_finds_a_known_minimum() -> None:
         horizon=6,
         candidates=128,
         rounds=8,
-        hold=3,  # type: ignore[arg-type]
+        hold=3,
     )
     assert found.shape == (2, 6, 2)
     torch.testing.assert_close(found, torch.tensor([0.5, -0.25]).expand(2, 6, 2), rtol=0, atol=0.05)

@@ -1,6 +1,6 @@
 """A policy scored where it will never run, in the world, and in MuJoCo.
 
-MUJOCO_GL=egl PYTHONPATH=. python examples/worlds/score_policy.py [MODEL [POLICIES [EPISODES [CHUNKS]]]]
+MUJOCO_GL=egl PYTHONPATH=. python examples/worlds/score_policy.py [MODEL POLICIES EPISODES CHUNKS]
 """
 
 import sys

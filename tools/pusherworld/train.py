@@ -80,6 +80,7 @@ class PusherTraining(Training):
     def train_pusher(self, clips: Clips) -> None:
         arguments = self.arguments
         limit = 128 if arguments.smoke else 10**9
+        assert isinstance(self.vae, PusherVAEStage)
         latents, *statistics = encode(self.vae, clips, arguments.latent_seconds, limit=limit)
         self.statistics = statistics[0], statistics[1]
         self.log(f"{len(latents.tensor)} windows encoded")

@@ -18,6 +18,7 @@ from cosmos_fast.types import (
     NO_TEXT,
     SPATIAL_STRIDE,
     TEMPORAL_STRIDE,
+    TEXT_ROWS,
     Conditioning,
     Latents,
     NoText,
@@ -207,7 +208,9 @@ class _Chunks:
         )
         actions = None
         if self.chunk is not None:
-            actions = self.chunk.values_NCD[[world for world, _ in group]]
+            # Not an index: one made from a list is copied to the device, and waited for.
+            values_NCD = self.chunk.values_NCD
+            actions = torch.stack([values_NCD[world] for world, _ in group])
         predict = self._predictor(conditioning, actions, states, rope)
         latents = adams_bashforth(
             predict, noise * SIGMA_MAX, sigmas(plan.num_steps), cancel=plan.cancel
@@ -255,11 +258,15 @@ class _Chunks:
         """(B, 512, C), or (1, 512, C) where all are one."""
         if len({id(text) for text in texts}) == 1:
             texts = texts[:1]
-        width = self.parts.profile.dit.text_dim
-        embeddings = [
-            TextEmbedding.zeros(width) if isinstance(text, NoText) else text for text in texts
+        device = self.parts.device
+        nothing = (TEXT_ROWS, self.parts.profile.dit.text_dim)
+        rows = [
+            torch.zeros(nothing, dtype=torch.bfloat16, device=device)
+            if isinstance(text, NoText)
+            else text.rows.to(device)
+            for text in texts
         ]
-        return torch.stack([embedding.rows.to(self.parts.device) for embedding in embeddings])
+        return torch.stack(rows)
 
     def _decoded(
         self, group: tuple[tuple[int, int], ...], latents: torch.Tensor, frames: torch.Tensor

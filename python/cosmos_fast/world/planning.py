@@ -7,7 +7,7 @@ to costs (B, N): cross-entropy and path-integral searches plug in as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
 Cost = Callable[["WorldStep", Mapping[str, Any]], torch.Tensor]
 """``cost(step, info)`` of N worlds' chunk to float (N,), lower is better; chunks add up."""
+
+
+class Costs(Protocol):
+    """What a search asks of a model."""
+
+    @property
+    def dim(self) -> int: ...
+
+    def get_cost(self, info_dict: Any, action_candidates: torch.Tensor, /) -> torch.Tensor: ...
 
 
 class CostModel:
@@ -102,7 +111,7 @@ class CostModel:
 
 
 def cross_entropy_search(
-    model: CostModel,
+    model: Costs,
     info: Mapping[str, Any],
     *,
     horizon: int,
