@@ -42,8 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", SAYS)
-def test_example_runs(name: str, model: Path, tmp_path: Path) -> None:
-    pytest.importorskip("mujoco")
+def test_example_runs(name: str, model: Path, tmp_path: Path, mujoco: None) -> None:
     words, said = SAYS[name]
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), str(model), *words],

@@ -66,8 +66,7 @@ def run(folder: Path, *words: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def episodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("mujoco")
+def episodes(tmp_path_factory: pytest.TempPathFactory, mujoco: None) -> Path:
     folder = tmp_path_factory.mktemp("episodes")
     run(folder, "-c", SIMULATED)
     return folder

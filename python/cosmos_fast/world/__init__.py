@@ -1,6 +1,6 @@
 """Worlds: states that branch, stepped by actions or prompts, for simulators and planners.
 
-``world.gym`` needs the extra ``gym``, ``world.lerobot`` the extra ``lerobot``.
+``world.gym`` needs the extra ``gym``.
 """
 
 from cosmos_fast.world.actions import read_annotation
