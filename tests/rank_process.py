@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,10 @@ def text(width: int, seed: int) -> TextEmbedding:
     return TextEmbedding(rows, 7)
 
 
-def picture(frames: int) -> torch.Tensor:
-    """uint8 noise, (frames, 32, 48, 3)."""
+def picture(frames: int) -> Any:
+    """uint8 noise, (frames, 32, 48, 3); no frames: a file that is not there."""
+    if not frames:
+        return "nowhere.png"
     generator = torch.Generator().manual_seed(3)
     return torch.randint(0, 256, (frames, 32, 48, 3), dtype=torch.uint8, generator=generator)
 
@@ -38,14 +43,50 @@ def make(engine: cf.Video2World, case: dict[str, Any], **callbacks: Any) -> cf.C
     width = engine.profile.dit.text_dim
     return engine.generate(
         picture(given),
-        text(width, 1),
+        case.get("prompt") or text(width, 1),
         text(width, 2),
         num_frames=case.get("num_frames", 9),
-        num_conditional_frames=given,
+        num_conditional_frames=given or 1,
         guidance=case.get("guidance", 2.0),
         num_steps=3,
         **callbacks,
     )
+
+
+def fault(kind: str, out: Path, rank: int) -> Any:
+    """An ``on_step`` callback after whose second call something happens to this rank."""
+
+    def on_step(step: int, total: int, x0: torch.Tensor) -> None:
+        if step != 2:
+            return
+        Path(out, f"{rank}.fault").write_text(str(time.monotonic()), "ascii")
+        if kind == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ZeroDivisionError("made up by the test")
+
+    return on_step
+
+
+def outcome(job: dict[str, Any], engine: cf.Video2World, case: dict[str, Any], rank: int) -> Any:
+    """What a case came to: a clip's tensors, or the error it raised and when."""
+    here, callbacks = case.get("rank") == rank, {}
+    if here and case.get("cancel"):
+        token = threading.Event()
+        callbacks = {"cancel": token, "on_step": lambda step, total, x0: token.set()}
+    if here and case.get("fault"):
+        callbacks = {"on_step": fault(case["fault"], Path(job["out"]), rank)}
+    if here and case.get("guidance_here"):
+        case = {**case, "guidance": case["guidance_here"]}
+    try:
+        clip = make(engine, case, **callbacks)
+    except (cf.CosmosFastError, ZeroDivisionError) as error:
+        return {"error": type(error).__name__, "message": str(error), "at": time.monotonic()}
+    return {
+        "latents": clip.latents.tensor,
+        "frames": clip.frames.to("pt"),
+        "report": json.dumps(clip.report.as_dict()),
+        "text encoder": engine._parts.text.loaded,
+    }
 
 
 def main() -> None:
@@ -54,18 +95,16 @@ def main() -> None:
     torch.set_num_threads(1)
     seat = Seat(rank, size, rank, "127.0.0.1", port, store_is_served=True)
     group = join(seat, torch.device("cpu"))
-    made = {}
+    made, engines = {}, {}
     for case in job["cases"]:
-        parallel = cf.Parallel(group, **case.get("parallel", {}))
-        engine = cf.Video2World.from_pretrained(
-            job["world"], device="cpu", prompt_cache=False, parallel=parallel
-        )
-        clip = make(engine, case)
-        made[case["name"]] = {
-            "latents": clip.latents.tensor,
-            "frames": clip.frames.to("pt"),
-            "report": json.dumps(clip.report.as_dict()),
-        }
+        settings = case.get("parallel", {})
+        key = json.dumps(settings)
+        if key not in engines:
+            parallel = cf.Parallel(group, **settings)
+            engines[key] = cf.Video2World.from_pretrained(
+                job["world"], device="cpu", prompt_cache=False, parallel=parallel
+            )
+        made[case["name"]] = outcome(job, engines[key], case, rank)
     torch.save(made, Path(job["out"], f"{rank}.pt"))
     assert not torch.distributed.is_initialized()
     os._exit(0)
