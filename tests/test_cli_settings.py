@@ -201,7 +201,6 @@ def test_aspect_ratio_of_a_named_model_needs_a_size_class() -> None:
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("--num_gpus 8", "parallel part"),
         ("--load_ema", "averaged-weights part"),
         ("--downcast_text_encoder", "text-precision part"),
         ("--natten", "sparse-attention part"),

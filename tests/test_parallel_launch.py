@@ -31,6 +31,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _one_prompt_cache(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text encoder is loaded once in this module."""
+    monkeypatch.setenv("COSMOS_FAST_CACHE", str(inputs / "cache"))
+
+
 def command(inputs: Path, output: Path, *more: str) -> list[str]:
     return [
         "video2world",
