@@ -48,7 +48,7 @@ def make(engine: cf.Video2World, case: dict[str, Any], **callbacks: Any) -> cf.C
         num_frames=case.get("num_frames", 9),
         num_conditional_frames=given or 1,
         guidance=case.get("guidance", 2.0),
-        num_steps=3,
+        num_steps=2,
         **callbacks,
     )
 

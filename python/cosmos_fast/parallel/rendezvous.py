@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Final, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import (  # type: ignore[attr-defined, unused-ignore]
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 
 from cosmos_fast.errors import InputError, RankLost
 
