@@ -63,15 +63,19 @@ class Traffic:
         _wait_on_host(work, watch)
         self._seconds += time.perf_counter() - began
 
+    def forget(self) -> None:
+        """Starts from nothing."""
+        self._events.clear()
+        self._seconds, self.sent_bytes = 0.0, 0
+
     def take(self) -> tuple[float, int]:
         """Seconds that computation waited for other ranks, and bytes sent to them, since the last
         call; waits for the device."""
         if self._events:
             self._events[-1][1].synchronize()
             self._seconds += sum(a.elapsed_time(b) / 1000 for a, b in self._events)
-            self._events.clear()
         taken = self._seconds, self.sent_bytes
-        self._seconds, self.sent_bytes = 0.0, 0
+        self.forget()
         return taken
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ class Parallel:
 
 
 class Ranks:
-    """The ranks of one engine, seen from one of them."""
+    """The ranks of one engine, seen from one of them; leaves the side channel when it is dropped."""
 
     def __init__(self, parallel: Parallel | None, device: torch.device) -> None:
         """
@@ -108,6 +109,7 @@ class Ranks:
         self._exchange = Exchange(parallel.group, device)
         connections = meet(self.rank, self.size, self._told_by_first, _MEETING)
         self._watch = self._exchange.watch = Watch(self.rank, connections)
+        weakref.finalize(self, self._watch.close)
         if device.type == "cuda":
             self._watch.on_loss(lambda _: _abort(parallel.group, device))
         if parallel.on_loss is not None:
@@ -140,6 +142,7 @@ class Ranks:
             yield
             return
         self._watch.begin()
+        self._exchange.traffic.forget()
         try:
             self._compare(what)
             yield
@@ -162,11 +165,6 @@ class Ranks:
             self._agreed = None
             if self._attention is not None:
                 self._attention.shards = None
-
-    def close(self) -> None:
-        """Leaves the side channel; the others go on without this rank, or fail if they need it."""
-        if self.size > 1:
-            self._watch.close()
 
     def on_first(self, make: Callable[[], Value]) -> Value | None:
         """What ``make`` returns on rank 0, None elsewhere; its failure is everybody's."""
