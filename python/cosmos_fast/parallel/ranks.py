@@ -91,7 +91,7 @@ class Parallel:
 
 
 class Ranks:
-    """The ranks of one engine, seen from one of them; leaves the side channel when it is dropped."""
+    """The ranks of one engine, seen from one of them; the side channel ends with this object."""
 
     def __init__(self, parallel: Parallel | None, device: torch.device) -> None:
         """
