@@ -196,6 +196,7 @@ UNSEEN: Final[dict[str, str]] = {
     "solver-slope-backwards": "as above",
     "solver-returns-state": "at sigma 0.002 the state is the prediction; test_sampling holds it",
     "guidance-ignored": "at guidance 0.5 the prompt wins either way; test_sampling holds the sum",
+    "text-ends-early": "every prompt ends in the same word; test_text holds the rows",
     "text-shifted": "cross-attention does not see the order of its rows; test_text holds the rows",
 }
 """Breaks that videos of this model cannot show, why, and the test that does."""
