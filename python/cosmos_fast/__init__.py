@@ -20,7 +20,9 @@ from cosmos_fast.errors import (
     InputError,
     MediaError,
     MemoryPlanError,
+    RankLost,
 )
+from cosmos_fast.parallel import Parallel
 from cosmos_fast.prompt import NoGuardrail
 from cosmos_fast.report import Report
 from cosmos_fast.types import (
@@ -52,7 +54,9 @@ __all__ = [
     "MediaError",
     "MemoryPlanError",
     "NoGuardrail",
+    "Parallel",
     "Profile",
+    "RankLost",
     "Report",
     "Size",
     "TextEmbedding",

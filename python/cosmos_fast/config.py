@@ -194,3 +194,56 @@ class Environment:
             base = variables.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
             cache = str(Path(base) / "cosmos-fast")
         return cls(Path(ffmpeg) if ffmpeg else None, Path(cache).expanduser())
+
+
+@dataclass(frozen=True)
+class Seat:
+    """The place of this process among the ranks of one video."""
+
+    rank: int
+    size: int
+    local_rank: int
+    """Number among the ranks of this machine: which of its devices to take."""
+    address: str
+    port: int
+    store_is_served: bool
+    """Whether someone else serves the store at ``address`` and ``port``; else rank 0 does."""
+    attempt: str = "0"
+    """Ranks of different attempts do not meet."""
+
+    @classmethod
+    def from_torchrun(cls, variables: Mapping[str, str] = os.environ) -> Seat | None:
+        """The place that torchrun gave this process; None where there is one process.
+
+        Raises:
+            InputError: torchrun's variables are there in part, or make no sense.
+        """
+        if "RANK" not in variables or "WORLD_SIZE" not in variables:
+            return None
+        try:
+            seat = cls(
+                rank=int(variables["RANK"]),
+                size=int(variables["WORLD_SIZE"]),
+                local_rank=int(variables.get("LOCAL_RANK", variables["RANK"])),
+                address=variables["MASTER_ADDR"],
+                port=int(variables["MASTER_PORT"]),
+                store_is_served=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+                attempt=variables.get("TORCHELASTIC_RESTART_COUNT", "0"),
+            )
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"RANK and WORLD_SIZE are set as by torchrun, but {error} is missing or no number: "
+                f"start with torchrun, or unset both"
+            ) from error
+        if not 0 <= seat.rank < seat.size:
+            raise InputError(f"RANK = {seat.rank}, WORLD_SIZE = {seat.size}: ranks count from 0")
+        return seat if seat.size > 1 else None
+
+
+def keep_multicast_off() -> None:
+    """Tells the NCCL of this process, and of those it starts, not to use NVLink multicast.
+
+    For processes of the command line alone. No exchange here gains by it, and it takes device-wide
+    resources that other processes of the machine may depend on. A value that is there stays.
+    """
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")

@@ -283,6 +283,12 @@ class VAE(nn.Module):
         """dtype of the weights, in which everything between pixels and latents is computed."""
         return self.quant_conv.weight.dtype
 
+    @property
+    def shareable(self) -> tuple[nn.Module, tuple[nn.Module, ...]]:
+        """The last part of the decoder that mixes distant rows, and what follows it."""
+        decoder = self.decoder
+        return decoder.mid_block, (decoder.up_blocks, decoder.norm_out, decoder.conv_out)
+
     def encode(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         """Normalised posterior mean of a clip, its first frame alone and then 4 frames at a time.
 
