@@ -5,7 +5,7 @@ are differentiable. Every one of them computes in float32 and rounds once, to th
 first argument.
 
 Axes: B batch, N tokens, H heads, D features (of a head in ``*_BNHD``, of a token in ``*_BND``),
-R = D / 2 rotation angles, T frames.
+R = D / 2 rotation angles, T frames; in the functions of the VAE C channels, H W rows and columns.
 """
 
 from __future__ import annotations
@@ -67,6 +67,59 @@ def gated_residual(
     return torch.addcmul(
         x_BND.unflatten(1, frames), gate_BTD[:, :, None], y_BND.unflatten(1, frames)
     ).flatten(1, 2)
+
+
+def gated_layernorm_modulate(
+    x_BND: torch.Tensor,
+    gate_BTD: torch.Tensor,
+    y_BND: torch.Tensor,
+    shift_BTD: torch.Tensor,
+    scale_BTD: torch.Tensor,
+    frame_N: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`gated_residual`, rounded, and :func:`layernorm_modulate` of it."""
+    total_BND = gated_residual(x_BND, gate_BTD, y_BND, frame_N)
+    return total_BND, layernorm_modulate(total_BND, shift_BTD, scale_BTD, frame_N, eps)
+
+
+def rms_silu(
+    x_BCTHW: torch.Tensor,
+    gamma_C: torch.Tensor,
+    bias_C: torch.Tensor | None,
+    residual_BCTHW: torch.Tensor | None,
+    residual_bias_C: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The end of one convolution and the way into the next one.
+
+    The sum x + bias + residual + its bias, rounded; and SiLU of the norm of its channel vector,
+    scaled to length √C and by gamma (vectors shorter than 1e-12 are divided by that).
+    """
+    total = x_BCTHW.float()
+    for bias_C1 in (bias_C, residual_bias_C):
+        total = total if bias_C1 is None else total + bias_C1.float()[:, None, None, None]
+    if residual_BCTHW is not None:
+        total = total + residual_BCTHW.float()
+    rounded = total.to(x_BCTHW.dtype)
+    wide = rounded.float()
+    square = wide.square().sum(1, keepdim=True).clamp_min(1e-24)
+    gain = gamma_C.float()[:, None, None, None] * x_BCTHW.shape[1] ** 0.5
+    return rounded, F.silu(wide * square.rsqrt() * gain).to(x_BCTHW.dtype)
+
+
+def upsample(
+    x_BCTHW: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: bool
+) -> torch.Tensor:
+    """Every position four times, 2 x 2, with ``bias`` added before.
+
+    ``in_time``: x holds pairs, the channels of the earlier frame and then those of the later one,
+    and twice as many frames come out.
+    """
+    if bias_C is not None:
+        x_BCTHW = (x_BCTHW.float() + bias_C.float()[:, None, None, None]).to(x_BCTHW.dtype)
+    if in_time:
+        x_BCTHW = x_BCTHW.unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+    return x_BCTHW.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
 
 
 def _normed(x_BNHD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:

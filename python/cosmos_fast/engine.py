@@ -364,7 +364,7 @@ class Video2World:
         modulations = OncePerStep(dit.modulations)
 
         def branch(embedding: TextEmbedding) -> Predictor:
-            context = dit.text_context(embedding.rows[None].to(self.device))
+            context = dit.text_context(embedding.rows[None].to(self.device), embedding.length)
 
             def velocity(
                 x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int

@@ -135,7 +135,7 @@ def load_parts(
         raise InputError(f'{rope_table = }: "reference" or "float32" is needed')
     with clock.stage("find checkpoint"):
         files = find_checkpoint(source if isinstance(source, str) else str(source), **find)
-    ops = Ops.select(device, dtype)
+    ops = Ops.select(device, dtype, head_dim=files.profile.dit.head_dim)
     with clock.stage("load transformer"):
         dit = _filled(
             lambda: DiT(files.profile.dit, ops, rope_table), load_dit(files, device, dtype)
