@@ -84,31 +84,39 @@ def gated_layernorm_modulate(
 
 
 def rms_silu(
-    x_BCTHW: torch.Tensor,
-    gamma_C: torch.Tensor,
+    x_BTHWC: torch.Tensor,
+    gamma_C: torch.Tensor | None,
     bias_C: torch.Tensor | None,
-    residual_BCTHW: torch.Tensor | None,
+    residual_BTHWC: torch.Tensor | None,
     residual_bias_C: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The end of one convolution and the way into the next one.
+    earlier_BTHWC: torch.Tensor | None,
+    history: int,
+    *,
+    keep_total: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """The end of one causal convolution and the way into the next.
 
-    The sum x + bias + residual + its bias, rounded; and SiLU of the norm of its channel vector,
-    scaled to length √C and by gamma (vectors shorter than 1e-12 are divided by that).
+    The sum x + bias + residual + its bias, rounded; of that the SiLU of each position's channel
+    vector, scaled to length √C and by gamma (or the sum itself, where gamma is None), behind the
+    ``history`` frames before it (zeros where ``earlier`` is None); and the last frames of that.
     """
-    total = x_BCTHW.float()
-    for bias_C1 in (bias_C, residual_bias_C):
-        total = total if bias_C1 is None else total + bias_C1.float()[:, None, None, None]
-    if residual_BCTHW is not None:
-        total = total + residual_BCTHW.float()
-    rounded = total.to(x_BCTHW.dtype)
-    wide = rounded.float()
-    square = wide.square().sum(1, keepdim=True).clamp_min(1e-24)
-    gain = gamma_C.float()[:, None, None, None] * x_BCTHW.shape[1] ** 0.5
-    return rounded, F.silu(wide * square.rsqrt() * gain).to(x_BCTHW.dtype)
+    total = x_BTHWC.float()
+    for addend in (bias_C, residual_bias_C, residual_BTHWC):
+        total = total if addend is None else total + addend.float()
+    value = total = total.to(x_BTHWC.dtype)
+    if gamma_C is not None:
+        wide = total.float()
+        square = wide.square().sum(-1, keepdim=True).clamp_min(1e-24)
+        gain = gamma_C.float() * x_BTHWC.shape[-1] ** 0.5
+        value = F.silu(wide * square.rsqrt() * gain).to(x_BTHWC.dtype)
+    if earlier_BTHWC is None:
+        earlier_BTHWC = value.new_zeros((value.shape[0], history, *value.shape[2:]))
+    padded = torch.cat((earlier_BTHWC, value), dim=1)
+    return total if keep_total else None, padded, padded[:, padded.shape[1] - history :].clone()
 
 
 def upsample(
-    x_BCTHW: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: bool
+    x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: bool
 ) -> torch.Tensor:
     """Every position four times, 2 x 2, with ``bias`` added before.
 
@@ -116,10 +124,10 @@ def upsample(
     and twice as many frames come out.
     """
     if bias_C is not None:
-        x_BCTHW = (x_BCTHW.float() + bias_C.float()[:, None, None, None]).to(x_BCTHW.dtype)
+        x_BTHWC = (x_BTHWC.float() + bias_C.float()).to(x_BTHWC.dtype)
     if in_time:
-        x_BCTHW = x_BCTHW.unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
-    return x_BCTHW.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
+        x_BTHWC = x_BTHWC.unflatten(4, (2, -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+    return x_BTHWC.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
 def _normed(x_BNHD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:

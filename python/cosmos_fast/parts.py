@@ -141,7 +141,7 @@ def load_parts(
             lambda: DiT(files.profile.dit, ops, rope_table), load_dit(files, device, dtype)
         )
     with clock.stage("load VAE"):
-        vae = _filled(lambda: VAE(files.profile.vae), load_vae(files, device, dtype))
+        vae = _filled(lambda: VAE(files.profile.vae, ops), load_vae(files, device, dtype))
     cache = None
     if prompt_cache and (files.text_encoder is not None or files.hub is not None):
         cache = PromptCache(environment.cache / "text", files.text_identity)

@@ -68,6 +68,11 @@ GatedLayerNormModulate = Callable[
     ],
     tuple[torch.Tensor, torch.Tensor],
 ]
+RmsSilu = Callable[
+    ...,
+    tuple[torch.Tensor | None, torch.Tensor, torch.Tensor],
+]
+Upsample = Callable[..., torch.Tensor]
 
 _FUSED: Final = (
     "qk_norm_rope",
@@ -75,6 +80,8 @@ _FUSED: Final = (
     "layernorm_modulate",
     "gated_residual",
     "gated_layernorm_modulate",
+    "rms_silu",
+    "upsample",
     "attention",
 )
 
@@ -100,12 +107,22 @@ class Ops:
     gated_layernorm_modulate: GatedLayerNormModulate = reference.gated_layernorm_modulate
     """(x_BND, gate_BTD, y_BND, shift_BTD, scale_BTD, frame_N or None, eps) -> (x + gate * y, its
     LayerNorm, modulated); y may be overwritten too"""
+    rms_silu: RmsSilu = reference.rms_silu
+    """(x_BTHWC, gamma_C, bias_C, residual_BTHWC, residual_bias_C, earlier_BTHWC, history,
+    keep_total=...) -> (sum or None, padded, kept); every tensor but x may be None"""
+    upsample: Upsample = reference.upsample
+    """(x_BTHWC, bias_C or None, in_time=...) -> twice as many rows and columns"""
     attention: Attention = torch_attention
     """(q_BSHD, k_BSHD, v_BSHD, spec) -> Attended"""
     folds_padding: bool = False
     """Whether ``attention`` counts keys of zeros without reading them: then it pays to fold."""
     names: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(_FUSED, "torch"))
     """What runs each operation, for the report."""
+
+    def decodes(self, *tensors: torch.Tensor) -> bool:
+        """Whether the VAE's decoder should run between kernels for these tensors."""
+        on_device = all(tensor.device.type == "cuda" for tensor in tensors)
+        return self.names["rms_silu"] != "torch" and on_device and not _needs_gradient(*tensors)
 
     @classmethod
     def select(
@@ -392,6 +409,8 @@ def _with_kernels(
     )
     from cosmos_fast_kernels.layernorm_modulate import layernorm_modulate
     from cosmos_fast_kernels.qk_norm_rope import head_norm, qk_norm_rope
+    from cosmos_fast_kernels.rms_silu import rms_silu
+    from cosmos_fast_kernels.upsample import upsample
 
     def qk_norm_rope_op(
         q: torch.Tensor,
@@ -447,6 +466,8 @@ def _with_kernels(
         gated_residual=gated_residual_op,
         gated_layernorm_modulate=gated_layernorm_modulate_op,
         folds_padding=folds_padding,
+        rms_silu=rms_silu,
+        upsample=upsample,
         qk_norm_rope=qk_norm_rope_op,
         head_norm=head_norm_op,
         layernorm_modulate=layernorm_modulate_op,
