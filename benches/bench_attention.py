@@ -92,19 +92,26 @@ def designs() -> dict[str, Any]:
     """Our own designs for Hopper, by name."""
     from cosmos_fast_kernels.attention_hopper_pipeline import HopperConfig
 
+    one: dict[str, Any] = {"q_stages": 1}
+    wide = one | {"tail": 64}
     return {
-        "gluon turns": HopperConfig(),
-        "gluon named turns": HopperConfig(turns="named"),
-        "gluon late decay": HopperConfig(late_decay=True),
-        "gluon late decay, named": HopperConfig(late_decay=True, turns="named"),
-        "gluon wide": HopperConfig(tail=64),
-        "gluon wide, named": HopperConfig(tail=64, turns="named"),
-        "gluon wide, late decay, named": HopperConfig(tail=64, late_decay=True, turns="named"),
-        "gluon wide, no turns": HopperConfig(tail=64, turns="none"),
-        "gluon no turns": HopperConfig(turns="none"),
-        "gluon values first": HopperConfig(overlap=False),
-        "gluon two tiles": HopperConfig(q_stages=2),
-        "gluon no loader": HopperConfig(rows=128, consumers=1, loader=False, turns="none"),
+        "gluon two tiles": HopperConfig(),
+        "gluon two tiles, no turns": HopperConfig(turns="none"),
+        "gluon two tiles, named turns": HopperConfig(turns="named"),
+        "gluon two tiles, late decay, named": HopperConfig(late_decay=True, turns="named"),
+        "gluon turns": HopperConfig(**one),
+        "gluon named turns": HopperConfig(**one, turns="named"),
+        "gluon late decay": HopperConfig(**one, late_decay=True),
+        "gluon late decay, named": HopperConfig(**one, late_decay=True, turns="named"),
+        "gluon wide": HopperConfig(**wide),
+        "gluon wide, named": HopperConfig(**wide, turns="named"),
+        "gluon wide, late decay, named": HopperConfig(**wide, late_decay=True, turns="named"),
+        "gluon wide, no turns": HopperConfig(**wide, turns="none"),
+        "gluon no turns": HopperConfig(**one, turns="none"),
+        "gluon values first": HopperConfig(**one, overlap=False),
+        "gluon no loader": HopperConfig(
+            **one, rows=128, consumers=1, loader=False, turns="none"
+        ),
     }
 
 

@@ -107,7 +107,7 @@ def contest(name: str, device: torch.device, seconds: float) -> Contest:
         return lambda: relative_error(decode(few).clamp(-1, 1), exact)
 
     def compiled_error() -> float:
-        compiled.decoder.compile(dynamic=False)
+        compiled.decoder.compile(dynamic=False, backend=rivals.compiler(device))
         return error(partial(theirs, compiled))()
 
     contenders = (
