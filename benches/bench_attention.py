@@ -30,6 +30,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from contest import SCHEMA, Row
 from harness import machine
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
@@ -109,9 +110,7 @@ def designs() -> dict[str, Any]:
         "gluon wide, no turns": HopperConfig(**wide, turns="none"),
         "gluon no turns": HopperConfig(**one, turns="none"),
         "gluon values first": HopperConfig(**one, overlap=False),
-        "gluon no loader": HopperConfig(
-            **one, rows=128, consumers=1, loader=False, turns="none"
-        ),
+        "gluon no loader": HopperConfig(**one, rows=128, consumers=1, loader=False, turns="none"),
     }
 
 
@@ -399,6 +398,36 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of every shape in the form that the tables are made of; ours are named as such."""
+    rows = []
+    for shape in result["shapes"]:
+        found = {name: row for name, row in shape["rows"].items() if "ms" in row}
+        ours = [row["ms"] for name, row in found.items() if name.startswith(("gluon", "triton"))]
+        limit = ERROR_RATIO * found.get("cudnn", {}).get("error", math.nan) + ERROR_FLOOR
+        rows += [
+            asdict(
+                Row(
+                    "attention",
+                    shape["name"],
+                    name,
+                    name.startswith(("gluon", "triton")),
+                    median_ms=row["ms"],
+                    p10_ms=row["ms_min"],
+                    p90_ms=row["ms_max"],
+                    seconds=result["settings"]["seconds"],
+                    teraflops=row["tflops"],
+                    share_of_gemm=row["share_of_gemm"],
+                    error=row["error"],
+                    error_limit=limit if math.isfinite(limit) else None,
+                    speed=min(ours) / row["ms"] if ours else None,
+                )
+            )
+            for name, row in sorted(found.items(), key=lambda item: item[1]["ms"])
+        ]
+    return rows
+
+
 def lead(options: argparse.Namespace) -> None:
     device = "cpu" if options.dry else "cuda"
     environment = dict(os.environ)
@@ -436,6 +465,12 @@ def lead(options: argparse.Namespace) -> None:
             result |= line
     if problem:
         result["problem"] = f"{problem}: {text[-1500:]}"
+    result |= {
+        "schema": SCHEMA,
+        "bench": "attention",
+        "command": " ".join(["python", *sys.argv]),
+        "rows": rows_of(result),
+    }
     result["elapsed_s"] = time.perf_counter() - BEGAN
     if options.out:
         target = Path(options.out)

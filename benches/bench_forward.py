@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import rivals
 import torch
-from contest import Contender, Contest, Report
+from contest import ROUNDS, Contender, Contest, Report
 from harness import WrongResult, relative_error
 
 from cosmos_fast.config import DiTConfig
@@ -76,7 +76,9 @@ class Inputs:
     rows: torch.Tensor
 
     @classmethod
-    def random(cls, config: DiTConfig, latent: tuple[int, int, int], device: torch.device) -> Inputs:
+    def random(
+        cls, config: DiTConfig, latent: tuple[int, int, int], device: torch.device
+    ) -> Inputs:
         generator = torch.Generator(device).manual_seed(0)
         x = torch.randn(1, 16, *latent, device=device, generator=generator)
         rows = torch.randn(1, 512, config.text_dim, device=device, generator=generator)
@@ -105,9 +107,7 @@ def random_dit(config: DiTConfig, device: torch.device, ops: Ops) -> DiT:
     return dit.eval().requires_grad_(False)
 
 
-def prepared(
-    dit: DiT, given: Inputs, *, graphs: bool
-) -> tuple[Callable[[], torch.Tensor], str]:
+def prepared(dit: DiT, given: Inputs, *, graphs: bool) -> tuple[Callable[[], torch.Tensor], str]:
     """A call of ours with everything made that a run makes once, and how it is launched."""
     frames, height, width = given.x.shape[2:]
     layout = TokenLayout((frames, height // 2, width // 2))
@@ -171,7 +171,13 @@ def contest(name: str, device: torch.device, seconds: float) -> Contest:
     flops = forward_flops(shape.config, shape.latent).total
     label = f"{name} ({shape.tokens} tokens)"
     return Contest(
-        "forward", label, tuple(contenders), ERROR_RATIO * limit, flops=flops, seconds=seconds
+        "forward",
+        label,
+        tuple(contenders),
+        ERROR_RATIO * limit,
+        flops=flops,
+        seconds=seconds,
+        rounds=2 if name == "tiny" else ROUNDS,
     )
 
 

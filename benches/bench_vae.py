@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import rivals
 import torch
-from contest import Contender, Contest, Report
+from contest import ROUNDS, Contender, Contest, Report
 from harness import WrongResult, relative_error
 
 from cosmos_fast.config import VAEConfig
@@ -97,7 +97,6 @@ def contest(name: str, device: torch.device, seconds: float) -> Contest:
         one.to(device, torch.bfloat16).load_state_dict(vae.state_dict())
         one.requires_grad_(False)
     eager = rivals.diffusers_vae(vae)
-    compiled = rivals.diffusers_vae(vae)
 
     def theirs(network: Any, given: torch.Tensor) -> torch.Tensor:
         pixels: torch.Tensor = network.decode(vae._denormalised(given)).sample
@@ -105,10 +104,6 @@ def contest(name: str, device: torch.device, seconds: float) -> Contest:
 
     def error(decode: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], float]:
         return lambda: relative_error(decode(few).clamp(-1, 1), exact)
-
-    def compiled_error() -> float:
-        compiled.decoder.compile(dynamic=False, backend=rivals.compiler(device))
-        return error(partial(theirs, compiled))()
 
     contenders = (
         Contender(
@@ -122,11 +117,13 @@ def contest(name: str, device: torch.device, seconds: float) -> Contest:
         Contender(
             "diffusers eager", partial(theirs, eager, latents), error(partial(theirs, eager))
         ),
-        Contender("diffusers compiled", partial(theirs, compiled, latents), compiled_error),
     )
     limit = ERROR_RATIO * error(partial(theirs, eager))()
     flops = decode_flops(config, SHAPES[name])
-    return Contest("VAE decode", name, contenders, limit, flops=flops, seconds=seconds)
+    rounds = 2 if name == "tiny" else ROUNDS
+    return Contest(
+        "VAE decode", name, contenders, limit, flops=flops, seconds=seconds, rounds=rounds
+    )
 
 
 def _mean(vae: VAE) -> torch.Tensor:

@@ -75,9 +75,7 @@ def exact_silu(total: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_sum_norm_and_history(
-    shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
+def test_sum_norm_and_history(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     one = given(shape, dtype)
     untouched = {n: t.clone() for n, t in one.items() if isinstance(t, torch.Tensor)}
     total, padded, kept = rms_silu(*one.values(), keep_total=True, out=poisoned(one["x"]))
@@ -161,4 +159,6 @@ def test_refuses(name: str) -> None:
 def test_refuses_an_output_of_another_shape() -> None:
     one = given((1, 3, 2, 2, 24), torch.float32)
     with pytest.raises(ValueError, match="padded of another shape"):
-        rms_silu(*one.values(), keep_total=True, out=poisoned(one["x"][:, :2])._replace(total=one["x"]))
+        rms_silu(
+            *one.values(), keep_total=True, out=poisoned(one["x"][:, :2])._replace(total=one["x"])
+        )

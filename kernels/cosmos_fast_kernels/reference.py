@@ -115,9 +115,7 @@ def rms_silu(
     return total if keep_total else None, padded, padded[:, padded.shape[1] - history :].clone()
 
 
-def upsample(
-    x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: bool
-) -> torch.Tensor:
+def upsample(x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: bool) -> torch.Tensor:
     """Every position four times, 2 x 2, with ``bias`` added before.
 
     ``in_time``: x holds pairs, the channels of the earlier frame and then those of the later one,

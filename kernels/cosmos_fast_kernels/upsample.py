@@ -53,9 +53,7 @@ def _upsample_kernel(
             tl.store(out_pointer + out_row[:, None] + channel[None, :], value, mask=mask)
 
 
-def upsample(
-    x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: bool
-) -> torch.Tensor:
+def upsample(x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: bool) -> torch.Tensor:
     """``reference.upsample`` in one launch.
 
     Args:

@@ -16,7 +16,11 @@ BENCHES: Final = ("kernels", "attention", "forward", "vae", "run")
 BENCH_FLAGS: Final = (
     Flag("only", Choice(BENCHES), "One bench. Default: all, one after the other."),
     Flag("save", Location(), "Folder for one JSON file a bench."),
-    Flag("checkpoints", Location(), "Folder of random checkpoints for whole runs; made where missing."),
+    Flag(
+        "checkpoints",
+        Location(),
+        "Folder of random checkpoints for whole runs; made where missing.",
+    ),
     Flag("tiny", None, "Small networks that run on a CPU: shows that it works, measures nothing."),
     Flag("debug", None, "Show the traceback of an error."),
 )
@@ -43,18 +47,27 @@ def _arguments(name: str, flags: dict[str, object], *, tiny: bool) -> list[str]:
     arguments: list[str] = []
     if tiny:
         arguments += {
-            "kernels": ["--shape", "tiny", "--device", "cpu", "--repeats", "2"],
             "attention": ["--dry", "--check-seconds", "20", "--seconds", "0.2"],
         }.get(name, ["--tiny"])
-        if name in ("forward", "vae"):
+        if name in ("kernels", "forward", "vae"):
             arguments += ["--long", "0.2"]
     if name == "run" and flags.get("checkpoints"):
         arguments += ["--checkpoints", str(flags["checkpoints"])]
     if flags.get("save"):
-        target = Path(str(flags["save"])) / f"{name}.json"
+        target = Path(str(flags["save"])) / f"{name}_{_machine()}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         arguments += ["--out" if name == "attention" else "--save", str(target)]
     return arguments
+
+
+def _machine() -> str:
+    """The device in a word, for the name of a file."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    name = torch.cuda.get_device_name().lower().removeprefix("nvidia").strip()
+    return "-".join(name.split())
 
 
 def _folder() -> Path:

@@ -139,9 +139,7 @@ class FusedDecoder:
     ) -> torch.Tensor:
         """Without the bias; ``out_channels`` above its own come out as zeros."""
         weight = self._weight(convolution, out_channels)
-        y_BCTHW = F.conv3d(
-            padded_BTHWC.permute(0, 4, 1, 2, 3), weight, padding=convolution.padding
-        )
+        y_BCTHW = F.conv3d(padded_BTHWC.permute(0, 4, 1, 2, 3), weight, padding=convolution.padding)
         return _channels_last(y_BCTHW)
 
     def _weight(self, convolution: nn.Module, out_channels: int = 0) -> torch.Tensor:
