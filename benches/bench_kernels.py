@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rivals
 import torch
@@ -96,7 +96,7 @@ class Operation:
         return Contender(name, call, error, ours=name == "triton")
 
 
-def compiled(function: Callable[..., object], device: torch.device) -> Callable[..., object]:
+def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False, backend=rivals.compiler(device))
 
 
@@ -166,7 +166,9 @@ def gated_operation(shape: Shape, device: torch.device, *, norm: bool) -> Operat
     modulation = torch.randn(1, shape.frames, 3 * shape.width, device=device).to(DTYPE)
     gate, shift, scale = modulation.chunk(3, -1)
     vectors = (shift, scale, None, EPS)
-    function = reference.gated_layernorm_modulate if norm else reference.gated_residual
+    function: Callable[..., Any] = (
+        reference.gated_layernorm_modulate if norm else reference.gated_residual
+    )
     through_inductor = compiled(function, device)
     given = (x, gate, y, *vectors) if norm else (x, gate, y, None)
 
@@ -179,7 +181,7 @@ def gated_operation(shape: Shape, device: torch.device, *, norm: bool) -> Operat
         normed = normed * (1 + scale[:, :, None]) + shift[:, :, None]
         return total.flatten(1, 2), normed.flatten(1, 2)
 
-    kernel = gated_layernorm_modulate if norm else gated_residual
+    kernel: Callable[..., Any] = gated_layernorm_modulate if norm else gated_residual
     contenders: dict[str, Callable[[], Tensors]] = {
         "triton": lambda: _several(kernel(*given)),
         "torch.compile": lambda: _several(through_inductor(*given)),

@@ -55,8 +55,8 @@ def table(document: dict[str, Any]) -> str:
             f"{row['seconds']:.1f} s",
             _of(row["teraflops"], row["share_of_gemm"]),
             _of(row["gigabytes_per_second"], row["share_of_copy"]),
-            f"{row['speed']:.2f}" if row["speed"] else "–",
-            f"{row['error']:.1e}, {row['error_limit']:.1e}" if row["error_limit"] else "–",
+            f"{row['speed']:.2f}" if row["speed"] else "-",
+            f"{row['error']:.1e}, {row['error_limit']:.1e}" if row["error_limit"] else "-",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -64,7 +64,7 @@ def table(document: dict[str, Any]) -> str:
 
 def _of(rate: float | None, share: float | None) -> str:
     if not rate:
-        return "–"
+        return "-"
     return f"{rate:.0f}, {share:.0%}" if share else f"{rate:.0f}"
 
 

@@ -48,7 +48,7 @@ def diffusers_dit(dit: DiT) -> Any:
     """``CosmosTransformer3DModel`` of the same weights, in their dtype and on their device."""
     from diffusers import CosmosTransformer3DModel
 
-    config, device = dit.config, dit.patch_embed.weight.device
+    config = dit.config
     with torch.device("meta"):
         other = CosmosTransformer3DModel(
             in_channels=config.in_channels,
@@ -102,7 +102,7 @@ def compile_blocks(other: Any) -> Any:
 
 def with_attention(other: Any, attend: Callable[..., torch.Tensor]) -> Callable[..., Any]:
     """Calls of ``other`` in which its processors find ``attend(q, k, v)`` (B, S, H, D)."""
-    module = importlib.import_module("diffusers.models.transformers.transformer_cosmos")
+    module: Any = importlib.import_module("diffusers.models.transformers.transformer_cosmos")
 
     def dispatch(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: object

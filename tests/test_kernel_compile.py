@@ -39,8 +39,8 @@ KERNELS = (
 
 def variants() -> dict[str, tuple[Any, Mapping[str, str], Mapping[str, Any], int]]:
     """Kernel, pointer types that are not bfloat16, compile-time values and warps, by name."""
-    from cosmos_fast_kernels.layernorm_modulate import _layernorm_modulate_kernel as layernorm
     from cosmos_fast_kernels.gated_layernorm_modulate import _gated_kernel as gated
+    from cosmos_fast_kernels.layernorm_modulate import _layernorm_modulate_kernel as layernorm
     from cosmos_fast_kernels.qk_norm_rope import _norm_rope_kernel as norm_rope
     from cosmos_fast_kernels.rms_silu import _assemble_kernel as assemble
     from cosmos_fast_kernels.upsample import _upsample_kernel as upsample

@@ -1,4 +1,4 @@
-"""What would be compiled over several runs: other prompts, seeds and pictures must need nothing new.
+"""What would be compiled over several runs: other prompts, seeds and pictures need nothing new.
 
 Run as a program, this file calls the launch wrappers as an engine does, under a driver that knows
 its target and launches nothing, and prints the keys by which Triton tells compiled variants apart.

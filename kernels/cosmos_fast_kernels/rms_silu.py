@@ -94,9 +94,8 @@ def _assemble_kernel(
             normed = wide * (tl.rsqrt(square) * gain)[:, None] * gamma[None, :]
             value = (normed / (1.0 + tl.exp(-normed))).to(padded_pointer.dtype.element_ty)
     tl.store(padded_pointer + padded_frame + within, value, mask=mask)
-    if HISTORY > 0:
-        if place >= frames:
-            tl.store(kept_pointer + kept_frame + within, value, mask=mask)
+    if HISTORY > 0 and place >= frames:
+        tl.store(kept_pointer + kept_frame + within, value, mask=mask)
 
 
 def rms_silu(

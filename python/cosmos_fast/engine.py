@@ -419,7 +419,7 @@ class Video2World:
             step_seconds=clock.step_seconds(),
             forwards_per_step=branches,
             flops_per_forward=forward_flops(self.profile.dit, request.latent_shape[2:]).total,
-            backends=parts.ops.names | {"launches": self._launches(request)},
+            backends={**parts.ops.names, "launches": self._launches(request)},
             device=parts.device_name,
             precision=str(parts.dtype).removeprefix("torch."),
             guardrail=self._guardrail.__dict__,

@@ -11,7 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -55,7 +55,7 @@ class GraphedDiT:
         self._dit = dit
         self._most_tokens = most_tokens
         self._recorded: dict[tuple[object, ...], _Recorded] = {}
-        self._pool: object | None = None
+        self._pool: Any = None
 
     def clear(self) -> None:
         """Forgets every graph and the memory they hold."""

@@ -65,7 +65,7 @@ class FusedDecoder:
         decoder = self._decoder
         z_BCTHW = self._post_quant_conv(z_BCTHW, self._past)
         x_BTHWC = _channels_last(decoder.conv_in(z_BCTHW, self._past))
-        x = self._middle(Unfinished(x_BTHWC), cast("MidBlock", decoder.mid_block))
+        x = self._middle(Unfinished(x_BTHWC), decoder.mid_block)
         for block in decoder.up_blocks:
             x = self._level(x, cast("UpBlock", block))
         padded, _ = self._assembled(x, decoder.norm_out, decoder.conv_out, keep_total=False)
