@@ -4,9 +4,9 @@ python benches/bench_forward.py [--shape 2b_480p_81 ...] [--seconds 4] [--save F
 
 Random weights of the released sizes, a prompt of 200 tokens. diffusers' network has the same
 weights; compiled means each block by torch.compile, with torch's attention (cuDNN's on Hopper),
-with the FlashAttention-3 wheel, and with SageAttention. Everyone is checked against float32 on a clip of
-two latent frames, and may be 1.1 times as far off as diffusers' eager bfloat16. The first shape is
-held for 30 seconds.
+with the FlashAttention-3 wheel, and with SageAttention. Everyone is checked against float32 on a
+clip of two latent frames, and may be 1.1 times as far off as diffusers' eager bfloat16. The first
+shape is held for 30 seconds.
 """
 
 from __future__ import annotations

@@ -19,7 +19,14 @@ from cosmos_fast.model.flops import forward_flops
 from cosmos_fast.model.graphs import GraphedDiT
 from cosmos_fast.model.modulations import StepModulations
 from cosmos_fast.model.pixels import to_pixels, to_video, with_host_copies
-from cosmos_fast.parts import Parts, Precision, choose_device, choose_precision, load_parts
+from cosmos_fast.parts import (
+    Parts,
+    Precision,
+    TextPrecision,
+    choose_device,
+    choose_precision,
+    load_parts,
+)
 from cosmos_fast.prompt import Guardrail, GuardrailRecord, choose_guardrail
 from cosmos_fast.report import (
     Clock,
@@ -88,7 +95,9 @@ class Video2World:
         checkpoint_root: str | os.PathLike[str] | None = None,
         vae: str | os.PathLike[str] | None = None,
         text_encoder: str | os.PathLike[str] | None = None,
+        text_precision: TextPrecision = "stored",
         tokenizer: str | os.PathLike[str] | None = None,
+        ema: bool = False,
         profile: Profile | None = None,
         rope_table: RopeTable = "reference",
         prompt_cache: bool = True,
@@ -103,11 +112,14 @@ class Video2World:
             revision, token, local_files_only: as in huggingface_hub.
             device: "auto" is the current CUDA device where there is one, else the CPU.
             precision: "bf16" or "fp32" of the transformer and the VAE; "auto" is bf16 on CUDA and
-                fp32 on a CPU. The text encoder keeps the precision it is stored in.
+                fp32 on a CPU.
             memory: "auto" and "resident" keep all weights on the device.
             guardrail: "default", or ``NoGuardrail(reason=...)``.
             checkpoint_root: folder below which helper checkpoints (VAE, T5) are looked up.
             vae, text_encoder, tokenizer: paths that replace what was found.
+            text_precision: "stored" runs the text encoder as its files hold it, "bf16" and "fp32"
+                otherwise; prompts cached for one are not used for another.
+            ema: take the moving average of a training checkpoint's weights (``net_ema.``).
             profile: replaces what the checkpoint implies.
             rope_table: "reference" or "float32" rotary angles.
             prompt_cache: keep prompt embeddings on disk, keyed by their content.
@@ -131,6 +143,7 @@ class Video2World:
             environment=Environment.read(),
             prompt_cache=prompt_cache,
             clock=Clock(place, on_stage),
+            text_precision=text_precision,
             find={
                 "variant": variant,
                 "revision": revision,
@@ -141,6 +154,7 @@ class Video2World:
                 "text_encoder": text_encoder,
                 "tokenizer": tokenizer,
                 "profile": profile,
+                "ema": ema,
             },
         )
         return cls(parts, choose_guardrail(guardrail, toy=parts.profile.toy))

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from cosmos_fast.weights import CheckpointFiles
 
 Precision = Literal["bf16", "fp32"]
-"""Of the transformer and the VAE; the text encoder keeps the precision it is stored in."""
+"""Of the transformer and the VAE."""
+TextPrecision = Literal["stored", "bf16", "fp32"]
+"""Of the text encoder."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Value = TypeVar("Value")
@@ -109,6 +111,7 @@ class Parts:
             "source": self.files.source,
             "layout": self.files.layout,
             "revision": self.files.revision,
+            "ema": self.files.ema,
             "rope_table": self.dit.rope_table,
             "sha256": self.digests.get(),
             "load_seconds": self.load_stages,
@@ -125,6 +128,7 @@ def load_parts(
     environment: Environment,
     prompt_cache: bool,
     clock: Clock,
+    text_precision: TextPrecision = "stored",
 ) -> Parts:
     """Finds and loads a checkpoint; the text encoder waits for the first unknown prompt.
 
@@ -133,6 +137,8 @@ def load_parts(
     """
     if rope_table not in ("reference", "float32"):
         raise InputError(f'{rope_table = }: "reference" or "float32" is needed')
+    if text_precision != "stored" and text_precision not in _DTYPES:
+        raise InputError(f'{text_precision = }: "stored", "bf16" or "fp32" is needed')
     with clock.stage("find checkpoint"):
         files = find_checkpoint(source if isinstance(source, str) else str(source), **find)
     ops = Ops.select(device, dtype, head_dim=files.profile.dit.head_dim)
@@ -142,12 +148,17 @@ def load_parts(
         )
     with clock.stage("load VAE"):
         vae = _filled(lambda: VAE(files.profile.vae, ops), load_vae(files, device, dtype))
+
+    def text_identity() -> str:
+        stored = files.text_identity()
+        return stored if text_precision == "stored" else f"{stored} {text_precision}"
+
     cache = None
     if prompt_cache and (files.text_encoder is not None or files.hub is not None):
-        cache = PromptCache(environment.cache / "text", files.text_identity)
+        cache = PromptCache(environment.cache / "text", text_identity)
 
     def load_text() -> TextEncoder:
-        config, parameters = load_text_encoder(files, device)
+        config, parameters = load_text_encoder(files, device, _DTYPES.get(text_precision))
         _, tokenizer = files.require_text()
         return TextEncoder.from_parameters(config, parameters, load_tokenizer(tokenizer))
 
