@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sysconfig
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -108,7 +108,11 @@ def test_dense_attention_refuses_what_it_has_not(attention: Callable, change: di
         attention(q, k, v, dataclasses.replace(SPEC, **change))
 
 
-@pytest.mark.parametrize("attention", [torch_attention, cudnn_attention], ids=["torch", "cudnn"])
+@pytest.mark.parametrize(
+    "attention",
+    [torch_attention, pytest.param(cudnn_attention, marks=pytest.mark.gpu)],
+    ids=["torch", "cudnn"],
+)
 def test_folded_padding_counts_as_rows_of_zeros(attention: Callable) -> None:
     q, k, v = torch.randn(3, 1, 7, 2, 8).unbind()
     zeros = torch.zeros(1, 5, 2, 8)
@@ -141,8 +145,8 @@ CHOICES = {
 def test_the_table_chooses_by_class_and_by_what_passed(name: str) -> None:
     passed, spec, expected = CHOICES[name]
     calls: list[str] = []
-    backends = {one: named(one, calls) for one in passed}
-    attend = TableAttention((9, 0), backends, named("fallback", calls))
+    backends: Any = {one: named(one, calls) for one in passed}
+    attend: Any = TableAttention((9, 0), backends, named("fallback", calls))
     half = torch.randn(3, 1, 4, 2, 64).bfloat16().unbind()
     attend(*half, spec)
     assert calls == [expected]
@@ -150,7 +154,8 @@ def test_the_table_chooses_by_class_and_by_what_passed(name: str) -> None:
 
 def test_what_no_kernel_takes_goes_to_the_fallback() -> None:
     calls: list[str] = []
-    attend = TableAttention((9, 0), {"hopper": named("hopper", calls)}, named("fallback", calls))
+    hopper = named("hopper", calls)
+    attend: Any = TableAttention((9, 0), {"hopper": hopper}, named("fallback", calls))
     attend(*torch.randn(3, 1, 4, 2, 64).unbind(), SELF)  # float32
     attend(*torch.randn(3, 1, 4, 2, 16).bfloat16().unbind(), SELF)  # heads of 16
     attend(*torch.randn(3, 1, 4, 2, 68).bfloat16()[..., 1:65].unbind(), SELF)  # not TMA's steps
@@ -159,7 +164,7 @@ def test_what_no_kernel_takes_goes_to_the_fallback() -> None:
 
 
 def test_the_report_names_what_runs_and_what_failed() -> None:
-    backends = {"hopper": torch_attention}
+    backends: Any = {"hopper": torch_attention}
     attend = TableAttention((9, 0), backends, cudnn_attention, {"fa3": "relative error 1e+00"})
     assert attend.folds_padding
     assert attend.description == (
