@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import torch
 
@@ -16,7 +16,9 @@ from cosmos_fast.config import Environment, RopeTable
 from cosmos_fast.errors import Cancelled, CosmosFastError, DeviceLost, InputError, MemoryPlanError
 from cosmos_fast.media import Fit, frames_from
 from cosmos_fast.model.flops import forward_flops
-from cosmos_fast.model.pixels import to_pixels, to_video
+from cosmos_fast.model.graphs import GraphedDiT
+from cosmos_fast.model.modulations import StepModulations
+from cosmos_fast.model.pixels import to_pixels, to_video, with_host_copies
 from cosmos_fast.parallel import Parallel, Ranks
 from cosmos_fast.parts import (
     Parts,
@@ -37,7 +39,14 @@ from cosmos_fast.report import (
     versions,
 )
 from cosmos_fast.request import Options, Recipe, Request, resolve
-from cosmos_fast.sampling import SIGMA_MAX, adams_bashforth, denoiser, guided, reference_noise
+from cosmos_fast.sampling import (
+    SIGMA_MAX,
+    adams_bashforth,
+    denoiser,
+    frame_times,
+    guided,
+    reference_noise,
+)
 from cosmos_fast.turns import Turns
 from cosmos_fast.types import (
     NO_TEXT,
@@ -46,17 +55,16 @@ from cosmos_fast.types import (
     Latents,
     Prompt,
     TextEmbedding,
+    TokenLayout,
 )
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from cosmos_fast.config import Profile
     from cosmos_fast.sampling import Predictor, Velocity
     from cosmos_fast.sampling.solver import CancelToken, StepCallback
-
-Value = TypeVar("Value")
 
 
 class Video2World:
@@ -72,6 +80,7 @@ class Video2World:
         self._parts = parts
         self._guardrail = guardrail
         self._ranks = ranks or Ranks(None, parts.device)
+        self._dit = GraphedDiT(parts.dit)
         self._turns = Turns()
         self._lost: str | None = None
 
@@ -278,8 +287,9 @@ class Video2World:
                 latents = self._sample(request, source, clock, on_step, cancel)
                 frames = []
                 with clock.stage("decode"):
-                    for chunk in self._decode(latents, request, cancel):
-                        writer.write(chunk)
+                    chunks = self._decode(latents, request, cancel)
+                    for chunk, on_host in with_host_copies(chunks):
+                        writer.write(on_host)
                         frames.append(chunk)
                 with clock.stage("write"):
                     writer.finish()
@@ -340,13 +350,15 @@ class Video2World:
             return self._embed(prompt)
 
     @contextmanager
-    def _run(self, request: Request, on_stage: StageCallback | None) -> Iterator[Clock]:
+    def _run(
+        self, request: Request | None, on_stage: StageCallback | None = None
+    ) -> Iterator[Clock]:
         """One caller at a time, in order of arrival; device errors become ours."""
         with self._turns:
             if self._lost:
                 raise DeviceLost(f"{self._lost}; start the process again")
             try:
-                with self._ranks.together(request.arguments()):
+                with self._ranks.together(request.arguments() if request else None):
                     yield Clock(self.device, on_stage)
             except torch.OutOfMemoryError as error:
                 raise MemoryPlanError(
@@ -441,28 +453,30 @@ class Video2World:
         request: Request,
     ) -> Predictor:
         """Guided prediction; what does not change over the run is made here, once."""
-        dit, patch = self._parts.dit, self.profile.dit.patch
-        _, _, frames, height, width = request.latent_shape
-        grid = (frames, height // patch, width // patch)
-        shares = self._ranks.share(grid, dit.config.num_heads, len(texts))
+        dit, heads = self._parts.dit, self.profile.dit.num_heads
+        shares = self._ranks.share(self._layout(request).grid, heads, len(texts))
         layout = shares.layout
         rope = dit.rope(layout)
-        modulations = OncePerStep(dit.modulations)
+        times_KT = torch.stack([frame_times(given, sigma) for sigma in request.sigmas])
+        modulations = StepModulations(dit, times_KT)
 
-        def branch(embedding: TextEmbedding) -> Velocity:
-            context = dit.text_context(embedding.rows[None].to(self.device))
+        def branch(embedding: TextEmbedding, slot: int) -> Velocity:
+            context = dit.text_context(embedding.rows[None].to(self.device), embedding.length)
 
             def velocity(
                 x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
             ) -> torch.Tensor:
-                flow: torch.Tensor = dit(
-                    x, times, mask, context, layout, rope=rope, modulations=modulations(times, step)
+                vectors = modulations(step)
+                return self._dit(
+                    x, times, mask, context, layout, rope=rope, modulations=vectors, slot=slot
                 )
-                return flow
 
             return velocity
 
-        own = [branch(text) if shares.computes(index) else None for index, text in enumerate(texts)]
+        own = [
+            branch(text, index) if shares.computes(index) else None
+            for index, text in enumerate(texts)
+        ]
         predictors = [denoiser(velocity, given) for velocity in shares.joined(own)]
         return guided(predictors[0], predictors[1] if texts[1:] else None, request.guidance)
 
@@ -482,6 +496,15 @@ class Video2World:
                     pixels = gathered(to_pixels(chunk))
                 yield Frames(pixels, request.fps)
 
+    def _launches(self, request: Request) -> str:
+        graphs = self._dit.replays(self._layout(request), self.device)
+        return "cuda graph" if graphs else "one by one"
+
+    def _layout(self, request: Request) -> TokenLayout:
+        _, _, frames, height, width = request.latent_shape
+        patch = self.profile.dit.patch
+        return TokenLayout((frames, height // patch, width // patch))
+
     def _report(self, request: Request, latents: torch.Tensor, clock: Clock) -> Report:
         parts = self._parts
         branches = 2 if request.uses_guidance else 1
@@ -492,7 +515,7 @@ class Video2World:
             step_seconds=clock.step_seconds(),
             forwards_per_step=branches,
             flops_per_forward=forward_flops(self.profile.dit, request.latent_shape[2:]).total,
-            backends=dict(parts.ops.names),
+            backends={**parts.ops.names, "launches": self._launches(request)},
             device=parts.device_name,
             precision=str(parts.dtype).removeprefix("torch."),
             guardrail=self._guardrail.__dict__,
@@ -504,19 +527,6 @@ class Video2World:
             notes=request.notes,
             versions=versions(),
         )
-
-
-class OncePerStep(Generic[Value]):
-    """A function of time that both branches of guidance share: evaluated once a step."""
-
-    def __init__(self, function: Callable[[torch.Tensor], Value]) -> None:
-        self._function = function
-        self._last: tuple[int, Value] | None = None
-
-    def __call__(self, times: torch.Tensor, step: int) -> Value:
-        if self._last is None or self._last[0] != step:
-            self._last = (step, self._function(times))
-        return self._last[1]
 
 
 def _marking(clock: Clock, on_step: StepCallback | None) -> StepCallback:

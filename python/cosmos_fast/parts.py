@@ -145,14 +145,16 @@ def load_parts(
         raise InputError(f'{text_precision = }: "stored", "bf16" or "fp32" is needed')
     with clock.stage("find checkpoint"):
         files = find_checkpoint(source if isinstance(source, str) else str(source), **find)
-    ops = Ops.select(device, dtype)
+    ops = Ops.select(device, dtype, head_dim=files.profile.dit.head_dim)
     ops = replace(ops, attention=ranks.attention(ops.attention))
     with clock.stage("load transformer"):
         dit = _filled(
             lambda: DiT(files.profile.dit, ops, rope_table), load_dit(files, device, dtype)
         )
     with clock.stage("load VAE"):
-        vae = _filled(lambda: VAE(files.profile.vae), load_vae(files, device, dtype))
+        # Ranks share the decoder's rows through its modules, which the fused decoder leaves out.
+        fused = ops if ranks.size == 1 else None
+        vae = _filled(lambda: VAE(files.profile.vae, fused), load_vae(files, device, dtype))
 
     def text_identity() -> str:
         stored = files.text_identity()

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
+from cosmos_fast.cli.bench import BENCH_FLAGS, bench
 from cosmos_fast.cli.convert import CONVERT_FLAGS, convert
 from cosmos_fast.cli.demo import DEMO_FLAGS, demo
 from cosmos_fast.cli.doctor import DOCTOR_FLAGS, doctor
@@ -34,6 +35,7 @@ FLAGS_OF: Final = {
     "download": DOWNLOAD_FLAGS,
     "convert": CONVERT_FLAGS,
     "doctor": DOCTOR_FLAGS,
+    "bench": BENCH_FLAGS,
 }
 """The flags of every command."""
 
@@ -58,6 +60,7 @@ def build_app() -> typer.Typer:
     app.command()(download)
     app.command()(convert)
     app.command()(doctor)
+    app.command()(bench)
     add_future_commands(app)
     return app
 

@@ -25,6 +25,9 @@ class AttentionSpec:
     """Which attention of a block it is: sharding and sparsity concern the first only."""
     log_sum_exp: bool = False
     """Whether the log-sum-exp of each row is needed too (to merge parts of the keys)."""
+    zero_keys: int = 0
+    """Further keys of zeros with values of zeros, counted by the softmax and kept nowhere: the
+    padding of a prompt."""
     key_blocks: tuple[tuple[int, ...], ...] | None = None
     """For each block of 128 queries, the blocks of 128 keys that it attends to; None: all."""
     precision: Literal["input", "8bit"] = "input"
@@ -60,6 +63,7 @@ def torch_attention(
     if spec.log_sum_exp:
         return attention_with_sums(q_BSHD, k_BSHD, v_BSHD, spec)
     refuse_unsupported(spec, "torch's attention")
+    k_BSHD, v_BSHD = padded(k_BSHD, v_BSHD, spec.zero_keys)
     out_BHSD = F.scaled_dot_product_attention(
         q_BSHD.transpose(1, 2), k_BSHD.transpose(1, 2), v_BSHD.transpose(1, 2), scale=spec.scale
     )
@@ -79,6 +83,9 @@ def cudnn_attention(
     if spec.log_sum_exp:
         return attention_with_sums(q_BSHD, k_BSHD, v_BSHD, spec)
     refuse_unsupported(spec, "cuDNN's attention")
+    if spec.zero_keys:
+        k_BSHD, v_BSHD = padded(k_BSHD, v_BSHD, spec.zero_keys)
+        spec = replace(spec, zero_keys=0)
     q, k, v = q_BSHD.transpose(1, 2), k_BSHD.transpose(1, 2), v_BSHD.transpose(1, 2)
     params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
     needs_gradient = torch.is_grad_enabled() and (
@@ -117,6 +124,17 @@ def attention_with_sums(
     # cuDNN keeps an axis of one behind the rows, the efficient kernel pads them.
     sums_BHS = sums.reshape(*sums.shape[:3])[:, :, : q.shape[2]]
     return Attended(out_BHSD.transpose(1, 2), sums_BHS.transpose(1, 2))
+
+
+def padded(
+    k_BSHD: torch.Tensor, v_BSHD: torch.Tensor, zero_keys: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values with ``zero_keys`` rows of zeros behind them, for who cannot fold them."""
+    if not zero_keys:
+        return k_BSHD, v_BSHD
+    batch, _, heads, features = k_BSHD.shape
+    rows = k_BSHD.new_zeros(batch, zero_keys, heads, features)
+    return torch.cat((k_BSHD, rows), dim=1), torch.cat((v_BSHD, rows), dim=1)
 
 
 def refuse_unsupported(spec: AttentionSpec, name: str) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cosmos_fast.config import VAEConfig
+    from cosmos_fast.model.ops import Ops
 
 _NORM_EPS = 1e-12
 """Shortest channel vector that the norms divide by."""
@@ -269,9 +270,11 @@ class VAE(nn.Module):
     training. Both give the same numbers up to the rounding of the convolutions.
     """
 
-    def __init__(self, config: VAEConfig) -> None:
+    def __init__(self, config: VAEConfig, ops: Ops | None = None) -> None:
+        """``ops``: whose kernels decode chunks where it has some; None: plain torch."""
         super().__init__()
         self.config = config
+        self.ops = ops
         self.encoder = Encoder(config)
         self.quant_conv = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
         self.post_quant_conv = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
@@ -344,6 +347,13 @@ class VAE(nn.Module):
         return video_BCTHW.float()
 
     def _decoded(self, z_BCTHW: torch.Tensor) -> Iterator[torch.Tensor]:
+        if self.ops is not None and self.ops.decodes(z_BCTHW, self.decoder.conv_in.weight):
+            # It stands on this module; imported where it is used, it adds no cycle.
+            from cosmos_fast.model.vae_fused import FusedDecoder
+
+            fused = FusedDecoder(self.decoder, self.post_quant_conv, self.ops)
+            yield from map(fused.chunk, _chunks(z_BCTHW, step=1))
+            return
         past = Past()
         for chunk in _chunks(z_BCTHW, step=1):
             yield self.decoder(self.post_quant_conv(chunk, past), past).float()

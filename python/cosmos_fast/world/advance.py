@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from cosmos_fast.engine import OncePerStep
 from cosmos_fast.errors import CosmosFastError, InputError
+from cosmos_fast.parts import vae_identity
 from cosmos_fast.sampling import SIGMA_MAX, adams_bashforth, denoiser, guided, sigmas
 from cosmos_fast.types import (
     LATENT_CHANNELS,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from cosmos_fast.engine import Video2World
+    from cosmos_fast.model.dit import Modulations
     from cosmos_fast.parts import Parts
     from cosmos_fast.sampling import Predictor
     from cosmos_fast.sampling.solver import CancelToken
@@ -231,7 +232,7 @@ class _Chunks:
         parts, guidance = self.parts, self.plan.guidance
         dit = parts.dit
         action = dit.action_context(actions)
-        modulations = OncePerStep(lambda times: dit.modulations(times, action))
+        modulations = _OncePerStep(lambda times: dit.modulations(times, action))
 
         def branch(texts: list[TextEmbedding | NoText]) -> Predictor:
             context = dit.text_context(self._rows(texts))
@@ -313,7 +314,7 @@ class _Chunks:
         made = worlds * self.plan.samples * self.length if frames is not None else 0
         return WorldStep(
             frames=None if frames is None else BatchFrames(frames[:, 0], fps),
-            latents=Latents(latents[:, 0], self.parts.vae_identity),
+            latents=Latents(latents[:, 0], vae_identity(self.parts.identity())),
             state=states,
             valid=self._valid(latents),
             verdict=str(guardrail["verdict"]),
@@ -334,6 +335,19 @@ class _Chunks:
         known = latent_frames(self.given)
         variance = latents_NKCTHW[:, :, :, known:].var(dim=1)
         return variance.mean(dim=(1, 3, 4)).sqrt().repeat_interleave(TEMPORAL_STRIDE, dim=1)
+
+
+class _OncePerStep:
+    """AdaLN vectors that both branches of guidance share: made once a step."""
+
+    def __init__(self, modulations: Callable[[torch.Tensor], Modulations]) -> None:
+        self._modulations = modulations
+        self._last: tuple[int, Modulations] | None = None
+
+    def __call__(self, times: torch.Tensor, step: int) -> Modulations:
+        if self._last is None or self._last[0] != step:
+            self._last = (step, self._modulations(times))
+        return self._last[1]
 
 
 def _pixels(video_BCTHW: torch.Tensor) -> torch.Tensor:
