@@ -20,13 +20,26 @@ from cosmos_fast.errors import (
     InputError,
     MediaError,
     MemoryPlanError,
+    RankLost,
 )
+from cosmos_fast.parallel import Parallel
 from cosmos_fast.prompt import NoGuardrail
 from cosmos_fast.report import Report
-from cosmos_fast.types import NO_TEXT, Conditioning, Frames, Latents, Size, TextEmbedding
+from cosmos_fast.types import (
+    NO_TEXT,
+    ActionSpec,
+    Conditioning,
+    Frames,
+    Latents,
+    Size,
+    TextEmbedding,
+)
+from cosmos_fast.world import BatchFrames, World, WorldState, WorldStep
 
 __all__ = [
     "NO_TEXT",
+    "ActionSpec",
+    "BatchFrames",
     "Cancelled",
     "CheckpointError",
     "Clip",
@@ -41,10 +54,15 @@ __all__ = [
     "MediaError",
     "MemoryPlanError",
     "NoGuardrail",
+    "Parallel",
     "Profile",
+    "RankLost",
     "Report",
     "Size",
     "TextEmbedding",
     "Video2World",
+    "World",
+    "WorldState",
+    "WorldStep",
     "__version__",
 ]

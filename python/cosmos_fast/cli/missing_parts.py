@@ -29,16 +29,11 @@ def _given(value: Any) -> bool:
     return value not in (None, False)
 
 
-def _more_than_one(value: Any) -> bool:
-    return value is not None and value > 1
-
-
 def _is_amount(value: Any) -> bool:
     return value is not None and value[0].isdigit()
 
 
 _NEEDS: Final[tuple[tuple[str, Callable[[Any], bool], str, str], ...]] = (
-    ("num_gpus", _more_than_one, "parallel part", "run on one GPU, without --num_gpus"),
     ("batch_input_path", _given, "batch part", "run one command a video"),
     ("batch_input_json", _given, "batch part", "run one command a video"),
     ("memory", _is_amount, "memory planner", "use --memory auto"),

@@ -64,6 +64,8 @@ class Settings:
     sidecar: Literal["original", "later"]
     output: Path
     device: str
+    num_gpus: int | None
+    """GPUs that share one video; None is one, or as many as torchrun started processes."""
     precision: Literal["auto", "bf16", "fp32"]
     memory: str
     rope_table: Literal["reference", "float32"]
@@ -148,6 +150,7 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
         sidecar="original" if original else "later",
         output=_output(values),
         device=values.pick("device", "device", default="auto").lower(),
+        num_gpus=values.pick("num_gpus", "num_gpus", default=None),
         precision=values.pick("precision", "precision", default="auto"),
         memory=values.pick("memory", "memory", default="auto").lower(),
         rope_table=values.pick("rope_table", "rope_table", default="reference"),

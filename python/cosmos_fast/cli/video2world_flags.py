@@ -202,7 +202,12 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
         "Position table: rounded as NVIDIA's code does, or exact. Default: reference.",
         _MACHINE,
     ),
-    Flag("num_gpus", Integer(1), "GPUs that share one video (only 1 so far).", _MACHINE),
+    Flag(
+        "num_gpus",
+        Integer(1),
+        "GPUs that share one video, a process each. Default: 1, or as many as torchrun started.",
+        _MACHINE,
+    ),
     Flag("offload_diffusion_transformer", None, "Keep it off the device (original).", _MACHINE),
     Flag("offload_tokenizer", None, "Keep the VAE off the device (original).", _MACHINE),
     Flag("offload_text_encoder_model", None, "Keep T5 off the device (original).", _MACHINE),

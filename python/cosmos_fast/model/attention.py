@@ -60,6 +60,8 @@ def torch_attention(
     q_BSHD: torch.Tensor, k_BSHD: torch.Tensor, v_BSHD: torch.Tensor, spec: AttentionSpec, /
 ) -> Attended:
     """Dense attention through ``scaled_dot_product_attention``, with the backend torch prefers."""
+    if spec.log_sum_exp:
+        return attention_with_sums(q_BSHD, k_BSHD, v_BSHD, spec)
     refuse_unsupported(spec, "torch's attention")
     k_BSHD, v_BSHD = padded(k_BSHD, v_BSHD, spec.zero_keys)
     out_BHSD = F.scaled_dot_product_attention(
@@ -78,6 +80,8 @@ def cudnn_attention(
     Inputs that cuDNN cannot take, gradients, or a host that has switched cuDNN attention off, go
     the way of :func:`torch_attention`.
     """
+    if spec.log_sum_exp:
+        return attention_with_sums(q_BSHD, k_BSHD, v_BSHD, spec)
     refuse_unsupported(spec, "cuDNN's attention")
     if spec.zero_keys:
         k_BSHD, v_BSHD = padded(k_BSHD, v_BSHD, spec.zero_keys)
@@ -93,6 +97,33 @@ def cudnn_attention(
         q, k, v, None, False, 0.0, False, False, scale=spec.scale
     )[0]
     return Attended(out_BHSD.transpose(1, 2))
+
+
+def attention_with_sums(
+    q_BSHD: torch.Tensor, k_BSHD: torch.Tensor, v_BSHD: torch.Tensor, spec: AttentionSpec, /
+) -> Attended:
+    """Dense attention with the log-sum-exp of each row, through the fastest of torch's that has it.
+
+    ``scaled_dot_product_attention`` computes the sums and keeps them from its callers: the
+    operators behind it are called directly. No gradients.
+    """
+    refuse_unsupported(replace(spec, log_sum_exp=False), "torch's attention with log-sum-exp")
+    q, k, v = (each.transpose(1, 2) for each in (q_BSHD, k_BSHD, v_BSHD))
+    aten, scale = torch.ops.aten, spec.scale
+    if q.device.type == "cpu":
+        found = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
+    else:
+        params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
+        if torch.backends.cuda.can_use_cudnn_attention(params):
+            found = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, scale=scale)
+        elif torch.backends.cuda.can_use_flash_attention(params):
+            found = aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)
+        else:
+            found = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, scale=scale)
+    out_BHSD, sums = found[:2]
+    # cuDNN keeps an axis of one behind the rows, the efficient kernel pads them.
+    sums_BHS = sums.reshape(*sums.shape[:3])[:, :, : q.shape[2]]
+    return Attended(out_BHSD.transpose(1, 2), sums_BHS.transpose(1, 2))
 
 
 def padded(

@@ -62,6 +62,43 @@ class Placement(NamedTuple):
     """int64 latent frame of each token; None in raster order, where N / T tokens share one."""
 
 
+class ActionContext(NamedTuple):
+    """What a chunk of actions adds to every latent frame's time embedding; constant over a run."""
+
+    time_B1D: torch.Tensor
+    """Network dtype: added to the sinusoid, before its norm."""
+    modulation_B1E: torch.Tensor
+    """Network dtype: added to what all modulations share."""
+
+
+class ActionMLP(nn.Module):
+    """The only linears of the network with a bias, and the only GELU in its tanh form."""
+
+    def __init__(self, config: DiTConfig, outputs: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.action_inputs, config.action_hidden)
+        self.fc2 = nn.Linear(config.action_hidden, outputs)
+
+    def forward(self, x_BA: torch.Tensor) -> torch.Tensor:
+        out_BE: torch.Tensor = self.fc2(F.gelu(self.fc1(x_BA), approximate="tanh"))
+        return out_BE
+
+
+class ActionEmbedding(nn.Module):
+    """A chunk of actions as two vectors (NVIDIA ``ActionConditionedMinimalV1LVGDiT``)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.to_time = ActionMLP(config, config.width)
+        self.to_modulation = ActionMLP(config, 3 * config.width)
+
+    def forward(self, actions_BA: torch.Tensor) -> ActionContext:
+        actions_BA = actions_BA.to(self.to_time.fc1.weight.dtype)
+        return ActionContext(
+            self.to_time(actions_BA)[:, None], self.to_modulation(actions_BA)[:, None]
+        )
+
+
 class TimeEmbedding(nn.Module):
     """Sinusoid of t, and what every modulation is made of."""
 
@@ -71,7 +108,9 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, 3 * width, bias=False)
         self.norm = nn.RMSNorm(width, eps=_TIME_NORM_EPS)
 
-    def forward(self, t_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, t_BT: torch.Tensor, action: ActionContext | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Returns:
             SiLU of the normed sinusoid (B, T, D), the input of every AdaLN bottleneck, and the
@@ -80,6 +119,9 @@ class TimeEmbedding(nn.Module):
         dtype = self.linear_1.weight.dtype
         sinusoid_BTD = _sinusoid(t_BT.to(dtype), self.linear_1.in_features).to(dtype)
         shared_BTE = self.linear_2(F.silu(self.linear_1(sinusoid_BTD)))
+        if action is not None:
+            sinusoid_BTD = sinusoid_BTD + action.time_B1D
+            shared_BTE = shared_BTE + action.modulation_B1E
         # In float32, and not nn.RMSNorm's own forward: one rounding on every torch and device.
         normed_BTD = F.rms_norm(sinusoid_BTD.float(), self.norm.normalized_shape, eps=self.norm.eps)
         return F.silu((normed_BTD * self.norm.weight.float()).to(dtype)), shared_BTE
@@ -266,6 +308,7 @@ class DiT(nn.Module):
         self.folds_padding = ops.folds_padding
         self.patch_embed = nn.Linear(config.patch_features, config.width, bias=False)
         self.time_embed = TimeEmbedding(config.width)
+        self.action_embed = ActionEmbedding(config) if config.action_inputs else None
         self.blocks = nn.ModuleList(Block(config, ops) for _ in range(config.num_layers))
         self.final_layer = FinalLayer(config, ops)
 
@@ -297,17 +340,33 @@ class DiT(nn.Module):
             rows_BSC.shape[1] - kept,
         )
 
-    def _kept_rows(self, rows: int, length: int | None) -> int:
-        """Whole blocks of rows, so that prompts of many lengths make few different shapes."""
-        if length == 0:
-            return 0
-        if length is None or not self.folds_padding:
-            return rows
-        return min(rows, -(-length // _TEXT_BLOCK) * _TEXT_BLOCK)
+    def action_context(self, actions_BCD: torch.Tensor | None) -> ActionContext | None:
+        """What a chunk of actions adds to the time embedding; None for networks without actions.
 
-    def modulations(self, t_BT: torch.Tensor) -> Modulations:
-        """The AdaLN vectors at times ``t_BT`` (float, 0 to 1), to pass to :meth:`forward`."""
-        time = self.time_embed(t_BT)
+        Args:
+            actions_BCD: float (B, chunk, dim) in the network's scale, of ``action_inputs`` values.
+
+        Raises:
+            InputError: actions of another size, none where they are needed, or needless ones.
+        """
+        wanted = self.config.action_inputs
+        given = 0 if actions_BCD is None else actions_BCD[:1].numel()
+        if given != wanted:
+            raise InputError(
+                f"{given} numbers of action, where {wanted} enter this network with each chunk"
+            )
+        if actions_BCD is None or self.action_embed is None:
+            return None
+        context: ActionContext = self.action_embed(actions_BCD.flatten(1))
+        return context
+
+    def modulations(self, t_BT: torch.Tensor, action: ActionContext | None = None) -> Modulations:
+        """The AdaLN vectors at times ``t_BT`` (float, 0 to 1), to pass to :meth:`forward`.
+
+        Args:
+            action: from :meth:`action_context`, of batch B or 1.
+        """
+        time = self.time_embed(t_BT, self._needed(action))
         return Modulations(
             torch.stack([block.modulations(*time) for block in self._blocks()]),
             self.final_layer.modulation(*time),
@@ -327,6 +386,7 @@ class DiT(nn.Module):
         *,
         rope: Rope | None = None,
         modulations: Modulations | None = None,
+        action: ActionContext | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -338,6 +398,7 @@ class DiT(nn.Module):
             text: from :meth:`text_context`, of batch B or 1.
             layout: which tokens to compute, in which order; None: all, in raster order.
             rope, modulations: what the methods of these names return, to make them once a run.
+            action: from :meth:`action_context`; not needed where ``modulations`` are given.
 
         Returns:
             Velocity, float32, shape (B, 16, T, H, W); 0 at patches that ``layout`` leaves out.
@@ -351,15 +412,27 @@ class DiT(nn.Module):
         if layout.raster_index is not None:
             frame_N = layout.positions(x_BCTHW.device)[:, 0]
         placement = Placement(rope or self.rope(layout), frame_N)
-        modulation = self._each_modulation(x_BCTHW, t_BT, modulations)
+        modulation = self._each_modulation(x_BCTHW, t_BT, modulations, action)
 
         x_BND = self.patch_embed(self._patches(x_BCTHW, mask_B1THW, layout))
         for block, text_BS2HD in zip(self._blocks(), text.blocks, strict=True):
             x_BND = block(x_BND, next(modulation), placement, text_BS2HD, text.zero_keys)
         return self._unpatchify(self.final_layer(x_BND, next(modulation), frame_N), layout)
 
+    def _kept_rows(self, rows: int, length: int | None) -> int:
+        """Whole blocks of rows, so that prompts of many lengths make few different shapes."""
+        if length == 0:
+            return 0
+        if length is None or not self.folds_padding:
+            return rows
+        return min(rows, -(-length // _TEXT_BLOCK) * _TEXT_BLOCK)
+
     def _each_modulation(
-        self, x_BCTHW: torch.Tensor, t_BT: torch.Tensor, modulations: Modulations | None
+        self,
+        x_BCTHW: torch.Tensor,
+        t_BT: torch.Tensor,
+        modulations: Modulations | None,
+        action: ActionContext | None,
     ) -> Iterator[torch.Tensor]:
         """The modulation of each block, then the final layer's, each made when it is asked for."""
         batch, frames = x_BCTHW.shape[0], x_BCTHW.shape[2]
@@ -373,10 +446,19 @@ class DiT(nn.Module):
             yield from modulations.blocks_LKBTE.expand(-1, -1, batch, frames, -1)
             yield modulations.final_BTE.expand(batch, frames, -1)
             return
-        time = self.time_embed(t_BT.expand(batch, frames))
+        time = self.time_embed(t_BT.expand(batch, frames), self._needed(action))
         for block in self._blocks():
             yield block.modulations(*time)
         yield self.final_layer.modulation(*time)
+
+    def _needed(self, action: ActionContext | None) -> ActionContext | None:
+        if (action is None) != (self.action_embed is None):
+            raise InputError(
+                "this network sees actions and was given none: use cosmos_fast.World"
+                if action is None
+                else "actions for a network that takes none"
+            )
+        return action
 
     def _blocks(self) -> Iterator[Block]:
         return cast("Iterator[Block]", iter(self.blocks))

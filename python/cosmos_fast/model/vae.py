@@ -279,11 +279,18 @@ class VAE(nn.Module):
         self.quant_conv = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
         self.post_quant_conv = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
         self.decoder = Decoder(config)
+        self._moved: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """dtype of the weights, in which everything between pixels and latents is computed."""
         return self.quant_conv.weight.dtype
+
+    @property
+    def shareable(self) -> tuple[nn.Module, tuple[nn.Module, ...]]:
+        """The last part of the decoder that mixes distant rows, and what follows it."""
+        decoder = self.decoder
+        return decoder.mid_block, (decoder.up_blocks, decoder.norm_out, decoder.conv_out)
 
     def encode(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         """Normalised posterior mean of a clip, its first frame alone and then 4 frames at a time.
@@ -369,11 +376,18 @@ class VAE(nn.Module):
         return latents_BCTHW.to(self.dtype) / inverse_std + mean
 
     def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and 1 / std of each channel, in the network's dtype: the reference rounds both."""
+        """Mean and 1 / std of each channel, in the network's dtype: the reference rounds both.
+
+        Made once: bringing them to a device makes the host wait for it.
+        """
+        moved = self._moved
+        if moved and (moved[0].device, moved[0].dtype) == (like.device, self.dtype):
+            return moved
         shape = (1, self.config.z_dim, 1, 1, 1)
         mean = torch.tensor(self.config.latents_mean, dtype=self.dtype, device=like.device)
         std = torch.tensor(self.config.latents_std, dtype=self.dtype, device=like.device)
-        return mean.view(shape), (1.0 / std).view(shape)
+        self._moved = mean.view(shape), (1.0 / std).view(shape)
+        return self._moved
 
 
 def _chunks(x_BCTHW: torch.Tensor, step: int) -> Iterator[torch.Tensor]:
