@@ -102,7 +102,7 @@ def test_a_layer_with_a_hook_is_called(vae: VAE) -> None:
     fused = other.decode(latents)
     assert not torch.equal(fused, plain)
     assert relative_error(fused, plain) <= 1e-5
-    layer = other.decoder.up_blocks[1].resnets[0].conv1
+    layer = other.decoder.get_submodule("up_blocks.1.resnets.0.conv1")
     handle = layer.register_forward_hook(lambda *_: called.append(1))
     assert torch.equal(other.decode(latents), plain)
     assert len(called) == 2, "once a chunk"
