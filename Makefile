@@ -6,7 +6,8 @@
 #   make lint    format, lint, types, floors, stub, licences and advisories
 #   make parity  how far we are from what we must agree with; writes the table of BENCHMARKS.md
 #   make eval    how well the ball world's videos follow the simulator, on 32 held-out scenes
-#   make bench   speed of the kernels beside their rivals, on this machine's GPU
+#   make bench   speed beside the rivals on this machine's GPU: kernels, a forward, the VAE, whole
+#                runs; writes benches/results/ and the tables and charts of BENCHMARKS.md
 #   make wheel   the wheel and the sdist, looked into
 #   make matrix  the wheel in empty environments: old and new Pythons and dependencies
 #   make soak    500 small clips in one process: memory, descriptors, threads, children; batches
@@ -88,10 +89,11 @@ lint-audit: setup
 eval: setup
 	$(PYTHON) -m tools.ballworld.evaluate $(ARGS)
 
-bench: setup
+bench: setup  # ARGS="--only forward" for one of them; benches/h200.md has the long list
 	@$(PYTHON) -c "import sys, torch; \
 		torch.cuda.is_available() or sys.exit('make: bench needs a CUDA device, and torch sees none')"
-	for bench in benches/bench_*.py; do $(PYTHON) $$bench $(ARGS) || exit 1; done
+	$(PYTHON) -m cosmos_fast bench --save benches/results $(ARGS)
+	$(PYTHON) benches/render.py
 
 wheel: setup
 	rm -rf dist

@@ -178,7 +178,7 @@ def test_visible_examples_resolve(
     [
         (EXAMPLE_1B, ["prompt upsampler"]),
         (HIDDEN_2, ["prompt upsampler"]),
-        (HIDDEN_3, ["parallel part", "prompt upsampler"]),
+        (HIDDEN_3, ["prompt upsampler"]),
         (HIDDEN_4, ["prompt upsampler"]),
     ],
     ids=["example 1b", "hidden 2", "hidden 3", "hidden 4"],

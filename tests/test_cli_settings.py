@@ -213,7 +213,6 @@ def test_aspect_ratio_of_a_named_model_needs_a_size_class() -> None:
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("--num_gpus 8", "parallel part"),
         ("--natten", "sparse-attention part"),
         ("--use_cuda_graphs", "CUDA-graphs part"),
         ("--benchmark", "benchmark part"),

@@ -20,14 +20,27 @@ from cosmos_fast.errors import (
     InputError,
     MediaError,
     MemoryPlanError,
+    RankLost,
 )
 from cosmos_fast.jobs import BatchSummary, Rollout, best_of_n, rollout, run_batch
+from cosmos_fast.parallel import Parallel
 from cosmos_fast.prompt import NoGuardrail
 from cosmos_fast.report import Report
-from cosmos_fast.types import NO_TEXT, Conditioning, Frames, Latents, Size, TextEmbedding
+from cosmos_fast.types import (
+    NO_TEXT,
+    ActionSpec,
+    Conditioning,
+    Frames,
+    Latents,
+    Size,
+    TextEmbedding,
+)
+from cosmos_fast.world import BatchFrames, World, WorldState, WorldStep
 
 __all__ = [
     "NO_TEXT",
+    "ActionSpec",
+    "BatchFrames",
     "BatchSummary",
     "Cancelled",
     "CheckpointError",
@@ -43,12 +56,17 @@ __all__ = [
     "MediaError",
     "MemoryPlanError",
     "NoGuardrail",
+    "Parallel",
     "Profile",
+    "RankLost",
     "Report",
     "Rollout",
     "Size",
     "TextEmbedding",
     "Video2World",
+    "World",
+    "WorldState",
+    "WorldStep",
     "__version__",
     "best_of_n",
     "rollout",

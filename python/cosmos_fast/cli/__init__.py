@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 
 from cosmos_fast.cli.batch import BATCH_FLAGS, batch
+from cosmos_fast.cli.bench import BENCH_FLAGS, bench
 from cosmos_fast.cli.best_of_n import BEST_OF_N_FLAGS, best_of_n
 from cosmos_fast.cli.convert import CONVERT_FLAGS, convert
 from cosmos_fast.cli.demo import DEMO_FLAGS, demo
@@ -40,6 +41,7 @@ FLAGS_OF: Final = {
     "download": DOWNLOAD_FLAGS,
     "convert": CONVERT_FLAGS,
     "doctor": DOCTOR_FLAGS,
+    "bench": BENCH_FLAGS,
 }
 """The flags of every command."""
 
@@ -71,6 +73,7 @@ def build_app() -> typer.Typer:
     app.command()(download)
     app.command()(convert)
     app.command()(doctor)
+    app.command()(bench)
     add_future_commands(app)
     return app
 

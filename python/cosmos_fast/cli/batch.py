@@ -66,7 +66,7 @@ def run_list(settings: Settings, given: Mapping[str, object]) -> int:
     if settings.dry_run:
         return _dry_run(settings, as_json=bool(given.get("json")))
     _check(settings)
-    if settings.num_gpus > 1:
+    if settings.num_gpus is not None and settings.num_gpus > 1:
         from cosmos_fast.cli.workers import run_workers
 
         summary = run_workers(settings, given)

@@ -15,7 +15,6 @@ from cosmos_fast.cli.exits import MissingPartError
 
 FUTURE_COMMANDS: Final[dict[str, str]] = {
     "plan": "memory planner",
-    "bench": "benchmark part",
     "text2image": "text-to-image part",
     "text2world": "text-to-world part",
     "multiview": "multiview part",

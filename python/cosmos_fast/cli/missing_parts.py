@@ -29,16 +29,11 @@ def _given(value: Any) -> bool:
     return value not in (None, False)
 
 
-def _more_than_one(value: Any) -> bool:
-    return value is not None and value > 1
-
-
 def _is_amount(value: Any) -> bool:
     return value is not None and value[0].isdigit()
 
 
 _NEEDS: Final[tuple[tuple[str, Callable[[Any], bool], str, str], ...]] = (
-    ("num_gpus", _more_than_one, "parallel part", "run on one GPU, without --num_gpus"),
     ("memory", _is_amount, "memory planner", "use --memory auto"),
     ("natten", _given, "sparse-attention part", "leave --natten out"),
     ("use_cuda_graphs", _given, "CUDA-graphs part", "leave --use_cuda_graphs out"),
@@ -59,7 +54,7 @@ def missing_parts(
     parts = [
         MissingPart(f"--{name}", part, cure)
         for name, needed, part, cure in _NEEDS
-        if needed(given.get(name)) and not (name == "num_gpus" and is_batch(given))
+        if needed(given.get(name))
     ]
     if not upsampler_is_off:
         switch = "prompt_upsampler" if generation == "original" else "prompt_refiner"

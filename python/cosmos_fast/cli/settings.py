@@ -64,6 +64,8 @@ class Settings:
     sidecar: Literal["original", "later"]
     output: Path
     device: str
+    num_gpus: int | None
+    """GPUs that share one video; None is one, or as many as torchrun started processes."""
     precision: Literal["auto", "bf16", "fp32"]
     memory: str
     rope_table: Literal["reference", "float32"]
@@ -78,7 +80,6 @@ class Settings:
     input_root: Path = Path()
     """Folder that its inputs lie below."""
     resume: bool = False
-    num_gpus: int = 1
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """Where each field that a flag can set got its value."""
     notes: tuple[str, ...] = ()
@@ -156,6 +157,7 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
         sidecar="original" if original else "later",
         output=_output(values),
         device=values.pick("device", "device", default="auto").lower(),
+        num_gpus=values.pick("num_gpus", "num_gpus", default=None),
         precision=values.pick("precision", "precision", default="auto"),
         memory=values.pick("memory", "memory", default="auto").lower(),
         rope_table=values.pick("rope_table", "rope_table", default="reference"),
@@ -169,7 +171,6 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
         batch_folder=_batch_folder(values),
         input_root=values.pick("input_root", "input_root", default=Path()),
         resume=values.pick("resume", "resume", default=False),
-        num_gpus=values.pick("num_gpus", "num_gpus", default=1),
         notes=(*idle_notes(given, upsampler_is_off=off), *_quality_notes(given)),
         missing=missing_parts(given, upsampler_is_off=off, generation=generation),
     )

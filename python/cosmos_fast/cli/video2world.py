@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from cosmos_fast.cli.config_file import merge, read_config
 from cosmos_fast.cli.exits import ExitCode, UsageError
 from cosmos_fast.cli.flags import parse_flags, takes
+from cosmos_fast.cli.launch import sharing
 from cosmos_fast.cli.output import print_json, print_rows
 from cosmos_fast.cli.video2world_flags import EXCLUSIVE_FLAGS, VIDEO2WORLD_FLAGS
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cosmos_fast import Clip, Profile, Video2World
+    from cosmos_fast.cli.launch import Place
     from cosmos_fast.cli.progress import Display
     from cosmos_fast.cli.settings import Settings
     from cosmos_fast.request import Options
@@ -42,7 +44,11 @@ def video2world(**given: object) -> int:
         return run_list(settings, given)
     if settings.dry_run:
         return dry_run(settings, as_json=bool(flags.get("json")))
-    clip = make_video(settings)
+    refuse_bad_paths(settings)
+    with sharing(flags, settings) as place:
+        clip = make_video(settings, place)
+    if not place.first:
+        return ExitCode.OK
     if flags.get("json"):
         print_json(result(settings, clip))
     else:
@@ -116,7 +122,7 @@ def dry_run(settings: Settings, *, as_json: bool, problems: list[str] | None = N
         origins, notes = plain.pop("origins"), plain.pop("notes")
         del plain["missing"], plain["dry_run"]
         if settings.batch is None:
-            for name in ("batch", "batch_folder", "input_root", "resume", "num_gpus"):
+            for name in ("batch", "batch_folder", "input_root", "resume"):
                 del plain[name]
         print_rows(
             (name, origins.get(name, ""), "-" if value is None else str(value))
@@ -128,23 +134,32 @@ def dry_run(settings: Settings, *, as_json: bool, problems: list[str] | None = N
     return code
 
 
-def make_video(settings: Settings) -> Clip:
-    """Loads the model and makes the video, with progress on stderr.
+def refuse_bad_paths(settings: Settings) -> None:
+    """
+    Raises:
+        UsageError: a path is wrong.
+    """
+    from cosmos_fast.cli.paths import path_problems
+
+    problems = path_problems(settings)
+    if problems:
+        raise UsageError("; ".join(problems))
+
+
+def make_video(settings: Settings, place: Place | None = None) -> Clip:
+    """Loads the model and makes the video, with progress on stderr; of several ranks on the first.
 
     Raises:
         UsageError: a path is wrong.
         CosmosFastError: whatever loading or generating raises.
     """
-    from cosmos_fast.cli.paths import path_problems
     from cosmos_fast.cli.progress import showing
 
-    problems = path_problems(settings)
-    if problems:
-        raise UsageError("; ".join(problems))
-    with showing() as display:
+    refuse_bad_paths(settings)
+    with showing(place is None or place.first) as display:
         for note in settings.notes:
             display.say(f"note: {note}")
-        engine = load(settings, display)
+        engine = load(settings, display, place)
         clip = generate(engine, settings, display)
         for note in clip.report.notes:
             display.say(f"note: {note}")
@@ -154,8 +169,8 @@ def make_video(settings: Settings) -> Clip:
     return clip
 
 
-def load(settings: Settings, display: Display) -> Video2World:
-    """The engine that the settings ask for."""
+def load(settings: Settings, display: Display, place: Place | None = None) -> Video2World:
+    """The engine that the settings ask for, for this rank where there are several."""
     from cosmos_fast import NoGuardrail, Video2World
 
     off = settings.guardrail == "off"
@@ -170,7 +185,8 @@ def load(settings: Settings, display: Display) -> Video2World:
         text_precision="bf16" if settings.downcast_text_encoder else "stored",
         tokenizer=settings.tokenizer,
         ema=settings.load_ema,
-        device=settings.device,
+        device=place.device if place is not None else settings.device,
+        parallel=place.parallel if place is not None else None,
         precision=settings.precision,
         memory=cast("Literal['auto', 'resident']", settings.memory),  # amounts were refused
         rope_table=settings.rope_table,

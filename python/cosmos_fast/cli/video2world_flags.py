@@ -207,7 +207,8 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag(
         "num_gpus",
         Integer(1),
-        "GPUs: each makes videos of a list by itself (so far not for one video).",
+        "GPUs: of one video they share the work, a process each; of a list each makes videos by "
+        "itself. Default: 1, or as many as torchrun started.",
         _MACHINE,
     ),
     Flag("offload_diffusion_transformer", None, "Keep it off the device (original).", _MACHINE),

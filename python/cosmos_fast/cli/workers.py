@@ -57,22 +57,21 @@ def run_workers(settings: Settings, given: Mapping[str, object]) -> BatchSummary
 
 
 def _devices(settings: Settings) -> list[str]:
+    wanted = settings.num_gpus or 1
     if settings.device == "cpu":
-        return ["cpu"] * settings.num_gpus
+        return ["cpu"] * wanted
     if settings.device.startswith("cuda:"):
         raise UsageError(
-            f"--device {settings.device} is one GPU; with --num_gpus {settings.num_gpus} "
-            "leave --device out"
+            f"--device {settings.device} is one GPU; with --num_gpus {wanted} leave --device out"
         )
     import torch
 
     found = torch.cuda.device_count()
-    if found < settings.num_gpus:
+    if found < wanted:
         raise UsageError(
-            f"--num_gpus {settings.num_gpus}: {found} GPUs are here; give at most as many, or "
-            "--device cpu"
+            f"--num_gpus {wanted}: {found} GPUs are here; give at most as many, or --device cpu"
         )
-    return [f"cuda:{number}" for number in range(settings.num_gpus)]
+    return [f"cuda:{number}" for number in range(wanted)]
 
 
 @contextlib.contextmanager
