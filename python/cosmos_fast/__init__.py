@@ -22,6 +22,7 @@ from cosmos_fast.errors import (
     MemoryPlanError,
     RankLost,
 )
+from cosmos_fast.jobs import BatchSummary, Rollout, best_of_n, rollout, run_batch
 from cosmos_fast.parallel import Parallel
 from cosmos_fast.prompt import NoGuardrail
 from cosmos_fast.report import Report
@@ -40,6 +41,7 @@ __all__ = [
     "NO_TEXT",
     "ActionSpec",
     "BatchFrames",
+    "BatchSummary",
     "Cancelled",
     "CheckpointError",
     "Clip",
@@ -58,6 +60,7 @@ __all__ = [
     "Profile",
     "RankLost",
     "Report",
+    "Rollout",
     "Size",
     "TextEmbedding",
     "Video2World",
@@ -65,4 +68,7 @@ __all__ = [
     "WorldState",
     "WorldStep",
     "__version__",
+    "best_of_n",
+    "rollout",
+    "run_batch",
 ]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cosmos_fast.cli.launch import Place
     from cosmos_fast.cli.progress import Display
     from cosmos_fast.cli.settings import Settings
+    from cosmos_fast.request import Options
 
 NO_GUARDRAIL_REASON: Final = "--disable_guardrail"
 
@@ -37,6 +38,10 @@ def video2world(**given: object) -> int:
     """
     flags = parse_flags(VIDEO2WORLD_FLAGS, given)
     settings = read_settings(flags)
+    if settings.batch is not None:
+        from cosmos_fast.cli.batch import run_list
+
+        return run_list(settings, given)
     if settings.dry_run:
         return dry_run(settings, as_json=bool(flags.get("json")))
     refuse_bad_paths(settings)
@@ -99,11 +104,15 @@ def local_profile(settings: Settings) -> Profile | None:
     ).profile
 
 
-def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
-    """Prints what would be done, and every path that is wrong; exit code 2 if one is."""
+def dry_run(settings: Settings, *, as_json: bool, problems: list[str] | None = None) -> ExitCode:
+    """Prints what would be done, and everything that is wrong; exit code 2 if anything is.
+
+    Args:
+        problems: what is wrong; None looks at the paths of one video.
+    """
     from cosmos_fast.cli.paths import path_problems
 
-    problems = path_problems(settings)
+    problems = path_problems(settings) if problems is None else problems
     code = ExitCode.USAGE if problems else ExitCode.OK
     plain = settings.as_dict()
     if as_json:
@@ -112,6 +121,9 @@ def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
     else:
         origins, notes = plain.pop("origins"), plain.pop("notes")
         del plain["missing"], plain["dry_run"]
+        if settings.batch is None:
+            for name in ("batch", "batch_folder", "input_root", "resume"):
+                del plain[name]
         print_rows(
             (name, origins.get(name, ""), "-" if value is None else str(value))
             for name, value in plain.items()
@@ -189,8 +201,6 @@ def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
 
     settings = with_profile(settings, engine.profile)
     assert settings.input is not None
-    assert settings.height is not None
-    assert settings.width is not None
     return engine.generate_to(
         settings.output,
         settings.input,
@@ -198,17 +208,27 @@ def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
         settings.negative_prompt,
         crf=settings.crf,
         sidecar=settings.sidecar,
-        size=(settings.height, settings.width),
-        num_frames=settings.num_frames,
-        fps=settings.fps,
-        num_conditional_frames=settings.num_conditional_frames,
-        num_steps=settings.num_steps,
-        guidance=settings.guidance,
-        seed=settings.seed,
-        fit=settings.fit,
         on_step=display.step,
         on_stage=display.stage,
+        **options_of(settings),
     )
+
+
+def options_of(settings: Settings) -> Options:
+    """What ``generate`` is told of the settings; None is the profile's value."""
+    size = None
+    if settings.height is not None and settings.width is not None:
+        size = (settings.height, settings.width)
+    return {
+        "size": size,
+        "num_frames": settings.num_frames,
+        "fps": settings.fps,
+        "num_conditional_frames": settings.num_conditional_frames,
+        "num_steps": settings.num_steps,
+        "guidance": settings.guidance,
+        "seed": settings.seed,
+        "fit": settings.fit,
+    }
 
 
 def written(output: Path) -> list[Path]:
