@@ -95,6 +95,8 @@ def fork_into(place: str, tell: int) -> int:
     """A forked process that waits in the core; when Ctrl-C is heard it says at what time."""
     child = os.fork()
     if child == 0:
+        # Python leaves Ctrl-C ignored where a shell started it in the background.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             wait_in(place)
         except KeyboardInterrupt:
