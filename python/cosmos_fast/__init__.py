@@ -21,30 +21,38 @@ from cosmos_fast.errors import (
     MediaError,
     MemoryPlanError,
 )
-from cosmos_fast.prompt import NoGuardrail
+from cosmos_fast.prompt import DefaultGuardrail, Guardrail, NoCheck, NoGuardrail, Verdict
+from cosmos_fast.prompt.chat import ChatUpsampler
+from cosmos_fast.prompt.upsampler import PromptUpsampler
 from cosmos_fast.report import Report
 from cosmos_fast.types import NO_TEXT, Conditioning, Frames, Latents, Size, TextEmbedding
 
 __all__ = [
     "NO_TEXT",
     "Cancelled",
+    "ChatUpsampler",
     "CheckpointError",
     "Clip",
     "Conditioning",
     "CosmosFastError",
+    "DefaultGuardrail",
     "DeviceLost",
     "Frames",
     "GatedRepoError",
+    "Guardrail",
     "GuardrailBlocked",
     "InputError",
     "Latents",
     "MediaError",
     "MemoryPlanError",
+    "NoCheck",
     "NoGuardrail",
     "Profile",
+    "PromptUpsampler",
     "Report",
     "Size",
     "TextEmbedding",
+    "Verdict",
     "Video2World",
     "__version__",
 ]

@@ -132,7 +132,7 @@ class ClipWriter:
             **report.as_dict(),
         }
         if sidecar is not None:
-            text = sidecar_text(report.arguments, sidecar)
+            text = sidecar_text(report.arguments, sidecar, report.upsampler.get("prompt"))
             write_atomically(self.path.with_suffix(".txt"), text.encode())
         document = json.dumps(manifest, indent=2, ensure_ascii=False)
         write_atomically(self.path.with_suffix(".json"), f"{document}\n".encode())
@@ -140,16 +140,24 @@ class ClipWriter:
         return self.path
 
 
-def sidecar_text(arguments: Mapping[str, Any], form: Sidecar) -> str:
-    """The text that stands beside a video, in the form of either generation of the reference."""
+def sidecar_text(arguments: Mapping[str, Any], form: Sidecar, upsampled: str | None = None) -> str:
+    """The text that stands beside a video, in the form of either generation of the reference.
+
+    Args:
+        arguments: of the report.
+        form: "original" is the prompt that was used, "later" has the user's and the upsampled one.
+        upsampled: what an upsampler made of the prompt, if one did.
+    """
     prompt, negative = str(arguments["prompt"]), str(arguments["negative_prompt"])
     if form == "original":
-        return prompt
+        return prompt if upsampled is None else upsampled
     if form != "later":
         raise InputError(f'sidecar = {form!r}: "later", "original" or None is needed')
     sections = [f"[Prompt]\n{prompt}\n"]
     if negative:
         sections.append(f"[Negative Prompt]\n{negative}\n")
+    if upsampled is not None:
+        sections.append(f"[Refined Prompt]\n{upsampled}\n")
     return "\n".join(sections)
 
 

@@ -13,12 +13,19 @@ import torch
 
 from cosmos_fast.clip import DEFAULT_CRF, Clip, ClipWriter, Sidecar
 from cosmos_fast.config import Environment, RopeTable
-from cosmos_fast.errors import Cancelled, CosmosFastError, DeviceLost, InputError, MemoryPlanError
+from cosmos_fast.errors import (
+    Cancelled,
+    CosmosFastError,
+    DeviceLost,
+    GuardrailBlocked,
+    InputError,
+    MemoryPlanError,
+)
 from cosmos_fast.media import Fit, frames_from
 from cosmos_fast.model.flops import forward_flops
 from cosmos_fast.model.pixels import to_pixels, to_video
 from cosmos_fast.parts import Parts, Precision, choose_device, choose_precision, load_parts
-from cosmos_fast.prompt import Guardrail, GuardrailRecord, choose_guardrail
+from cosmos_fast.prompt import joined
 from cosmos_fast.report import (
     Clock,
     Report,
@@ -39,16 +46,22 @@ from cosmos_fast.types import (
     TextEmbedding,
     TokenLayout,
 )
+from cosmos_fast.wording import Desk
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
 
     from cosmos_fast.config import Profile
+    from cosmos_fast.prompt import GuardrailChoice, Inspection
+    from cosmos_fast.prompt.upsampler import UpsamplerChoice, UpsamplerRecord
     from cosmos_fast.sampling import Predictor
     from cosmos_fast.sampling.solver import CancelToken, StepCallback
 
 Value = TypeVar("Value")
+
+CHECKED_TOGETHER = 24
+"""Frames that the guardrail looks at together while a video is written."""
 
 
 class Video2World:
@@ -58,9 +71,9 @@ class Video2World:
     the caller's current CUDA stream. The process around it is left as it was.
     """
 
-    def __init__(self, parts: Parts, guardrail: GuardrailRecord) -> None:
+    def __init__(self, parts: Parts, desk: Desk) -> None:
         self._parts = parts
-        self._guardrail = guardrail
+        self._desk = desk
         self._turns = Turns()
         self._lost: str | None = None
 
@@ -76,7 +89,8 @@ class Video2World:
         device: str | torch.device = "auto",
         precision: Precision | Literal["auto"] = "auto",
         memory: Literal["auto", "resident"] = "auto",
-        guardrail: Guardrail = "default",
+        guardrail: GuardrailChoice = "default",
+        upsampler: UpsamplerChoice = None,
         checkpoint_root: str | os.PathLike[str] | None = None,
         vae: str | os.PathLike[str] | None = None,
         text_encoder: str | os.PathLike[str] | None = None,
@@ -97,8 +111,14 @@ class Video2World:
             precision: "bf16" or "fp32" of the transformer and the VAE; "auto" is bf16 on CUDA and
                 fp32 on a CPU. The text encoder keeps the precision it is stored in.
             memory: "auto" and "resident" keep all weights on the device.
-            guardrail: "default", or ``NoGuardrail(reason=...)``.
-            checkpoint_root: folder below which helper checkpoints (VAE, T5) are looked up.
+            guardrail: "default" is the reference's, which must be there, and none for a toy world;
+                ``DefaultGuardrail(...)`` with settings, a ``Guardrail`` of your own checks, or
+                ``NoGuardrail(reason=...)``.
+            upsampler: what rewrites prompts: a Qwen2.5-VL folder or hub id, ``PromptUpsampler``
+                with settings, or any callable ``(prompt, frames, seed=...) -> str``. None takes
+                prompts as they are.
+            checkpoint_root: folder below which helper checkpoints (VAE, T5, guardrail, upsampler)
+                are looked up.
             vae, text_encoder, tokenizer: paths that replace what was found.
             profile: replaces what the checkpoint implies.
             rope_table: "reference" or "float32" rotary angles.
@@ -107,6 +127,7 @@ class Video2World:
 
         Raises:
             CheckpointError: missing, ambiguous, incomplete or damaged checkpoint.
+            GuardrailBlocked: the guardrail is missing, incomplete or damaged.
             InputError: a setting that does not exist.
         """
         if memory not in ("auto", "resident"):
@@ -115,6 +136,8 @@ class Video2World:
                 f"on the device"
             )
         place = choose_device(device)
+        clock = Clock(place, on_stage)
+        desk = Desk(guardrail, upsampler, place, checkpoint_root)
         parts = load_parts(
             source,
             device=place,
@@ -122,7 +145,8 @@ class Video2World:
             rope_table=rope_table,
             environment=Environment.read(),
             prompt_cache=prompt_cache,
-            clock=Clock(place, on_stage),
+            clock=clock,
+            on_found=desk.find,
             find={
                 "variant": variant,
                 "revision": revision,
@@ -135,7 +159,8 @@ class Video2World:
                 "profile": profile,
             },
         )
-        return cls(parts, choose_guardrail(guardrail, toy=parts.profile.toy))
+        desk.load(clock)
+        return cls(parts, desk)
 
     @property
     def profile(self) -> Profile:
@@ -161,6 +186,7 @@ class Video2World:
         seed: int = 0,
         fit: Fit = "cover",
         recipe: Recipe = "lossless",
+        upsample: bool = True,
         on_step: StepCallback | None = None,
         on_stage: StageCallback | None = None,
         cancel: CancelToken | None = None,
@@ -185,11 +211,13 @@ class Video2World:
             seed: 0 to 2**32 - 1; same engine, arguments and seed give the same bytes.
             fit: "cover" scales and crops, "stretch" ignores the aspect ratio.
             recipe: "lossless".
+            upsample: have the prompt rewritten, where the engine has an upsampler.
             on_step: called with (number from 1, total, x0 float32) after each evaluation.
             on_stage: called with (name, "start" | "end", seconds).
             cancel: anything with ``is_set()``, looked at between evaluations and chunks.
 
         Raises:
+            GuardrailBlocked: a prompt or the video was refused, or could not be checked.
             InputError, MediaError, Cancelled, MemoryPlanError, DeviceLost.
         """
         request = resolve(
@@ -205,13 +233,18 @@ class Video2World:
             seed=seed,
             fit=fit,
             recipe=recipe,
+            upsample=upsample,
         )
+        inspection = self._desk.inspection()
         with self._run(on_stage) as clock:
-            latents = self._sample(request, source, clock, on_step, cancel)
+            latents, upsampled = self._sample(request, source, clock, on_step, cancel, inspection)
             with clock.stage("decode"):
-                frames = list(self._decode(latents, request, cancel))
-            report = self._report(request, latents, clock)
-        return Clip(_join(frames), Latents(latents, self._parts.vae_identity), report)
+                frames = joined(list(self._decode(latents, request, cancel)))
+            if inspection.active:
+                with clock.stage("check video"):
+                    frames = inspection.frames(frames)
+            report = self._report(request, latents, clock, inspection, upsampled)
+        return Clip(frames, Latents(latents, self._parts.vae_identity), report)
 
     def generate_to(
         self,
@@ -229,20 +262,24 @@ class Video2World:
     ) -> Clip:
         """:meth:`generate` and ``Clip.save`` in one: the video is encoded while it is decoded."""
         request = resolve(self.profile, prompt, negative_prompt, **options)
+        inspection = self._desk.inspection()
         with self._run(on_stage) as clock:
             model = self._parts.identity()
             with ClipWriter(path, request.size, request.fps, model, crf) as writer:
-                latents = self._sample(request, source, clock, on_step, cancel)
+                latents, upsampled = self._sample(
+                    request, source, clock, on_step, cancel, inspection
+                )
                 frames = []
                 with clock.stage("decode"):
-                    for chunk in self._decode(latents, request, cancel):
+                    decoded = self._decode(latents, request, cancel)
+                    for chunk in inspection.stream(decoded, at_once=CHECKED_TOGETHER):
                         writer.write(chunk)
                         frames.append(chunk)
                 with clock.stage("write"):
                     writer.finish()
-                report = self._report(request, latents, clock)
+                report = self._report(request, latents, clock, inspection, upsampled)
                 writer.publish(report, sidecar)
-        return Clip(_join(frames), Latents(latents, self._parts.vae_identity), report)
+        return Clip(joined(frames), Latents(latents, self._parts.vae_identity), report)
 
     def stream(
         self,
@@ -271,9 +308,11 @@ class Video2World:
         on_stage: StageCallback | None,
         cancel: CancelToken | None,
     ) -> Iterator[Frames]:
+        inspection = self._desk.inspection()
         with self._run(on_stage) as clock:
-            latents = self._sample(request, source, clock, on_step, cancel)
-            yield from self._decode(latents, request, cancel)
+            latents, _ = self._sample(request, source, clock, on_step, cancel, inspection)
+            decoded = self._decode(latents, request, cancel)
+            yield from inspection.stream(decoded, at_once=1)
 
     @contextmanager
     def _run(self, on_stage: StageCallback | None) -> Iterator[Clock]:
@@ -291,6 +330,10 @@ class Video2World:
             except torch.AcceleratorError as error:
                 self._lost = f"{self.device} failed: {error}".splitlines()[0]
                 raise DeviceLost(f"{self._lost}; start the process again") from error
+            except GuardrailBlocked as blocked:
+                if isinstance(cause := blocked.__cause__, torch.AcceleratorError):
+                    self._lost = f"{self.device} failed: {cause}".splitlines()[0]
+                raise
 
     @torch.no_grad()
     def _sample(
@@ -300,8 +343,10 @@ class Video2World:
         clock: Clock,
         on_step: StepCallback | None,
         cancel: CancelToken | None,
-    ) -> torch.Tensor:
+        inspection: Inspection,
+    ) -> tuple[torch.Tensor, UpsamplerRecord]:
         """float32 (1, 16, T', h, w): the clean latents of the whole clip."""
+        self._desk.admit(request, inspection, clock)
         with clock.stage("read"):
             known = frames_from(
                 source,
@@ -310,8 +355,9 @@ class Video2World:
                 fit=request.fit,
                 fps=request.fps,
             )
+        wording = self._desk.word(request, known, inspection, clock)
         with clock.stage("text"):
-            text = self._embed(request.prompt)
+            text = self._embed(wording.prompt)
             against = self._embed(request.negative_prompt) if request.uses_guidance else None
         with clock.stage("encode"):
             given = self._condition(known, request)
@@ -329,7 +375,7 @@ class Video2World:
                 raise CosmosFastError(
                     "the denoised latents are not finite: the checkpoint or the device is at fault"
                 )
-        return latents
+        return latents, wording.upsampler
 
     def _embed(self, prompt: Prompt) -> TextEmbedding:
         width = self.profile.dit.text_dim
@@ -393,7 +439,14 @@ class Video2World:
                 pixels = to_pixels(chunk)
             yield Frames(pixels, request.fps)
 
-    def _report(self, request: Request, latents: torch.Tensor, clock: Clock) -> Report:
+    def _report(
+        self,
+        request: Request,
+        latents: torch.Tensor,
+        clock: Clock,
+        inspection: Inspection,
+        upsampled: UpsamplerRecord,
+    ) -> Report:
         parts = self._parts
         branches = 2 if request.uses_guidance else 1
         return Report(
@@ -405,7 +458,8 @@ class Video2World:
             backends=dict(parts.ops.names),
             device=parts.device_name,
             precision=str(parts.dtype).removeprefix("torch."),
-            guardrail=self._guardrail.__dict__,
+            guardrail=inspection.record().as_dict(),
+            upsampler=upsampled.as_dict(),
             model=parts.identity(),
             latents_sha256=hashlib.sha256(latents.cpu().numpy().tobytes()).hexdigest(),
             peak_device_bytes=peak_device_bytes(self.device),
@@ -438,7 +492,3 @@ def _marking(clock: Clock, on_step: StepCallback | None) -> StepCallback:
             on_step(step, total, x0)
 
     return after
-
-
-def _join(chunks: list[Frames]) -> Frames:
-    return Frames(torch.cat([chunk.to("pt") for chunk in chunks]), chunks[0].fps)

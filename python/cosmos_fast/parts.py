@@ -125,16 +125,19 @@ def load_parts(
     environment: Environment,
     prompt_cache: bool,
     clock: Clock,
+    on_found: Callable[[CheckpointFiles], None] = lambda _: None,
 ) -> Parts:
     """Finds and loads a checkpoint; the text encoder waits for the first unknown prompt.
 
     Args:
         find: the further arguments of :func:`find_checkpoint`.
+        on_found: told of the files before any weight is read; may refuse.
     """
     if rope_table not in ("reference", "float32"):
         raise InputError(f'{rope_table = }: "reference" or "float32" is needed')
     with clock.stage("find checkpoint"):
         files = find_checkpoint(source if isinstance(source, str) else str(source), **find)
+        on_found(files)
     ops = Ops.select(device, dtype)
     with clock.stage("load transformer"):
         dit = _filled(

@@ -101,6 +101,8 @@ class Report:
     peak_host_bytes: int
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    upsampler: Mapping[str, Any] = field(default_factory=dict)
+    """Which one was asked for, whether it ran, and the prompt it wrote."""
 
     @property
     def seconds(self) -> float:
@@ -137,6 +139,12 @@ class Report:
         rows.append(("peak host memory", f"{self.peak_host_bytes / 2**30:.2f} GiB"))
         rows += [(f"backend: {name}", backend) for name, backend in self.backends.items()]
         rows.append(("guardrail", str(self.guardrail.get("verdict"))))
+        rows += [
+            (f"guardrail: {one['check']}", f"{one['subject']}: {one['verdict']}")
+            for one in self.guardrail.get("checks", ())
+        ]
+        if self.upsampler.get("ran"):
+            rows.append(("upsampler", str(self.upsampler["requested"])))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
