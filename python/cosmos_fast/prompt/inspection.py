@@ -110,7 +110,11 @@ class Gate:
         """
         if self.guardrail is None:
             return
-        for check in (*self.guardrail.prompt_checks, *self.guardrail.frame_checks):
+        checks: list[PromptCheck | FrameCheck] = [
+            *self.guardrail.prompt_checks,
+            *self.guardrail.frame_checks,
+        ]
+        for check in checks:
             self.load_check(check, None)
 
     def inspection(self) -> Inspection:

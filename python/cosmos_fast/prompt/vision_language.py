@@ -76,7 +76,8 @@ class QwenUpsampler:
             if self._not_ascii is None:
                 self._not_ascii = not_ascii(tokenizer, model.config.get_text_config().vocab_size)
             asked = asked.to(model.device)
-            told: Any = model.generate(
+            generate: Any = model.generate
+            told = generate(
                 **asked,
                 generation_config=_settings(model),
                 logits_processor=_drawing(model.generation_config, self._not_ascii, seed),
@@ -145,9 +146,10 @@ def _drawing(own: Any, unwanted: torch.Tensor, seed: int) -> Any:
 def _settings(model: Any) -> Any:
     from transformers import GenerationConfig
 
+    make: Any = GenerationConfig
     own = model.generation_config
     end = own.eos_token_id
-    return GenerationConfig(
+    return make(
         max_new_tokens=_NEW_TOKENS,
         do_sample=False,
         repetition_penalty=own.repetition_penalty,
@@ -224,9 +226,11 @@ def _load(
     text = config.get_text_config()
     if getattr(text, "tie_word_embeddings", False) or config.tie_word_embeddings:
         tensors.setdefault("lm_head.weight", tensors["model.language_model.embed_tokens.weight"])
-    model = filled(lambda: Qwen2_5_VLForConditionalGeneration(config), tensors, folder)
+    make: Any = Qwen2_5_VLForConditionalGeneration
+    model: Any = filled(lambda: make(config), tensors, folder)
     model.generation_config = generation
-    return model.to(device)
+    placed: Qwen2_5_VLForConditionalGeneration = model.to(device)
+    return placed
 
 
 def stored_name(name: str) -> str:

@@ -124,4 +124,8 @@ def _within(box: list[float], height: int, width: int) -> tuple[int, int, int, i
 def _load(weights: Path, device: torch.device, read: ReadTensors) -> RetinaFace:
     tensors = read(weights, device=device, dtype=torch.float32, rename=stored_name)
     network = filled(RetinaFace, tensors, weights).to(device)
-    return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network
+    if device.type == "cuda":
+        for kernel in network.parameters():
+            if kernel.ndim == 4:  # the order in which Hopper's convolutions read
+                kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+    return network

@@ -120,13 +120,15 @@ def _ask(llama: LlamaForCausalLM, tokenizer: Any, prompt: str) -> str:
     if length + _ANSWER_TOKENS > longest:
         raise ValueError(f"the prompt has {length} tokens; {longest - _ANSWER_TOKENS} can be read")
     end = llama.generation_config.eos_token_id
-    settings = GenerationConfig(
+    make: Any = GenerationConfig
+    settings = make(
         max_new_tokens=_ANSWER_TOKENS,
         do_sample=False,
         eos_token_id=end,
         pad_token_id=end[0] if isinstance(end, list) else end,
     )
-    told: Any = llama.generate(
+    generate: Any = llama.generate
+    told = generate(
         input_ids=asked["input_ids"],
         attention_mask=asked["attention_mask"],
         generation_config=settings,
@@ -148,8 +150,10 @@ def _load(folder: Path, device: torch.device, read: ReadTensors) -> LlamaForCaus
     tensors = read(folder, device=device, dtype=None)
     if config.tie_word_embeddings:
         tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
-    llama = filled(lambda: LlamaForCausalLM(config), tensors, folder)
+    make: Any = LlamaForCausalLM
+    llama: Any = filled(lambda: make(config), tensors, folder)
     llama.generation_config = generation
     if generation.eos_token_id is None:
         raise CheckpointError(f"{folder}: generation_config.json names no token that ends a text")
-    return llama.to(device)
+    placed: LlamaForCausalLM = llama.to(device)
+    return placed

@@ -142,10 +142,11 @@ def _load(
     vision = config.vision_config if isinstance(config, SiglipConfig) else config
     if not isinstance(vision, SiglipVisionConfig):
         raise CheckpointError(f"{siglip}: a {config.model_type} model; SigLIP is needed")
+    pixels: Any = vision.image_size
 
     def build() -> FrameClassifier:
         tower: SiglipVisionModel = SiglipVisionModel(vision)
-        return FrameClassifier(tower, vision.hidden_size, vision.image_size)
+        return FrameClassifier(tower, vision.hidden_size, pixels)
 
     with torch.device("meta"):
         # Releases of transformers differ in whether the tower's names carry this prefix.
