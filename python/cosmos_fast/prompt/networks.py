@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -81,6 +83,58 @@ def filled(
         told = " ".join(str(error).split())
         raise CheckpointError(f"{where}: not the weights of this network: {told[:600]}") from error
     return network.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a language model wants its answers drawn: its generation_config.json."""
+
+    ends: tuple[int, ...]
+    """Tokens that end a text."""
+    samples: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Drawing:
+        """
+        Raises:
+            CheckpointError: the file is missing or damaged, or names no token that ends a text.
+        """
+        path = folder / "generation_config.json"
+        try:
+            told = json.loads(path.read_text("utf-8"))
+            ends = told["eos_token_id"]
+            drawing = cls(
+                ends=tuple(map(int, ends if isinstance(ends, list) else [ends])),
+                samples=bool(told.get("do_sample", False)),
+                temperature=float(told.get("temperature", 1)),
+                top_k=int(told.get("top_k", 50)),
+                top_p=float(told.get("top_p", 1)),
+                repetition_penalty=float(told.get("repetition_penalty", 1)),
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path}: no readable settings, or no eos_token_id in them: {error!r}"
+            ) from error
+        if not drawing.ends or drawing.temperature <= 0 or drawing.repetition_penalty <= 0:
+            raise CheckpointError(f"{path}: settings that no text can be drawn with: {drawing}")
+        return drawing
+
+    def greedy(self, new_tokens: int) -> Any:
+        """transformers' settings for taking the likeliest token each time, without a draw."""
+        from transformers import GenerationConfig
+
+        make: Any = GenerationConfig
+        return make(
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            repetition_penalty=self.repetition_penalty,
+            eos_token_id=list(self.ends),
+            pad_token_id=self.ends[0],
+        )
 
 
 class Seat(Generic[Network]):

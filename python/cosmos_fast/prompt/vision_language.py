@@ -8,7 +8,7 @@ import torch
 
 from cosmos_fast.errors import CheckpointError, InputError
 from cosmos_fast.imports import untraced
-from cosmos_fast.prompt.networks import ReadTensors, Seat, filled
+from cosmos_fast.prompt.networks import Drawing, ReadTensors, Seat, filled
 from cosmos_fast.prompt.upsampler import INSTRUCTION
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class QwenUpsampler:
         self.name = f"{folder.parent.name}/{folder.name}"
         self._folder = folder
         self._processor: Any = None
+        self._drawing: Drawing | None = None
         self._not_ascii: torch.Tensor | None = None
         self._seat = Seat(lambda at: _load(folder, at, read), device, placement)
 
@@ -55,6 +56,7 @@ class QwenUpsampler:
             CheckpointError: a file is missing or damaged, or it is no Qwen2.5-VL model.
             InputError: Pillow or torchvision is not installed.
         """
+        self._drawing = Drawing.from_folder(self._folder)
         self._processor = _load_processor(self._folder)
         self._seat.prepare()
 
@@ -66,6 +68,7 @@ class QwenUpsampler:
         """
         if self._processor is None:
             self.load()
+        assert self._drawing is not None
         tokenizer = self._processor.tokenizer
         if said := next((t for t in tokenizer.get_added_vocab() if t in prompt), None):
             raise InputError(
@@ -76,11 +79,11 @@ class QwenUpsampler:
             if self._not_ascii is None:
                 self._not_ascii = not_ascii(tokenizer, model.config.get_text_config().vocab_size)
             asked = asked.to(model.device)
-            generate: Any = model.generate
-            told = generate(
+            running: Any = model
+            told = running.generate(
                 **asked,
-                generation_config=_settings(model),
-                logits_processor=_drawing(model.generation_config, self._not_ascii, seed),
+                generation_config=self._drawing.greedy(_NEW_TOKENS),
+                logits_processor=_steps(self._drawing, self._not_ascii, seed),
             )
         length = asked["input_ids"].shape[1]
         return str(tokenizer.decode(told[0, length:], skip_special_tokens=True))
@@ -122,7 +125,7 @@ def not_ascii(tokenizer: Any, vocabulary: int) -> torch.Tensor:
     return unwanted
 
 
-def _drawing(own: Any, unwanted: torch.Tensor, seed: int) -> Any:
+def _steps(drawing: Drawing, unwanted: torch.Tensor, seed: int) -> Any:
     """The checkpoint's way of drawing, with our own random numbers."""
     from transformers import (
         LogitsProcessorList,
@@ -132,30 +135,15 @@ def _drawing(own: Any, unwanted: torch.Tensor, seed: int) -> Any:
     )
 
     steps: list[Any] = [Masked(unwanted)]
-    if own.do_sample:
-        if own.temperature not in (None, 1.0):
-            steps.append(TemperatureLogitsWarper(float(own.temperature)))
-        if own.top_k:
-            steps.append(TopKLogitsWarper(own.top_k))
-        if own.top_p is not None and own.top_p < 1:
-            steps.append(TopPLogitsWarper(float(own.top_p)))
+    if drawing.samples:
+        if drawing.temperature != 1:
+            steps.append(TemperatureLogitsWarper(drawing.temperature))
+        if drawing.top_k:
+            steps.append(TopKLogitsWarper(drawing.top_k))
+        if drawing.top_p < 1:
+            steps.append(TopPLogitsWarper(drawing.top_p))
         steps.append(Drawn(seed))
     return LogitsProcessorList(steps)
-
-
-def _settings(model: Any) -> Any:
-    from transformers import GenerationConfig
-
-    make: Any = GenerationConfig
-    own = model.generation_config
-    end = own.eos_token_id
-    return make(
-        max_new_tokens=_NEW_TOKENS,
-        do_sample=False,
-        repetition_penalty=own.repetition_penalty,
-        eos_token_id=end,
-        pad_token_id=end[0] if isinstance(end, list) else end,
-    )
 
 
 def _question(processor: Any, prompt: str, frames: Frames) -> Any:
@@ -170,18 +158,23 @@ def _question(processor: Any, prompt: str, frames: Frames) -> Any:
         ],
         add_generation_prompt=True,
         tokenize=False,
+        chat_template=processor.chat_template or processor.tokenizer.chat_template,
     )
     if kind == "image":
         return processor(text=[text], images=[pictures[0]], return_tensors="pt", size=size)
     # A pair of frames makes one patch in time: an odd number has its last frame twice.
     if len(pictures) % 2:
         pictures = torch.cat([pictures, pictures[-1:]])
+    # Newer processors ask whether to hold each frame to a budget of the whole: a few frames are.
+    asks = hasattr(processor.video_processor, "cap_pixels_per_frame")
+    capped = {"cap_pixels_per_frame": True} if asks else {}
     metadata = {"fps": frames.fps, "total_num_frames": len(pictures)}
     return processor(
         text=[text],
         videos=[pictures],
         video_metadata=[metadata],
         do_sample_frames=False,
+        **capped,
         return_tensors="pt",
         size=size,
     )
@@ -209,26 +202,21 @@ def _load(
     with untraced():
         from transformers import (
             AutoConfig,
-            GenerationConfig,
             Qwen2_5_VLConfig,
             Qwen2_5_VLForConditionalGeneration,
         )
     try:
         config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-        generation = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: no readable config.json: {error}") from error
     if not isinstance(config, Qwen2_5_VLConfig):
         raise CheckpointError(f"{folder}: a {config.model_type} model; Qwen2.5-VL is needed")
-    if generation.eos_token_id is None:
-        raise CheckpointError(f"{folder}: generation_config.json names no token that ends a text")
     tensors = read(folder, device=device, dtype=None, rename=stored_name)
     text = config.get_text_config()
     if getattr(text, "tie_word_embeddings", False) or config.tie_word_embeddings:
         tensors.setdefault("lm_head.weight", tensors["model.language_model.embed_tokens.weight"])
     make: Any = Qwen2_5_VLForConditionalGeneration
     model: Any = filled(lambda: make(config), tensors, folder)
-    model.generation_config = generation
     placed: Qwen2_5_VLForConditionalGeneration = model.to(device)
     return placed
 

@@ -14,7 +14,7 @@ import torch
 from cosmos_fast.errors import CheckpointError
 from cosmos_fast.imports import untraced
 from cosmos_fast.prompt.guardrail import Placement, Verdict
-from cosmos_fast.prompt.networks import ReadTensors, Seat, filled
+from cosmos_fast.prompt.networks import Drawing, ReadTensors, Seat, filled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +57,7 @@ class LlamaGuard:
         """
         self._folder = folder
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._drawing: Drawing | None = None
         self._seat = Seat(lambda at: _load(folder, at, read), device, placement)
 
     def load(self) -> None:
@@ -76,16 +77,18 @@ class LlamaGuard:
         if not tokenizer.chat_template:
             raise CheckpointError(f"{self._folder}: its tokenizer has no chat template")
         self._tokenizer = tokenizer
+        self._drawing = Drawing.from_folder(self._folder)
         self._seat.prepare()
 
     @torch.no_grad()
     def check(self, prompt: str) -> Verdict:
         """Safe where the answer is "safe" and nothing else."""
         assert self._tokenizer is not None
+        assert self._drawing is not None
         if said := _control_words(self._tokenizer, prompt):
             return Verdict(False, f"the text holds {said!r}, which only the model's frame may say")
         with self._seat.taken() as llama:
-            answer = _ask(llama, self._tokenizer, prompt)
+            answer = _ask(llama, self._tokenizer, self._drawing, prompt)
         return verdict_of(answer)
 
 
@@ -106,9 +109,7 @@ def _control_words(tokenizer: Any, prompt: str) -> str | None:
     return next((token for token in tokenizer.get_added_vocab() if token in prompt), None)
 
 
-def _ask(llama: LlamaForCausalLM, tokenizer: Any, prompt: str) -> str:
-    from transformers import GenerationConfig
-
+def _ask(llama: LlamaForCausalLM, tokenizer: Any, drawing: Drawing, prompt: str) -> str:
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}],
         categories=CATEGORIES,
@@ -119,30 +120,21 @@ def _ask(llama: LlamaForCausalLM, tokenizer: Any, prompt: str) -> str:
     length, longest = asked["input_ids"].shape[1], llama.config.max_position_embeddings
     if length + _ANSWER_TOKENS > longest:
         raise ValueError(f"the prompt has {length} tokens; {longest - _ANSWER_TOKENS} can be read")
-    end = llama.generation_config.eos_token_id
-    make: Any = GenerationConfig
-    settings = make(
-        max_new_tokens=_ANSWER_TOKENS,
-        do_sample=False,
-        eos_token_id=end,
-        pad_token_id=end[0] if isinstance(end, list) else end,
-    )
-    generate: Any = llama.generate
-    told = generate(
+    running: Any = llama
+    told = running.generate(
         input_ids=asked["input_ids"],
         attention_mask=asked["attention_mask"],
-        generation_config=settings,
+        generation_config=drawing.greedy(_ANSWER_TOKENS),
     )
     return str(tokenizer.decode(told[0, length:], skip_special_tokens=True))
 
 
 def _load(folder: Path, device: torch.device, read: ReadTensors) -> LlamaForCausalLM:
     with untraced():
-        from transformers import AutoConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM
+        from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-        generation = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: no readable config.json: {error}") from error
     if not isinstance(config, LlamaConfig):
@@ -152,8 +144,5 @@ def _load(folder: Path, device: torch.device, read: ReadTensors) -> LlamaForCaus
         tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
     make: Any = LlamaForCausalLM
     llama: Any = filled(lambda: make(config), tensors, folder)
-    llama.generation_config = generation
-    if generation.eos_token_id is None:
-        raise CheckpointError(f"{folder}: generation_config.json names no token that ends a text")
     placed: LlamaForCausalLM = llama.to(device)
     return placed
