@@ -18,6 +18,7 @@ released size (random weights): what frames cost is then what they cost with NVI
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -150,7 +151,7 @@ def make_upsampler(folder: Path) -> None:
     head[vocabulary["naïve"]] = 1  # the likeliest word of all, and not to be drawn: not ASCII
     for words_said in said:
         follows = ["assistant", *words_said, "<|im_end|>"]
-        for before, after in zip(follows, follows[1:], strict=False):
+        for before, after in itertools.pairwise(follows):
             head[vocabulary[after], vocabulary[before]] = 5
     qwen.generation_config.update(
         do_sample=True, temperature=1.0, top_p=0.9, top_k=50, repetition_penalty=1.0,
@@ -180,7 +181,8 @@ def make_video_filter(folder: Path, *, full: bool = False) -> None:
         sizes = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
                  "num_attention_heads": 16, "image_size": 384, "patch_size": 14}  # fmt: skip
     text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "vocab_size": 32, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
+            "num_attention_heads": 2, "vocab_size": 32,
+            "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
     siglip = _seeded(lambda: SiglipModel(SiglipConfig(vision_config=sizes, text_config=text)))
     siglip.eval().save_pretrained(folder / _SIGLIP)
     width = sizes["hidden_size"]
@@ -268,8 +270,7 @@ def _only_the_residual(decoder: nn.Module, head: nn.Module | None = None) -> Non
 def _plain_classifier(width: int) -> dict[str, torch.Tensor]:
     """Says "safe" to everything."""
     sizes, tensors = (width, 512, 256, 7), {}
-    for position, (inputs, outputs) in zip((0, 3, 6), zip(sizes, sizes[1:], strict=False),
-                                           strict=True):  # fmt: skip
+    for position, (inputs, outputs) in zip((0, 3, 6), itertools.pairwise(sizes), strict=True):
         tensors[f"{position}.weight"] = torch.zeros(outputs, inputs)
         tensors[f"{position}.bias"] = torch.zeros(outputs)
     tensors["6.bias"][0] = 1

@@ -14,9 +14,10 @@ from cosmos_fast.cli.video2world_flags import EXCLUSIVE_FLAGS, VIDEO2WORLD_FLAGS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cosmos_fast import Clip, Profile, Video2World
+    from cosmos_fast import Clip, Profile, PromptUpsampler, Video2World
     from cosmos_fast.cli.progress import Display
     from cosmos_fast.cli.settings import Settings
+    from cosmos_fast.prompt import GuardrailChoice
 
 NO_GUARDRAIL_REASON: Final = "--disable_guardrail"
 
@@ -52,7 +53,7 @@ def read_settings(flags: dict[str, Any]) -> Settings:
         UsageError: contradicting or missing flags, or a part that does not exist yet.
     """
     from cosmos_fast.cli.paths import model_problems
-    from cosmos_fast.cli.settings import Origin, resolve, with_profile
+    from cosmos_fast.cli.settings import Origin, require_prompt, resolve, with_profile
 
     config = read_config(flags["config"], VIDEO2WORLD_FLAGS) if "config" in flags else {}
     values = merge(config, flags, EXCLUSIVE_FLAGS)
@@ -64,6 +65,8 @@ def read_settings(flags: dict[str, Any]) -> Settings:
     if profile is not None:
         settings = with_profile(settings, profile)
     settings.refuse_missing(*model_problems(settings))
+    if settings.input is not None:
+        require_prompt(settings)
     return settings
 
 
@@ -94,11 +97,18 @@ def local_profile(settings: Settings) -> Profile | None:
 
 
 def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
-    """Prints what would be done, and every path that is wrong; exit code 2 if one is."""
-    from cosmos_fast.cli.paths import path_problems
+    """Prints what would be done, and every path that is wrong.
+
+    Returns:
+        2 if one is, 3 if it is only the guardrail's.
+    """
+    from cosmos_fast.cli.paths import guardrail_problems, path_problems
 
     problems = path_problems(settings)
     code = ExitCode.USAGE if problems else ExitCode.OK
+    if blocked := guardrail_problems(settings):
+        code = code or ExitCode.BLOCKED
+        problems += blocked
     plain = settings.as_dict()
     if as_json:
         report = {"status": code.name.lower(), "exit_code": int(code)}
@@ -144,9 +154,8 @@ def make_video(settings: Settings) -> Clip:
 
 def load(settings: Settings, display: Display) -> Video2World:
     """The engine that the settings ask for."""
-    from cosmos_fast import NoGuardrail, Video2World
+    from cosmos_fast import Video2World
 
-    off = settings.guardrail == "off"
     return Video2World.from_pretrained(
         settings.source,
         variant=settings.variant,
@@ -160,9 +169,33 @@ def load(settings: Settings, display: Display) -> Video2World:
         precision=settings.precision,
         memory=cast("Literal['auto', 'resident']", settings.memory),  # amounts were refused
         rope_table=settings.rope_table,
-        guardrail=NoGuardrail(reason=NO_GUARDRAIL_REASON) if off else "default",
+        guardrail=guardrail(settings),
+        upsampler=upsampler(settings),
         on_stage=display.stage,
     )
+
+
+def guardrail(settings: Settings) -> GuardrailChoice:
+    """The guardrail that the settings ask for."""
+    from cosmos_fast import DefaultGuardrail, NoGuardrail
+
+    if settings.guardrail == "off":
+        return NoGuardrail(reason=NO_GUARDRAIL_REASON)
+    if settings.guardrail == "not applicable":
+        return "default"
+    if settings.guardrail == "default" and settings.guardrail_placement == "device":
+        return "default"
+    return DefaultGuardrail(placement=settings.guardrail_placement)
+
+
+def upsampler(settings: Settings) -> PromptUpsampler | None:
+    """The upsampler that the settings ask for."""
+    from cosmos_fast import PromptUpsampler
+    from cosmos_fast.cli.paths import upsampler_model
+
+    if settings.upsampler != "on":
+        return None
+    return PromptUpsampler(upsampler_model(settings), settings.upsampler_placement)
 
 
 def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
