@@ -176,13 +176,11 @@ def test_visible_examples_resolve(
 @pytest.mark.parametrize(
     ("command", "parts"),
     [
-        (EXAMPLE_1B, ["prompt upsampler"]),
-        (HIDDEN_2, ["prompt upsampler"]),
-        (HIDDEN_3, ["parallel part", "prompt upsampler"]),
-        (HIDDEN_4, ["batch part", "prompt upsampler"]),
+        (HIDDEN_3, ["parallel part"]),
+        (HIDDEN_4, ["batch part"]),
         (HIDDEN_5, ["batch part"]),
     ],
-    ids=["example 1b", "hidden 2", "hidden 3", "hidden 4", "hidden 5"],
+    ids=["hidden 3", "hidden 4", "hidden 5"],
 )
 def test_examples_whose_parts_do_not_exist_yet_name_them(
     run: Run, place: Path, command: str, parts: list[str]
@@ -193,6 +191,26 @@ def test_examples_whose_parts_do_not_exist_yet_name_them(
     assert err.count("does not exist yet") == len(parts)
     for part in parts:
         assert f"needs the {part}, which does not exist yet" in err
+
+
+@pytest.mark.parametrize("command", [EXAMPLE_1B, HIDDEN_2], ids=["example 1b", "hidden 2"])
+def test_an_upsampler_that_is_not_there_is_told_with_its_cures(
+    run: Run, place: Path, command: str
+) -> None:
+    code, out, err = run(*words(command))
+    assert (code, out) == (2, "")
+    assert "error: prompt upsampler 'Qwen/Qwen2.5-VL-7B-Instruct': no config.json in " in err
+    assert "cosmos-fast download --prompt_upsampler --checkpoint_dir checkpoints" in err
+    assert "write the prompt in full and add --disable_prompt_upsampler" in err
+
+
+def test_a_guardrail_that_is_not_there_blocks_a_dry_run(run: Run, place: Path) -> None:
+    code, out, err = run(*words(EXAMPLE_1.replace("--disable_guardrail", "")), "--dry-run")
+    assert code == 3
+    assert "error: guardrail: not there: nvidia/Cosmos-Guardrail1 below checkpoints" in err
+    assert "meta-llama/Llama-Guard-3-8B below checkpoints" in err
+    assert "cosmos-fast download --guardrail" in err
+    assert "--disable_guardrail" in err
 
 
 def test_underscores_and_dashes_are_alike(run: Run, place: Path) -> None:
@@ -369,8 +387,9 @@ def test_version(run: Run) -> None:
 
 def test_a_misspelt_model_is_told_beside_a_missing_part(run: Run, place: Path) -> None:
     picture = "assets/video2world/input0.jpg"
-    _, _, err = run("video2world", "--model", "balworld", "--input_path", picture, "--prompt", "p")
-    assert "prompt upsampler" in err
+    given = ["--model", "balworld", "--input_path", picture, "--prompt", "p", "--natten"]
+    _, _, err = run("video2world", *given)
+    assert "sparse-attention part" in err
     assert "model: 'balworld' is not there; a hub id reads owner/name" in err
 
 

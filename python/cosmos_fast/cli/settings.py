@@ -159,9 +159,11 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
             "downcast_text_encoder", "downcast_text_encoder", default=False
         ),
         upsampler="off" if off else "on",
-        upsampler_model=_text(values.pick("upsampler_model", "prompt_upsampler_dir", default=None)),
+        upsampler_model=None
+        if off
+        else _text(values.pick("upsampler_model", "prompt_upsampler_dir", default=None)),
         upsampler_placement="host"
-        if _either(given, "offload_prompt_upsampler", "offload_prompt_refiner")
+        if _either(given, "offload_prompt_upsampler", "offload_prompt_refiner") and not off
         else "device",
         guardrail=_guardrail(given),
         guardrail_placement=_guardrail_placement(given),
@@ -401,6 +403,8 @@ def _guardrail(given: Mapping[str, Any]) -> Literal["default", "required", "off"
 
 def _guardrail_placement(given: Mapping[str, Any]) -> Literal["device", "host", "disk"]:
     """The original reads an offloaded guardrail anew for each use, the later tool parks it."""
+    if given.get("disable_guardrail"):
+        return "device"
     if given.get("offload_guardrail_models"):
         return "disk"
     return "host" if given.get("offload_guardrail") else "device"
