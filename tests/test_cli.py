@@ -205,7 +205,7 @@ def test_an_upsampler_that_is_not_there_is_told_with_its_cures(
 
 
 def test_a_guardrail_that_is_not_there_blocks_a_dry_run(run: Run, place: Path) -> None:
-    code, out, err = run(*words(EXAMPLE_1.replace("--disable_guardrail", "")), "--dry-run")
+    code, _, err = run(*words(EXAMPLE_1.replace("--disable_guardrail", "")), "--dry-run")
     assert code == 3
     assert "error: guardrail: not there: nvidia/Cosmos-Guardrail1 below checkpoints" in err
     assert "meta-llama/Llama-Guard-3-8B below checkpoints" in err

@@ -58,16 +58,19 @@ def main() -> None:
     make_upsampler(options.out / "nvidia" / "Cosmos-Reason1-7B")
 
 
-def make_guardrail(root: Path, *, full: bool = False, faces: bool = False) -> None:
+def make_guardrail(
+    root: Path, *, full: bool = False, faces: bool = False, grim: bool = False
+) -> None:
     """Writes Cosmos-Guardrail1 and Llama-Guard-3-8B below ``root``.
 
     Args:
         full: SigLIP of the released size, with random weights; its verdicts are arbitrary.
+        grim: the video filter finds every frame violent.
         faces: the face detector sees a large face wherever it looks; otherwise it sees none.
     """
     home = root / "nvidia" / "Cosmos-Guardrail1"
     make_word_lists(home / "blocklist")
-    make_video_filter(home / "video_content_safety_filter", full=full)
+    make_video_filter(home / "video_content_safety_filter", full=full, grim=grim)
     make_face_filter(home / "face_blur_filter", faces=faces)
     make_llama_guard(root / "meta-llama" / "Llama-Guard-3-8B")
 
@@ -168,7 +171,7 @@ def make_upsampler(folder: Path) -> None:
     _write(folder / "chat_template.json", json.dumps({"chat_template": _QWEN_TEMPLATE}))
 
 
-def make_video_filter(folder: Path, *, full: bool = False) -> None:
+def make_video_filter(folder: Path, *, full: bool = False, grim: bool = False) -> None:
     """SigLIP in the hub cache that NVIDIA ships it in, and a classifier that dislikes one colour.
 
     The classifier measures how near a frame's features are to those of the colour.
@@ -189,6 +192,8 @@ def make_video_filter(folder: Path, *, full: bool = False) -> None:
     tensors = {f"network.layers.{name}": value for name, value in _plain_classifier(width).items()}
     if not full:
         _dislike(tensors, siglip.vision_model, sizes["image_size"])
+    if grim:
+        tensors["network.layers.6.bias"][2] = 5
     torch.save({"model": tensors, "step": 1}, folder / "safety_filter.pt")
 
 

@@ -25,6 +25,7 @@ GUARDRAIL: Final = "nvidia/Cosmos-Guardrail1"
 LLAMA_GUARD: Final = "meta-llama/Llama-Guard-3-8B"
 QWEN: Final = "Qwen/Qwen2.5-VL-7B-Instruct"
 REASON1: Final = "nvidia/Cosmos-Reason1-7B"
+COMPANIONS: Final = (GUARDRAIL, LLAMA_GUARD, QWEN, REASON1)
 
 _FILTER: Final = "video_content_safety_filter"
 _SIGLIP: Final = "google/siglip-so400m-patch14-384"

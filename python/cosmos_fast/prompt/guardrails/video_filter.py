@@ -67,16 +67,18 @@ class FrameClassifier(nn.Module):
 
 
 def fitted(frames_BHWC: torch.Tensor, pixels: int) -> torch.Tensor:
-    """Frames as SigLIP's processor prepares them: bicubic to a square, rounded, -1 to 1.
+    """Frames as SigLIP's processor prepares them: bicubic to a square, -1 to 1.
+
+    As Pillow does: one way after the other, rounded to whole levels after each.
 
     Returns:
         float32 (B, 3, pixels, pixels).
     """
     frames_BCHW = frames_BHWC.permute(0, 3, 1, 2).float()
-    resized = functional.interpolate(
-        frames_BCHW, size=(pixels, pixels), mode="bicubic", antialias=True
-    )
-    return resized.round_().clamp_(0, 255) / 127.5 - 1
+    for size in ((frames_BCHW.shape[-2], pixels), (pixels, pixels)):
+        resized = functional.interpolate(frames_BCHW, size=size, mode="bicubic", antialias=True)
+        frames_BCHW = resized.round_().clamp_(0, 255)
+    return frames_BCHW / 127.5 - 1
 
 
 class VideoFilter:
