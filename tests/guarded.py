@@ -72,7 +72,7 @@ class Check:
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
-    def work(*_: object) -> Any:
+    def work(*_: object, **__: object) -> Any:
         raise error
 
     return work

@@ -160,7 +160,7 @@ def make_upsampler(folder: Path) -> None:
         do_sample=True, temperature=1.0, top_p=0.9, top_k=50, repetition_penalty=1.0,
         eos_token_id=vocabulary["<|im_end|>"],
     )  # fmt: skip
-    qwen.bfloat16().save_pretrained(folder)
+    qwen.save_pretrained(folder)
     sizes = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280, "patch_size": 14}
     picture = {
         **sizes, "temporal_patch_size": 2, "merge_size": 2,

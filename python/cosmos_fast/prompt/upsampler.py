@@ -112,7 +112,7 @@ def upsample(upsampler: Upsampler, prompt: str, frames: Frames, seed: int) -> tu
         ) from error
     if not isinstance(raw, str):
         raise CosmosFastError(
-            f"the prompt upsampler {name} gave back a {type(raw).__name__}; a text is needed"
+            f"the prompt upsampler {name} gave back a {type(raw).__name__} and no text; {cure}"
         )
     text = cleaned(raw)
     if len(text.split()) < LEAST_WORDS:
