@@ -11,23 +11,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from harness import Timing, machine, measure
 
 from cosmos_fast.prompt.guardrails import FaceBlur, VideoFilter
-from cosmos_fast.prompt.guardrails import video_filter as filter_module
-from cosmos_fast.prompt.guardrails.face_blur import faces
+from cosmos_fast.prompt.guardrails.face_blur import faces, load_retinaface
 from cosmos_fast.prompt.guardrails.retinaface import anchors
+from cosmos_fast.prompt.guardrails.video_filter import load_classifier
 from cosmos_fast.types import Frames
 from cosmos_fast.weights import find_guardrail, read_tensors
-from harness import Timing, machine, measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+MAKER = Path(__file__).resolve().parent.parent / "tools" / "random_companions.py"
 
 
 def main() -> None:
@@ -45,9 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         root = options.checkpoints or Path(made)
         if options.checkpoints is None:
-            from tools.random_companions import make_guardrail
-
-            make_guardrail(root, full=True)
+            subprocess.run([sys.executable, MAKER, "--full", "--out", root], check=True)
         run(root, options)
 
 
@@ -98,10 +101,10 @@ def one_at_a_time(
 ) -> dict[str, Callable[[], object]]:
     """The reference's way: float32, a frame at a time, its verdict awaited before the next."""
     files = find_guardrail([root], None)
-    at = torch.device("cpu")  # where the loader keeps float32
-    classifier = filter_module._load(files.siglip, files.classifier, at, at, read_tensors)
-    classifier = classifier.to(device)
-    blur = FaceBlur(files.faces, device, read_tensors, "device")
+    classifier = load_classifier(
+        files.siglip, files.classifier, device, torch.float32, read_tensors
+    )
+    detector = load_retinaface(files.faces, device, read_tensors)
     table = anchors(pixels.shape[1], pixels.shape[2], device)
 
     @torch.no_grad()
@@ -111,9 +114,8 @@ def one_at_a_time(
 
     @torch.no_grad()
     def find() -> None:
-        with blur._seat.taken() as network:
-            for frame in pixels:
-                faces(network, frame[None], table)
+        for frame in pixels:
+            faces(detector, frame[None], table)
 
     return {"video filter": classify, "face blur": find}
 

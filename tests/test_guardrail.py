@@ -20,7 +20,7 @@ from guarded import MODEL, PROMPT, Check, copied, guarded_world, inverted
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
 NEGATIVE = "Blurred and jerky."
-SMALL = {"num_steps": 1, "num_frames": 9, "size": (32, 48)}
+SMALL: dict[str, Any] = {"num_steps": 1, "num_frames": 9, "size": (32, 48)}
 
 
 @pytest.fixture(scope="module")

@@ -269,7 +269,7 @@ def test_a_network_is_filled_without_a_draw_and_keeps_its_tables(unchanged_globa
 
     tensors = {"linear.weight": torch.ones(2, 3), "linear.bias": torch.zeros(2)}
     with unchanged_globals():
-        network = filled(Small, {**tensors, "probe": torch.ones(4)}, Path("a.pt"))
+        network: Any = filled(Small, {**tensors, "probe": torch.ones(4)}, Path("a.pt"))
     assert network.table.tolist() == [0, 0.5, 1, 1.5, 2]
     assert network.linear(torch.ones(3)).tolist() == [3, 3]
     assert not network.training

@@ -27,7 +27,7 @@ from guarded import QWEN, Check, copied, guarded_world, raising, rewritten
 
 CPU = torch.device("cpu")
 PICTURE = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
-SMALL = {"num_steps": 1, "num_frames": 9, "size": (32, 48), "guidance": 0}
+SMALL: dict[str, Any] = {"num_steps": 1, "num_frames": 9, "size": (32, 48), "guidance": 0}
 LONG = "The kettle stands on the stove and steam rises from its spout."
 
 
@@ -66,7 +66,7 @@ def test_a_prompt_cannot_speak_as_the_frame_of_the_chat(qwen: QwenUpsampler) -> 
 def test_only_ascii_is_drawn(qwen: QwenUpsampler, companions: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(companions / QWEN)  # type: ignore[no-untyped-call]
+    tokenizer: Any = AutoTokenizer.from_pretrained(companions / QWEN)
     unwanted = not_ascii(tokenizer, len(tokenizer) + 3)
     words = {token: index for token, index in tokenizer.get_vocab().items() if unwanted[index]}
     assert set(words) == {"naïve"}

@@ -39,7 +39,7 @@ class FaceBlur:
             read: reads the tensors.
             placement: where it stays between videos.
         """
-        self._seat = Seat(lambda at: _load(weights, at, read), device, placement)
+        self._seat = Seat(lambda at: load_retinaface(weights, at, read), device, placement)
         self._device = device
 
     def load(self) -> None:
@@ -121,7 +121,11 @@ def _within(box: list[float], height: int, width: int) -> tuple[int, int, int, i
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
-def _load(weights: Path, device: torch.device, read: ReadTensors) -> RetinaFace:
+def load_retinaface(weights: Path, device: torch.device, read: ReadTensors) -> RetinaFace:
+    """
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another network.
+    """
     tensors = read(weights, device=device, dtype=torch.float32, rename=stored_name)
     network = filled(RetinaFace, tensors, weights).to(device)
     if device.type == "cuda":

@@ -102,7 +102,11 @@ class VideoFilter:
             read: reads the tensors.
             placement: where it stays between videos.
         """
-        self._seat = Seat(lambda at: _load(siglip, classifier, at, device, read), device, placement)
+        # Half precision has as many digits as TF32, in which matrix products often run.
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self._seat = Seat(
+            lambda at: load_classifier(siglip, classifier, at, dtype, read), device, placement
+        )
         self._device = device
 
     def load(self) -> None:
@@ -131,9 +135,20 @@ class VideoFilter:
         return Verdict(True, details=details)
 
 
-def _load(
-    siglip: Path, classifier: Path, at: torch.device, device: torch.device, read: ReadTensors
+def load_classifier(
+    siglip: Path, classifier: Path, device: torch.device, dtype: torch.dtype, read: ReadTensors
 ) -> FrameClassifier:
+    """
+    Args:
+        siglip: folder of a SigLIP model.
+        classifier: ``safety_filter.pt``.
+        device: where it is wanted.
+        dtype: of SigLIP; the classifier runs in float32.
+        read: reads the tensors.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or no SigLIP.
+    """
     with untraced():
         from transformers import AutoConfig, SiglipConfig, SiglipVisionConfig, SiglipVisionModel
 
@@ -159,14 +174,12 @@ def _load(
             return None  # the text tower, scale and bias
         return f"siglip.{name if inner else name.removeprefix('vision_model.')}"
 
-    # Half precision has as many digits as the TF32 of the reference's matrix products.
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    tensors = read(siglip, device=at, dtype=dtype, rename=tower_name)
+    tensors = read(siglip, device=device, dtype=dtype, rename=tower_name)
     tensors |= read(
         classifier,
-        device=at,
+        device=device,
         dtype=torch.float32,
         rename=lambda name: name.removeprefix("network."),
         inside="model",
     )
-    return filled(build, tensors, classifier).to(at)
+    return filled(build, tensors, classifier).to(device)
