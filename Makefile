@@ -6,10 +6,12 @@
 #   make lint    format, lint, types, floors, stub, licences and advisories
 #   make parity  how far we are from what we must agree with; writes the table of BENCHMARKS.md
 #   make eval    how well the ball world's videos follow the simulator, on 32 held-out scenes
-#   make bench   speed of the kernels beside their rivals, on this machine's GPU
+#   make bench   speed beside the rivals on this machine's GPU: kernels, a forward, the VAE, whole
+#                runs; writes benches/results/ and the tables and charts of BENCHMARKS.md
 #   make wheel   the wheel and the sdist, looked into
 #   make matrix  the wheel in empty environments: old and new Pythons and dependencies
 #   make soak    500 small clips in one process: memory, descriptors, threads, children
+#   make fuzz    10 000 damaged media files, and 1000 runs of ffmpeg that leave nothing behind
 #   make lock    requirements/dev.lock from requirements/dev.in
 #   make clean   what the targets above made, .venv included
 
@@ -32,7 +34,7 @@ NAMELESS := --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo \
 	--remap-path-prefix=$(CURDIR)=cosmos-fast
 
 .PHONY: help setup demo test parity lint lint-style lint-types lint-floors lint-rust lint-audit \
-	eval bench wheel matrix soak lock clean
+	eval bench wheel matrix soak fuzz lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -86,10 +88,11 @@ lint-audit: setup
 eval: setup
 	$(PYTHON) -m tools.ballworld.evaluate $(ARGS)
 
-bench: setup
+bench: setup  # ARGS="--only forward" for one of them; benches/h200.md has the long list
 	@$(PYTHON) -c "import sys, torch; \
 		torch.cuda.is_available() or sys.exit('make: bench needs a CUDA device, and torch sees none')"
-	for bench in benches/bench_*.py; do $(PYTHON) $$bench $(ARGS) || exit 1; done
+	$(PYTHON) -m cosmos_fast bench --save benches/results $(ARGS)
+	$(PYTHON) benches/render.py
 
 wheel: setup
 	rm -rf dist
@@ -102,6 +105,12 @@ matrix: wheel  # ARGS="--interpreter /path/to/python3.12" where it is not on PAT
 
 soak: setup
 	$(PYTHON) tools/soak.py $(ARGS)
+
+fuzz: setup  # ARGS="-k mkv" for one kind of file; COSMOS_FAST_SOAK_SEED=1 for other damage
+	COSMOS_FAST_SOAK_FILES=$${COSMOS_FAST_SOAK_FILES:-10000} \
+	COSMOS_FAST_SOAK_RUNS=$${COSMOS_FAST_SOAK_RUNS:-1000} \
+		$(PYTHON) -m pytest --timeout 0 tests/test_media_mutations.py \
+		tests/test_media_fake_ffmpeg.py::test_runs_leave_no_process_descriptor_or_thread $(ARGS)
 
 lock: .venv/.dependencies
 	$(VENV)/bin/uv pip compile requirements/dev.in --universal --python-version 3.11 --upgrade \

@@ -141,7 +141,7 @@ def test_details_add_up_over_the_pieces_of_a_video(world: Path, tmp_path: Path) 
         tmp_path / "a.mp4", PICTURE, cf.NO_TEXT, guidance=0, **(SMALL | {"num_frames": 33})
     )
     [one] = clip.report.guardrail["checks"]
-    assert one["details"] == {"frames": 33, "doubt": 2.5}  # 25 and 8 frames together
+    assert one["details"] == {"frames": 33, "doubt": 2.9}  # 29 and 4 frames together
 
 
 def test_a_check_left_out_on_purpose_is_on_record(world: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import cosmos_fast as cf
+from cosmos_fast.parallel import Ranks
 from cosmos_fast.report import Clock
 from cosmos_fast.types import Frames
 from cosmos_fast.weights import find_checkpoint
@@ -51,7 +52,7 @@ def root(companions: Path, tmp_path: Path) -> Path:
 
 def at_work(world: Path, root: Path) -> Desk:
     """The default guardrail of ``world``, found below ``root`` and loaded, without the model."""
-    desk = Desk("default", None, CPU, root)
+    desk = Desk("default", None, CPU, root, Ranks(None, CPU))
     desk.find(find_checkpoint(world, checkpoint_root=root))
     desk.load(Clock(CPU))
     return desk

@@ -92,6 +92,7 @@ def test_token_tensors_are_those_of_the_block() -> None:
         head_norm=lambda x, *_: x,
         layernorm_modulate=lambda x, *_: torch.empty_like(x),
         gated_residual=lambda x, *_: x,
+        gated_layernorm_modulate=lambda x, gate, y, *_: (x, y),
         attention=attend,
     )
     with torch.device("meta"):

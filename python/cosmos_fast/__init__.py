@@ -20,15 +20,28 @@ from cosmos_fast.errors import (
     InputError,
     MediaError,
     MemoryPlanError,
+    RankLost,
 )
+from cosmos_fast.parallel import Parallel
 from cosmos_fast.prompt import DefaultGuardrail, Guardrail, NoCheck, NoGuardrail, Verdict
 from cosmos_fast.prompt.chat import ChatUpsampler
 from cosmos_fast.prompt.upsampler import PromptUpsampler
 from cosmos_fast.report import Report
-from cosmos_fast.types import NO_TEXT, Conditioning, Frames, Latents, Size, TextEmbedding
+from cosmos_fast.types import (
+    NO_TEXT,
+    ActionSpec,
+    Conditioning,
+    Frames,
+    Latents,
+    Size,
+    TextEmbedding,
+)
+from cosmos_fast.world import BatchFrames, World, WorldState, WorldStep
 
 __all__ = [
     "NO_TEXT",
+    "ActionSpec",
+    "BatchFrames",
     "Cancelled",
     "ChatUpsampler",
     "CheckpointError",
@@ -47,12 +60,17 @@ __all__ = [
     "MemoryPlanError",
     "NoCheck",
     "NoGuardrail",
+    "Parallel",
     "Profile",
     "PromptUpsampler",
+    "RankLost",
     "Report",
     "Size",
     "TextEmbedding",
     "Verdict",
     "Video2World",
+    "World",
+    "WorldState",
+    "WorldStep",
     "__version__",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import torch
 
@@ -23,8 +23,19 @@ from cosmos_fast.errors import (
 )
 from cosmos_fast.media import Fit, frames_from
 from cosmos_fast.model.flops import forward_flops
-from cosmos_fast.model.pixels import to_pixels, to_video
-from cosmos_fast.parts import Parts, Precision, choose_device, choose_precision, load_parts
+from cosmos_fast.model.graphs import GraphedDiT
+from cosmos_fast.model.modulations import StepModulations
+from cosmos_fast.model.pixels import to_pixels, to_video, with_host_copies
+from cosmos_fast.parallel import Parallel, Ranks
+from cosmos_fast.parts import (
+    Parts,
+    Precision,
+    TextPrecision,
+    choose_device,
+    choose_precision,
+    load_parts,
+    vae_identity,
+)
 from cosmos_fast.prompt import joined
 from cosmos_fast.report import (
     Clock,
@@ -35,7 +46,14 @@ from cosmos_fast.report import (
     versions,
 )
 from cosmos_fast.request import Options, Recipe, Request, resolve
-from cosmos_fast.sampling import SIGMA_MAX, adams_bashforth, denoiser, guided, reference_noise
+from cosmos_fast.sampling import (
+    SIGMA_MAX,
+    adams_bashforth,
+    denoiser,
+    frame_times,
+    guided,
+    reference_noise,
+)
 from cosmos_fast.turns import Turns
 from cosmos_fast.types import (
     NO_TEXT,
@@ -46,22 +64,17 @@ from cosmos_fast.types import (
     TextEmbedding,
     TokenLayout,
 )
-from cosmos_fast.wording import Desk
+from cosmos_fast.wording import Desk, Wording
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from cosmos_fast.config import Profile
-    from cosmos_fast.prompt import GuardrailChoice, Inspection
-    from cosmos_fast.prompt.upsampler import UpsamplerChoice, UpsamplerRecord
-    from cosmos_fast.sampling import Predictor
+    from cosmos_fast.prompt import GuardrailChoice, GuardrailRecord, Inspection
+    from cosmos_fast.prompt.upsampler import UpsamplerChoice
+    from cosmos_fast.sampling import Predictor, Velocity
     from cosmos_fast.sampling.solver import CancelToken, StepCallback
-
-Value = TypeVar("Value")
-
-CHECKED_TOGETHER = 24
-"""Frames that the guardrail looks at together while a video is written."""
 
 
 class Video2World:
@@ -71,9 +84,11 @@ class Video2World:
     the caller's current CUDA stream. The process around it is left as it was.
     """
 
-    def __init__(self, parts: Parts, desk: Desk) -> None:
+    def __init__(self, parts: Parts, desk: Desk, ranks: Ranks | None = None) -> None:
         self._parts = parts
         self._desk = desk
+        self._ranks = ranks or Ranks(None, parts.device)
+        self._dit = GraphedDiT(parts.dit)
         self._turns = Turns()
         self._lost: str | None = None
 
@@ -94,10 +109,13 @@ class Video2World:
         checkpoint_root: str | os.PathLike[str] | None = None,
         vae: str | os.PathLike[str] | None = None,
         text_encoder: str | os.PathLike[str] | None = None,
+        text_precision: TextPrecision = "stored",
         tokenizer: str | os.PathLike[str] | None = None,
+        ema: bool = False,
         profile: Profile | None = None,
         rope_table: RopeTable = "reference",
         prompt_cache: bool = True,
+        parallel: Parallel | None = None,
         on_stage: StageCallback | None = None,
     ) -> Self:
         """Loads a checkpoint.
@@ -109,7 +127,7 @@ class Video2World:
             revision, token, local_files_only: as in huggingface_hub.
             device: "auto" is the current CUDA device where there is one, else the CPU.
             precision: "bf16" or "fp32" of the transformer and the VAE; "auto" is bf16 on CUDA and
-                fp32 on a CPU. The text encoder keeps the precision it is stored in.
+                fp32 on a CPU.
             memory: "auto" and "resident" keep all weights on the device.
             guardrail: "default" is the reference's, which must be there, and none for a toy world;
                 ``DefaultGuardrail(...)`` with settings, a ``Guardrail`` of your own checks, or
@@ -120,15 +138,21 @@ class Video2World:
             checkpoint_root: folder below which helper checkpoints (VAE, T5, guardrail, upsampler)
                 are looked up.
             vae, text_encoder, tokenizer: paths that replace what was found.
+            text_precision: "stored" runs the text encoder as its files hold it, "bf16" and "fp32"
+                otherwise; prompts cached for one are not used for another.
+            ema: take the moving average of a training checkpoint's weights (``net_ema.``).
             profile: replaces what the checkpoint implies.
             rope_table: "reference" or "float32" rotary angles.
             prompt_cache: keep prompt embeddings on disk, keyed by their content.
+            parallel: the ranks that make each video together; all of them load an engine and make
+                the same calls.
             on_stage: told when a stage of loading starts and ends.
 
         Raises:
             CheckpointError: missing, ambiguous, incomplete or damaged checkpoint.
             GuardrailBlocked: the guardrail is missing, incomplete or damaged.
             InputError: a setting that does not exist.
+            RankLost: another rank failed to load, or is gone.
         """
         if memory not in ("auto", "resident"):
             raise InputError(
@@ -137,30 +161,36 @@ class Video2World:
             )
         place = choose_device(device)
         clock = Clock(place, on_stage)
-        desk = Desk(guardrail, upsampler, place, checkpoint_root)
-        parts = load_parts(
-            source,
-            device=place,
-            dtype=choose_precision(precision, place),
-            rope_table=rope_table,
-            environment=Environment.read(),
-            prompt_cache=prompt_cache,
-            clock=clock,
-            on_found=desk.find,
-            find={
-                "variant": variant,
-                "revision": revision,
-                "token": token,
-                "local_files_only": local_files_only,
-                "checkpoint_root": checkpoint_root,
-                "vae": vae,
-                "text_encoder": text_encoder,
-                "tokenizer": tokenizer,
-                "profile": profile,
-            },
-        )
-        desk.load(clock)
-        return cls(parts, desk)
+        ranks = Ranks(parallel, place)
+        desk = Desk(guardrail, upsampler, place, checkpoint_root, ranks)
+        same = (str(source), variant, revision, precision, rope_table, ema, text_precision)
+        with ranks.together(same):
+            parts = load_parts(
+                source,
+                device=place,
+                dtype=choose_precision(precision, place),
+                rope_table=rope_table,
+                environment=Environment.read(),
+                prompt_cache=prompt_cache,
+                clock=clock,
+                text_precision=text_precision,
+                ranks=ranks,
+                on_found=desk.find,
+                find={
+                    "variant": variant,
+                    "revision": revision,
+                    "token": token,
+                    "local_files_only": local_files_only,
+                    "checkpoint_root": checkpoint_root,
+                    "vae": vae,
+                    "text_encoder": text_encoder,
+                    "tokenizer": tokenizer,
+                    "profile": profile,
+                    "ema": ema,
+                },
+            )
+            desk.load(clock)
+            return cls(parts, desk, ranks)
 
     @property
     def profile(self) -> Profile:
@@ -218,7 +248,7 @@ class Video2World:
 
         Raises:
             GuardrailBlocked: a prompt or the video was refused, or could not be checked.
-            InputError, MediaError, Cancelled, MemoryPlanError, DeviceLost.
+            InputError, MediaError, Cancelled, MemoryPlanError, DeviceLost, RankLost.
         """
         request = resolve(
             self.profile,
@@ -235,16 +265,25 @@ class Video2World:
             recipe=recipe,
             upsample=upsample,
         )
-        inspection = self._desk.inspection()
-        with self._run(on_stage) as clock:
-            latents, upsampled = self._sample(request, source, clock, on_step, cancel, inspection)
+        return self._generate(request, source, on_step, on_stage, cancel)
+
+    def _generate(
+        self,
+        request: Request,
+        source: Any,
+        on_step: StepCallback | None,
+        on_stage: StageCallback | None,
+        cancel: CancelToken | None,
+    ) -> Clip:
+        inspection = self.inspection()
+        with self._run(request, on_stage) as clock:
+            cancel = self._ranks.cancel(cancel)
+            latents, wording = self._sample(request, source, clock, on_step, cancel, inspection)
             with clock.stage("decode"):
-                frames = joined(list(self._decode(latents, request, cancel)))
-            if inspection.active:
-                with clock.stage("check video"):
-                    frames = inspection.frames(frames)
-            report = self._report(request, latents, clock, inspection, upsampled)
-        return Clip(frames, Latents(latents, self._parts.vae_identity), report)
+                decoded = self._decode(latents, request, cancel)
+                frames = list(self._desk.checked(decoded, inspection))
+            report = self._report(request, latents, clock, inspection, wording)
+        return Clip(joined(frames), Latents(latents, vae_identity(report.model)), report)
 
     def generate_to(
         self,
@@ -260,26 +299,31 @@ class Video2World:
         cancel: CancelToken | None = None,
         **options: Unpack[Options],
     ) -> Clip:
-        """:meth:`generate` and ``Clip.save`` in one: the video is encoded while it is decoded."""
+        """:meth:`generate` and ``Clip.save`` in one: the video is encoded while it is decoded.
+
+        Of several ranks, the first one writes.
+        """
         request = resolve(self.profile, prompt, negative_prompt, **options)
-        inspection = self._desk.inspection()
-        with self._run(on_stage) as clock:
+        if not self._ranks.first:
+            return self._generate(request, source, on_step, on_stage, cancel)
+        inspection = self.inspection()
+        with self._run(request, on_stage) as clock:
+            cancel = self._ranks.cancel(cancel)
             model = self._parts.identity()
             with ClipWriter(path, request.size, request.fps, model, crf) as writer:
-                latents, upsampled = self._sample(
-                    request, source, clock, on_step, cancel, inspection
-                )
+                latents, wording = self._sample(request, source, clock, on_step, cancel, inspection)
                 frames = []
                 with clock.stage("decode"):
                     decoded = self._decode(latents, request, cancel)
-                    for chunk in inspection.stream(decoded, at_once=CHECKED_TOGETHER):
-                        writer.write(chunk)
+                    chunks = self._desk.checked(decoded, inspection)
+                    for chunk, on_host in with_host_copies(chunks):
+                        writer.write(on_host)
                         frames.append(chunk)
                 with clock.stage("write"):
                     writer.finish()
-                report = self._report(request, latents, clock, inspection, upsampled)
+                report = self._report(request, latents, clock, inspection, wording)
                 writer.publish(report, sidecar)
-        return Clip(joined(frames), Latents(latents, self._parts.vae_identity), report)
+        return Clip(joined(frames), Latents(latents, vae_identity(model)), report)
 
     def stream(
         self,
@@ -308,20 +352,53 @@ class Video2World:
         on_stage: StageCallback | None,
         cancel: CancelToken | None,
     ) -> Iterator[Frames]:
-        inspection = self._desk.inspection()
-        with self._run(on_stage) as clock:
+        inspection = self.inspection()
+        with self._run(request, on_stage) as clock:
+            cancel = self._ranks.cancel(cancel)
             latents, _ = self._sample(request, source, clock, on_step, cancel, inspection)
             decoded = self._decode(latents, request, cancel)
-            yield from inspection.stream(decoded, at_once=1)
+            yield from self._desk.checked(decoded, inspection, at_once=1)
+
+    @property
+    def guardrail(self) -> GuardrailRecord:
+        """What stands between this engine's videos and the world."""
+        return self.inspection().record()
+
+    def inspection(self) -> Inspection:
+        """The guardrail's eyes on one piece of work, for the rooms above."""
+        return self._desk.inspection()
 
     @contextmanager
-    def _run(self, on_stage: StageCallback | None) -> Iterator[Clock]:
+    def lend(self) -> Iterator[Parts]:
+        """The loaded networks, for the rooms above, for as long as it is the caller's turn.
+
+        Raises:
+            DeviceLost, MemoryPlanError: in place of what torch raises inside.
+        """
+        with self._run(None):
+            yield self._parts
+
+    def embed(self, prompt: Prompt) -> TextEmbedding:
+        """What the transformer attends to in place of ``prompt``; from the cache where it is.
+
+        Raises:
+            GuardrailBlocked: the prompt was refused, or could not be checked.
+        """
+        with self._run(None):
+            self._desk.check("prompt", prompt, self.inspection())
+            return self._embed(prompt)
+
+    @contextmanager
+    def _run(
+        self, request: Request | None, on_stage: StageCallback | None = None
+    ) -> Iterator[Clock]:
         """One caller at a time, in order of arrival; device errors become ours."""
         with self._turns:
             if self._lost:
                 raise DeviceLost(f"{self._lost}; start the process again")
             try:
-                yield Clock(self.device, on_stage)
+                with self._ranks.together(request.arguments() if request else None):
+                    yield Clock(self.device, on_stage)
             except torch.OutOfMemoryError as error:
                 raise MemoryPlanError(
                     f"out of memory on {self.device}: choose a smaller size or fewer frames, or "
@@ -344,25 +421,26 @@ class Video2World:
         on_step: StepCallback | None,
         cancel: CancelToken | None,
         inspection: Inspection,
-    ) -> tuple[torch.Tensor, UpsamplerRecord]:
-        """float32 (1, 16, T', h, w): the clean latents of the whole clip."""
+    ) -> tuple[torch.Tensor, Wording | None]:
+        """float32 (1, 16, T', h, w): the clean latents of the whole clip, and the words for it."""
         self._desk.admit(request, inspection, clock)
         with clock.stage("read"):
-            known = frames_from(
-                source,
-                size=request.size,
-                num_frames=request.num_conditional_frames,
-                fit=request.fit,
-                fps=request.fps,
+            known = self._ranks.on_first(
+                lambda: frames_from(
+                    source,
+                    size=request.size,
+                    num_frames=request.num_conditional_frames,
+                    fit=request.fit,
+                    fps=request.fps,
+                )
             )
         wording = self._desk.word(request, known, inspection, clock)
         with clock.stage("text"):
-            text = self._embed(wording.prompt)
-            against = self._embed(request.negative_prompt) if request.uses_guidance else None
+            texts = self._texts(request, wording)
         with clock.stage("encode"):
             given = self._condition(known, request)
         with clock.stage("denoise"):
-            predict = self._predictor(text, against, given, request)
+            predict = self._predictor(texts, given, request)
             noise = reference_noise(request.latent_shape, request.seed).to(self.device)
             latents = adams_bashforth(
                 predict,
@@ -375,7 +453,22 @@ class Video2World:
                 raise CosmosFastError(
                     "the denoised latents are not finite: the checkpoint or the device is at fault"
                 )
-        return latents, wording.upsampler
+        return latents, wording
+
+    def _texts(self, request: Request, wording: Wording | None) -> list[TextEmbedding]:
+        """What the conditional and, with guidance, the unconditional branch attend to."""
+
+        def embedded() -> list[torch.Tensor]:
+            assert wording is not None
+            prompts = [wording.prompt, request.negative_prompt][: 1 + request.uses_guidance]
+            made = [self._embed(prompt) for prompt in prompts]
+            lengths = torch.tensor([each.length for each in made])
+            return [torch.stack([each.rows.to(self.device) for each in made]), lengths]
+
+        rows, lengths = self._ranks.from_first(embedded)
+        return [
+            TextEmbedding(each, int(length)) for each, length in zip(rows, lengths, strict=True)
+        ]
 
     def _embed(self, prompt: Prompt) -> TextEmbedding:
         width = self.profile.dit.text_dim
@@ -390,54 +483,74 @@ class Video2World:
             return prompt
         return self._parts.text.embed(str(prompt))
 
-    def _condition(self, known: Frames, request: Request) -> Conditioning:
+    def _condition(self, known: Frames | None, request: Request) -> Conditioning:
         parts = self._parts
-        latents = parts.vae.encode(to_video(known, parts.device, parts.dtype))
+
+        def encoded() -> list[torch.Tensor]:
+            assert known is not None
+            return [parts.vae.encode(to_video(known, parts.device, parts.dtype))]
+
+        (latents,) = self._ranks.from_first(encoded)
         return Conditioning.from_first_frames(latents, request.num_latent_frames)
 
     def _predictor(
         self,
-        text: TextEmbedding,
-        against: TextEmbedding | None,
+        texts: list[TextEmbedding],
         given: Conditioning,
         request: Request,
     ) -> Predictor:
         """Guided prediction; what does not change over the run is made here, once."""
-        dit, patch = self._parts.dit, self.profile.dit.patch
-        _, _, frames, height, width = request.latent_shape
-        layout = TokenLayout((frames, height // patch, width // patch))
+        dit, heads = self._parts.dit, self.profile.dit.num_heads
+        shares = self._ranks.share(self._layout(request).grid, heads, len(texts))
+        layout = shares.layout
         rope = dit.rope(layout)
-        modulations = OncePerStep(dit.modulations)
+        times_KT = torch.stack([frame_times(given, sigma) for sigma in request.sigmas])
+        modulations = StepModulations(dit, times_KT)
 
-        def branch(embedding: TextEmbedding) -> Predictor:
-            context = dit.text_context(embedding.rows[None].to(self.device))
+        def branch(embedding: TextEmbedding, slot: int) -> Velocity:
+            context = dit.text_context(embedding.rows[None].to(self.device), embedding.length)
 
             def velocity(
                 x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
             ) -> torch.Tensor:
-                flow: torch.Tensor = dit(
-                    x, times, mask, context, layout, rope=rope, modulations=modulations(times, step)
+                vectors = modulations(step)
+                return self._dit(
+                    x, times, mask, context, layout, rope=rope, modulations=vectors, slot=slot
                 )
-                return flow
 
-            return denoiser(velocity, given)
+            return velocity
 
-        unconditional = None if against is None else branch(against)
-        return guided(branch(text), unconditional, request.guidance)
+        own = [
+            branch(text, index) if shares.computes(index) else None
+            for index, text in enumerate(texts)
+        ]
+        predictors = [denoiser(velocity, given) for velocity in shares.joined(own)]
+        return guided(predictors[0], predictors[1] if texts[1:] else None, request.guidance)
 
     def _decode(
         self, latents: torch.Tensor, request: Request, cancel: CancelToken | None
     ) -> Iterator[Frames]:
-        chunks = self._parts.vae.decode_chunks(latents)
-        while True:
-            if cancel is not None and cancel.is_set():
-                raise Cancelled("cancelled while decoding")
-            with torch.no_grad():
-                chunk = next(chunks, None)
-                if chunk is None:
-                    return
-                pixels = to_pixels(chunk)
-            yield Frames(pixels, request.fps)
+        vae = self._parts.vae
+        chunks = vae.decode_chunks(latents)
+        with self._ranks.rows(*vae.shareable, rows=latents.shape[-2]) as gathered:
+            while True:
+                if cancel is not None and cancel.is_set():
+                    raise Cancelled("cancelled while decoding")
+                with torch.no_grad():
+                    chunk = next(chunks, None)
+                    if chunk is None:
+                        return
+                    pixels = gathered(to_pixels(chunk))
+                yield Frames(pixels, request.fps)
+
+    def _launches(self, request: Request) -> str:
+        graphs = self._dit.replays(self._layout(request), self.device)
+        return "cuda graph" if graphs else "one by one"
+
+    def _layout(self, request: Request) -> TokenLayout:
+        _, _, frames, height, width = request.latent_shape
+        patch = self.profile.dit.patch
+        return TokenLayout((frames, height // patch, width // patch))
 
     def _report(
         self,
@@ -445,41 +558,30 @@ class Video2World:
         latents: torch.Tensor,
         clock: Clock,
         inspection: Inspection,
-        upsampled: UpsamplerRecord,
+        wording: Wording | None,
     ) -> Report:
         parts = self._parts
         branches = 2 if request.uses_guidance else 1
+        shared = (stage.seconds for stage in clock.stages if stage.name in ("denoise", "decode"))
         return Report(
             arguments=request.arguments(),
             stages=tuple(clock.stages),
             step_seconds=clock.step_seconds(),
             forwards_per_step=branches,
             flops_per_forward=forward_flops(self.profile.dit, request.latent_shape[2:]).total,
-            backends=dict(parts.ops.names),
+            backends={**parts.ops.names, "launches": self._launches(request)},
             device=parts.device_name,
             precision=str(parts.dtype).removeprefix("torch."),
-            guardrail=inspection.record().as_dict(),
-            upsampler=upsampled.as_dict(),
-            model=parts.identity(),
+            guardrail=self._ranks.same(lambda: inspection.record().as_dict()),
+            upsampler=self._ranks.same(lambda: wording.as_dict() if wording is not None else {}),
+            model=self._ranks.same(parts.identity),
             latents_sha256=hashlib.sha256(latents.cpu().numpy().tobytes()).hexdigest(),
             peak_device_bytes=peak_device_bytes(self.device),
             peak_host_bytes=peak_host_bytes(),
+            parallel=self._ranks.account(sum(shared)),
             notes=request.notes,
             versions=versions(),
         )
-
-
-class OncePerStep(Generic[Value]):
-    """A function of time that both branches of guidance share: evaluated once a step."""
-
-    def __init__(self, function: Callable[[torch.Tensor], Value]) -> None:
-        self._function = function
-        self._last: tuple[int, Value] | None = None
-
-    def __call__(self, times: torch.Tensor, step: int) -> Value:
-        if self._last is None or self._last[0] != step:
-            self._last = (step, self._function(times))
-        return self._last[1]
 
 
 def _marking(clock: Clock, on_step: StepCallback | None) -> StepCallback:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import torch
@@ -23,16 +23,19 @@ from cosmos_fast.weights import digests, find_checkpoint, load_dit, load_text_en
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import nn
 
     from cosmos_fast.config import Environment, Profile, RopeTable
+    from cosmos_fast.parallel import Ranks
     from cosmos_fast.report import Clock
     from cosmos_fast.weights import CheckpointFiles
 
 Precision = Literal["bf16", "fp32"]
-"""Of the transformer and the VAE; the text encoder keeps the precision it is stored in."""
+"""Of the transformer and the VAE."""
+TextPrecision = Literal["stored", "bf16", "fp32"]
+"""Of the text encoder."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Value = TypeVar("Value")
@@ -91,11 +94,6 @@ class Parts:
     load_stages: dict[str, float]
 
     @property
-    def vae_identity(self) -> str:
-        """Digest of the VAE's file: latents belong to it."""
-        return next(value for name, value in self.digests.get().items() if name.startswith("vae/"))
-
-    @property
     def device_name(self) -> str:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
@@ -109,10 +107,17 @@ class Parts:
             "source": self.files.source,
             "layout": self.files.layout,
             "revision": self.files.revision,
+            "ema": self.files.ema,
             "rope_table": self.dit.rope_table,
             "sha256": self.digests.get(),
             "load_seconds": self.load_stages,
         }
+
+
+def vae_identity(model: Mapping[str, Any]) -> str:
+    """Digest of the VAE's file, from :meth:`Parts.identity`: latents belong to it."""
+    digests_by_name: Mapping[str, str] = model["sha256"]
+    return next(value for name, value in digests_by_name.items() if name.startswith("vae/"))
 
 
 def load_parts(
@@ -125,32 +130,45 @@ def load_parts(
     environment: Environment,
     prompt_cache: bool,
     clock: Clock,
+    ranks: Ranks,
+    text_precision: TextPrecision = "stored",
     on_found: Callable[[CheckpointFiles], None] = lambda _: None,
 ) -> Parts:
     """Finds and loads a checkpoint; the text encoder waits for the first unknown prompt.
 
     Args:
         find: the further arguments of :func:`find_checkpoint`.
+        ranks: who shares the work. Only the first has digests of the files and embeds prompts.
         on_found: told of the files before any weight is read; may refuse.
     """
     if rope_table not in ("reference", "float32"):
         raise InputError(f'{rope_table = }: "reference" or "float32" is needed')
+    if text_precision != "stored" and text_precision not in _DTYPES:
+        raise InputError(f'{text_precision = }: "stored", "bf16" or "fp32" is needed')
     with clock.stage("find checkpoint"):
         files = find_checkpoint(source if isinstance(source, str) else str(source), **find)
         on_found(files)
-    ops = Ops.select(device, dtype)
+    ops = Ops.select(device, dtype, head_dim=files.profile.dit.head_dim)
+    ops = replace(ops, attention=ranks.attention(ops.attention))
     with clock.stage("load transformer"):
         dit = _filled(
             lambda: DiT(files.profile.dit, ops, rope_table), load_dit(files, device, dtype)
         )
     with clock.stage("load VAE"):
-        vae = _filled(lambda: VAE(files.profile.vae), load_vae(files, device, dtype))
+        # Ranks share the decoder's rows through its modules, which the fused decoder leaves out.
+        fused = ops if ranks.size == 1 else None
+        vae = _filled(lambda: VAE(files.profile.vae, fused), load_vae(files, device, dtype))
+
+    def text_identity() -> str:
+        stored = files.text_identity()
+        return stored if text_precision == "stored" else f"{stored} {text_precision}"
+
     cache = None
     if prompt_cache and (files.text_encoder is not None or files.hub is not None):
-        cache = PromptCache(environment.cache / "text", files.text_identity)
+        cache = PromptCache(environment.cache / "text", text_identity)
 
     def load_text() -> TextEncoder:
-        config, parameters = load_text_encoder(files, device)
+        config, parameters = load_text_encoder(files, device, _DTYPES.get(text_precision))
         _, tokenizer = files.require_text()
         return TextEncoder.from_parameters(config, parameters, load_tokenizer(tokenizer))
 
@@ -163,7 +181,7 @@ def load_parts(
         text=CachedTextEncoder(load_text, cache),
         ops=ops,
         files=files,
-        digests=Later(lambda: digests(files)),
+        digests=Later(lambda: digests(files) if ranks.first else {}),
         load_stages={stage.name: round(stage.seconds, 3) for stage in clock.stages},
     )
 

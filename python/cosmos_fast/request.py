@@ -123,6 +123,10 @@ def resolve(
         InputError: a value is of the wrong type or out of range.
     """
     notes: list[str] = []
+    if profile.actions is not None:
+        raise InputError(
+            f"{profile.name} predicts what follows actions: use cosmos_fast.World and its step()"
+        )
     if recipe != "lossless":
         raise InputError(f'{recipe = }: only "lossless" exists in this version')
     if fit not in get_args(Fit):

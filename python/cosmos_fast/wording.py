@@ -9,10 +9,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cosmos_fast.errors import CheckpointError, GuardrailBlocked, InputError
-from cosmos_fast.prompt import DefaultGuardrail, Gate, Guardrail, Inspection, choose_gate
+from cosmos_fast.prompt import (
+    DefaultGuardrail,
+    Gate,
+    Guardrail,
+    Inspection,
+    choose_gate,
+    grouped,
+)
 from cosmos_fast.prompt.guardrails import GuardrailFolders, cosmos_guardrail
 from cosmos_fast.prompt.upsampler import (
     PromptUpsampler,
@@ -23,19 +30,20 @@ from cosmos_fast.prompt.upsampler import (
     upsample,
 )
 from cosmos_fast.prompt.vision_language import QwenUpsampler
-from cosmos_fast.types import Prompt, TextEmbedding
+from cosmos_fast.types import Frames, Prompt, TextEmbedding
 from cosmos_fast.weights import companion_roots, find_guardrail, find_upsampler, read_tensors
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any
 
     import torch
 
+    from cosmos_fast.parallel import Ranks
     from cosmos_fast.prompt import GuardrailChoice
     from cosmos_fast.report import Clock
     from cosmos_fast.request import Request
-    from cosmos_fast.types import Frames
     from cosmos_fast.weights import CheckpointFiles
     from cosmos_fast.weights.hub import HubAccess
 
@@ -47,9 +55,17 @@ class Wording:
     prompt: Prompt
     upsampler: UpsamplerRecord
 
+    def as_dict(self) -> dict[str, Any]:
+        """What the report says of the upsampler."""
+        return self.upsampler.as_dict()
+
+
+CHECKED_TOGETHER: Final = 29
+"""Frames that the guardrail looks at together, at least: 1 and 28 first, then 32 at a time."""
+
 
 class Desk:
-    """The guardrail and the upsampler of one engine."""
+    """The guardrail and the upsampler of one engine. Of several ranks, the first one has them."""
 
     def __init__(
         self,
@@ -57,12 +73,14 @@ class Desk:
         upsampler: UpsamplerChoice,
         device: torch.device,
         checkpoint_root: str | os.PathLike[str] | None,
+        ranks: Ranks,
     ) -> None:
         self._choices = guardrail, upsampler
-        self._device = device
+        self._device, self._ranks = device, ranks
         self._root = None if checkpoint_root is None else Path(checkpoint_root).expanduser()
         self._gate = Gate.open("none", "not checked", "no checkpoint was found")
         self._upsampler: Upsampler | None = None
+        self._guarded = False
 
     def find(self, files: CheckpointFiles) -> None:
         """Looks for what a checkpoint needs beside it; reads no weights.
@@ -72,6 +90,8 @@ class Desk:
             CheckpointError: the upsampler is not there.
             InputError: a choice that does not exist.
         """
+        if not self._ranks.first:
+            return
         guardrail, upsampler = self._choices
         roots = companion_roots(files, self._root)
         access = files.hub.access if files.hub is not None else None
@@ -89,6 +109,10 @@ class Desk:
             GuardrailBlocked: a check of the guardrail cannot be loaded.
             CheckpointError: the upsampler cannot be loaded.
         """
+        self._ranks.on_first(lambda: self._load(clock))
+        self._guarded = self._ranks.same(lambda: self._gate.guardrail is not None)
+
+    def _load(self, clock: Clock) -> None:
         if self._gate.guardrail is not None:
             with clock.stage("load guardrail"):
                 self._gate.load()
@@ -106,30 +130,88 @@ class Desk:
         Raises:
             GuardrailBlocked: one is refused, or cannot be read.
         """
-        if not inspection.active:
+        if not self._guarded:
             return
-        with clock.stage("check prompt"):
+
+        def checked() -> None:
             will_be_written = self._writes(request) and request.prompt == ""
             if not will_be_written:
-                _check("prompt", request.prompt, inspection)
+                self.check("prompt", request.prompt, inspection)
             if request.uses_guidance:
-                _check("negative prompt", request.negative_prompt, inspection)
+                self.check("negative prompt", request.negative_prompt, inspection)
+
+        with clock.stage("check prompt"):
+            self._ranks.on_first(checked)
+
+    def check(self, subject: str, prompt: Prompt, inspection: Inspection) -> None:
+        """Has one text checked.
+
+        Raises:
+            GuardrailBlocked: it is refused, or cannot be read.
+        """
+        if isinstance(prompt, TextEmbedding):
+            inspection.refuse(
+                subject,
+                "an embedding cannot be read; give the text, or NoGuardrail(reason=...) "
+                "when loading",
+            )
+        if isinstance(prompt, str):
+            inspection.prompt(subject, prompt)
+
+    def checked(
+        self, chunks: Iterable[Frames], inspection: Inspection, at_once: int = CHECKED_TOGETHER
+    ) -> Iterator[Frames]:
+        """What may be published of a decoded video, on every rank.
+
+        Args:
+            chunks: as the decoder yields them.
+            inspection: of this call.
+            at_once: frames that are looked at together, at least.
+
+        Raises:
+            GuardrailBlocked: a frame is refused, or could not be checked.
+        """
+        if not self._guarded:
+            yield from chunks
+            return
+        for piece in grouped(chunks, at_once):
+
+            def seen(piece: Frames = piece) -> list[torch.Tensor]:
+                return [inspection.frames(piece).to("pt")]
+
+            (pixels,) = self._ranks.from_first(seen)
+            yield Frames(pixels, piece.fps)
 
     def word(
-        self, request: Request, known: Frames, inspection: Inspection, clock: Clock
-    ) -> Wording:
+        self, request: Request, known: Frames | None, inspection: Inspection, clock: Clock
+    ) -> Wording | None:
         """The prompt that the text encoder reads, upsampled and checked where that was asked for.
+
+        Args:
+            request: whose prompt it is.
+            known: the frames that the video continues; None on other ranks than the first.
+            inspection: of this call.
+            clock: of this call.
+
+        Returns:
+            None on other ranks than the first.
 
         Raises:
             GuardrailBlocked: the upsampler's prompt is refused.
             CosmosFastError: the upsampler fails.
         """
+        return self._ranks.on_first(lambda: self._word(request, known, inspection, clock))
+
+    def _word(
+        self, request: Request, known: Frames | None, inspection: Inspection, clock: Clock
+    ) -> Wording:
         if self._upsampler is None:
             return Wording(request.prompt, UpsamplerRecord(None))
         name = name_of(self._upsampler)
         if not self._writes(request):
             reason = "upsample=False" if not request.upsample else "the prompt is no text"
             return Wording(request.prompt, UpsamplerRecord(name, reason=reason))
+        assert known is not None
         start = time.perf_counter()
         with clock.stage("upsample"):
             text, raw = upsample(self._upsampler, str(request.prompt), known, request.seed)
@@ -147,16 +229,6 @@ class Desk:
 
     def _writes(self, request: Request) -> bool:
         return self._upsampler is not None and request.upsample and isinstance(request.prompt, str)
-
-
-def _check(subject: str, prompt: Prompt, inspection: Inspection) -> None:
-    if isinstance(prompt, TextEmbedding):
-        inspection.refuse(
-            subject,
-            "an embedding cannot be read; give the text, or NoGuardrail(reason=...) when loading",
-        )
-    if isinstance(prompt, str):
-        inspection.prompt(subject, prompt)
 
 
 def _guardrail(

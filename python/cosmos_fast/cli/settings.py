@@ -64,6 +64,8 @@ class Settings:
     sidecar: Literal["original", "later"]
     output: Path
     device: str
+    num_gpus: int | None
+    """GPUs that share one video; None is one, or as many as torchrun started processes."""
     precision: Literal["auto", "bf16", "fp32"]
     memory: str
     rope_table: Literal["reference", "float32"]
@@ -152,6 +154,7 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
         sidecar="original" if original else "later",
         output=_output(values),
         device=values.pick("device", "device", default="auto").lower(),
+        num_gpus=values.pick("num_gpus", "num_gpus", default=None),
         precision=values.pick("precision", "precision", default="auto"),
         memory=values.pick("memory", "memory", default="auto").lower(),
         rope_table=values.pick("rope_table", "rope_table", default="reference"),
@@ -168,7 +171,7 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
         guardrail=_guardrail(given),
         guardrail_placement=_guardrail_placement(given),
         dry_run=bool(given.get("dry_run")),
-        notes=idle_notes(given, upsampler_is_off=off),
+        notes=(*idle_notes(given, upsampler_is_off=off), *_quality_notes(given)),
         missing=missing_parts(given),
     )
     settings = replace(settings, origins=MappingProxyType(values.origins))
@@ -351,10 +354,8 @@ def _output(values: _Values) -> Path:
     given = values.given
     if "save_path" in given:
         path: Path = values.pick("output", "save_path", default=None)
-        path = path if path.suffix else path.with_name(f"{path.name}.mp4")
-        if path.suffix.lower() != ".mp4" or path.name.startswith("."):
-            raise UsageError(f"--save_path: {str(path)!r} is not the name of an .mp4 file")
-        return path
+        path = path if path.suffix or not path.name else path.with_name(f"{path.name}.mp4")
+        return _writable(path)
     if values.generation == "later":
         values.set_default("output", "path")
         return Path("output/generated_video.mp4")
@@ -369,8 +370,33 @@ def _output(values: _Values) -> Path:
     return Path(folder, f"{name}.mp4")
 
 
+def _writable(path: Path) -> Path:
+    """``path``, whose name says a kind of video.
+
+    Raises:
+        UsageError: it does not.
+    """
+    from cosmos_fast.errors import InputError
+    from cosmos_fast.media.encoding import kind_of
+
+    try:
+        if path.name.startswith("."):
+            raise InputError(f"{str(path)!r} is an ending without a name")
+        kind_of(path)
+    except InputError as error:
+        raise UsageError(f"--save_path: {error}") from None
+    return path
+
+
 def _without_upsampler(settings: Settings) -> Settings:
     return replace(settings, upsampler="not applicable")
+
+
+def _quality_notes(given: Mapping[str, Any]) -> tuple[str, ...]:
+    suffix = given["save_path"].suffix.lower() if "save_path" in given else ""
+    if "crf" not in given or suffix in ("", ".mp4"):
+        return ()
+    return (f"--crf has no effect: {suffix} is lossless",)
 
 
 def _require_input(settings: Settings, given: Mapping[str, Any]) -> None:

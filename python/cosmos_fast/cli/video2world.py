@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from cosmos_fast.cli.config_file import merge, read_config
 from cosmos_fast.cli.exits import ExitCode, UsageError
 from cosmos_fast.cli.flags import parse_flags, takes
+from cosmos_fast.cli.launch import sharing
 from cosmos_fast.cli.output import print_json, print_rows
 from cosmos_fast.cli.video2world_flags import EXCLUSIVE_FLAGS, VIDEO2WORLD_FLAGS
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cosmos_fast import Clip, Profile, PromptUpsampler, Video2World
+    from cosmos_fast.cli.launch import Place
     from cosmos_fast.cli.progress import Display
     from cosmos_fast.cli.settings import Settings
     from cosmos_fast.prompt import GuardrailChoice
@@ -38,7 +40,11 @@ def video2world(**given: object) -> int:
     settings = read_settings(flags)
     if settings.dry_run:
         return dry_run(settings, as_json=bool(flags.get("json")))
-    clip = make_video(settings)
+    refuse_bad_paths(settings)
+    with sharing(flags, settings) as place:
+        clip = make_video(settings, place)
+    if not place.first:
+        return ExitCode.OK
     if flags.get("json"):
         print_json(result(settings, clip))
     else:
@@ -117,7 +123,7 @@ def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
         origins, notes = plain.pop("origins"), plain.pop("notes")
         del plain["missing"], plain["dry_run"]
         print_rows(
-            (name, "-" if value is None else str(value), origins.get(name, ""))
+            (name, origins.get(name, ""), "-" if value is None else str(value))
             for name, value in plain.items()
         )
         print_rows(("note", note) for note in notes)
@@ -126,23 +132,32 @@ def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
     return code
 
 
-def make_video(settings: Settings) -> Clip:
-    """Loads the model and makes the video, with progress on stderr.
+def refuse_bad_paths(settings: Settings) -> None:
+    """
+    Raises:
+        UsageError: a path is wrong.
+    """
+    from cosmos_fast.cli.paths import path_problems
+
+    problems = path_problems(settings)
+    if problems:
+        raise UsageError("; ".join(problems))
+
+
+def make_video(settings: Settings, place: Place | None = None) -> Clip:
+    """Loads the model and makes the video, with progress on stderr; of several ranks on the first.
 
     Raises:
         UsageError: a path is wrong.
         CosmosFastError: whatever loading or generating raises.
     """
-    from cosmos_fast.cli.paths import path_problems
     from cosmos_fast.cli.progress import showing
 
-    problems = path_problems(settings)
-    if problems:
-        raise UsageError("; ".join(problems))
-    with showing() as display:
+    refuse_bad_paths(settings)
+    with showing(place is None or place.first) as display:
         for note in settings.notes:
             display.say(f"note: {note}")
-        engine = load(settings, display)
+        engine = load(settings, display, place)
         clip = generate(engine, settings, display)
         for note in clip.report.notes:
             display.say(f"note: {note}")
@@ -152,8 +167,8 @@ def make_video(settings: Settings) -> Clip:
     return clip
 
 
-def load(settings: Settings, display: Display) -> Video2World:
-    """The engine that the settings ask for."""
+def load(settings: Settings, display: Display, place: Place | None = None) -> Video2World:
+    """The engine that the settings ask for, for this rank where there are several."""
     from cosmos_fast import Video2World
 
     return Video2World.from_pretrained(
@@ -164,8 +179,11 @@ def load(settings: Settings, display: Display) -> Video2World:
         checkpoint_root=settings.checkpoint_root,
         vae=settings.vae,
         text_encoder=settings.text_encoder,
+        text_precision="bf16" if settings.downcast_text_encoder else "stored",
         tokenizer=settings.tokenizer,
-        device=settings.device,
+        ema=settings.load_ema,
+        device=place.device if place is not None else settings.device,
+        parallel=place.parallel if place is not None else None,
         precision=settings.precision,
         memory=cast("Literal['auto', 'resident']", settings.memory),  # amounts were refused
         rope_table=settings.rope_table,
@@ -228,7 +246,9 @@ def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
 
 def written(output: Path) -> list[Path]:
     """The files of a finished video."""
-    return [output, output.with_suffix(".txt"), output.with_suffix(".json")]
+    from cosmos_fast.clip import companions
+
+    return [output, *companions(output)]
 
 
 def result(settings: Settings, clip: Clip) -> dict[str, Any]:

@@ -99,7 +99,7 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag(
         "load_ema",
         None,
-        "Take the averaged weights (not yet; convert does).",
+        "Take the averaged weights of a training checkpoint.",
         _MODEL,
     ),
     Flag("natten", None, "Take the sparse-attention checkpoint (not yet).", _MODEL),
@@ -137,7 +137,8 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag(
         "save_path",
         Location(),
-        "The mp4 to write, with .txt and .json beside it. Default: output/generated_video.mp4.",
+        "The .mp4 to write, or, without loss, .mkv, .npy or FOLDER/%05d.png; with .txt and .json "
+        "beside it. Default: output/generated_video.mp4.",
         _OUTPUT,
     ),
     Flag(
@@ -211,7 +212,12 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
         "Position table: rounded as NVIDIA's code does, or exact. Default: reference.",
         _MACHINE,
     ),
-    Flag("num_gpus", Integer(1), "GPUs that share one video (only 1 so far).", _MACHINE),
+    Flag(
+        "num_gpus",
+        Integer(1),
+        "GPUs that share one video, a process each. Default: 1, or as many as torchrun started.",
+        _MACHINE,
+    ),
     Flag("offload_diffusion_transformer", None, "Keep it off the device (original).", _MACHINE),
     Flag("offload_tokenizer", None, "Keep the VAE off the device (original).", _MACHINE),
     Flag("offload_text_encoder_model", None, "Keep T5 off the device (original).", _MACHINE),
@@ -219,7 +225,7 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag(
         "downcast_text_encoder",
         None,
-        "Run T5 in bf16 (not yet; convert does).",
+        "Run T5 in bf16, whatever it is stored in.",
         _MACHINE,
     ),
     Flag("use_cuda_graphs", None, "Replay the network as CUDA graphs (not yet).", _MACHINE),

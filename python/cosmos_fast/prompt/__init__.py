@@ -10,7 +10,14 @@ from cosmos_fast.prompt.guardrail import (
     PromptCheck,
     Verdict,
 )
-from cosmos_fast.prompt.inspection import Gate, GuardrailRecord, Inspection, choose_gate, joined
+from cosmos_fast.prompt.inspection import (
+    Gate,
+    GuardrailRecord,
+    Inspection,
+    choose_gate,
+    grouped,
+    joined,
+)
 
 __all__ = [
     "DefaultGuardrail",
@@ -25,5 +32,6 @@ __all__ = [
     "PromptCheck",
     "Verdict",
     "choose_gate",
+    "grouped",
     "joined",
 ]

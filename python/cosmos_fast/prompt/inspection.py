@@ -226,20 +226,6 @@ class Inspection:
             frames = verdict.frames if verdict.frames is not None else frames
         return frames
 
-    def stream(self, chunks: Iterable[Frames], at_once: int) -> Iterator[Frames]:
-        """``chunks``, checked ``at_once`` frames or more together: large batches cost less."""
-        if not self.active:
-            yield from chunks
-            return
-        waiting: list[Frames] = []
-        for chunk in chunks:
-            waiting.append(chunk)
-            if sum(map(len, waiting)) >= at_once:
-                yield self.frames(joined(waiting))
-                waiting = []
-        if waiting:
-            yield self.frames(joined(waiting))
-
     def record(self) -> GuardrailRecord:
         """What to report, now."""
         gate = self._gate
@@ -326,6 +312,18 @@ def choose_gate(choice: object, *, toy: bool, build: Callable[[], Guardrail]) ->
     if toy:
         return Gate.open("default", "not applicable", "toy model")
     return Gate(build(), "default")
+
+
+def grouped(chunks: Iterable[Frames], at_once: int) -> Iterator[Frames]:
+    """Consecutive pieces of one video, ``at_once`` frames or more together: fewer, larger ones."""
+    waiting: list[Frames] = []
+    for chunk in chunks:
+        waiting.append(chunk)
+        if sum(map(len, waiting)) >= at_once:
+            yield joined(waiting)
+            waiting = []
+    if waiting:
+        yield joined(waiting)
 
 
 def joined(chunks: list[Frames]) -> Frames:

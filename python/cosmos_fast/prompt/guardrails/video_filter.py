@@ -34,7 +34,7 @@ CLASSES: Final = (
     "self-harm",
 )
 _HIDDEN: Final = (512, 256)
-_BATCH: Final = 16
+_BATCH: Final = 32
 
 
 class FrameClassifier(nn.Module):
