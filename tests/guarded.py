@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import cosmos_fast as cf
 from cosmos_fast.config import VAEConfig
-from cosmos_fast.types import Frames
+from cosmos_fast.types import Frames, Size
 from random_world import RANDOM_PROFILE, make_random_world
 
 COSMOS: Final = "nvidia/Cosmos-Guardrail1"
@@ -26,6 +26,8 @@ PROMPT: Final = "A kettle boils on the stove."
 NOT_A_TOY: Final = replace(
     RANDOM_PROFILE,
     name="small",
+    size=Size(32, 48),
+    num_frames=9,
     dit=replace(RANDOM_PROFILE.dit, num_layers=1, num_heads=1),
     vae=VAEConfig(base_dim=4),
     negative_prompt="Blurred and jerky.",

@@ -326,3 +326,29 @@ def test_a_toy_is_checked_where_that_is_asked_for(
     code = main(["video2world", *given, "--require_guardrail", "--checkpoint_dir", "empty"])
     assert code == 3
     assert "the guardrail is not there" in capfd.readouterr().err
+
+
+def test_worlds_are_checked_too(world: Path) -> None:
+    words = Check("words", lambda text: cf.Verdict("rifle" not in text, "a weapon"))
+    engine = engine_with(world, words, Check("invert", inverted))
+    start = np.zeros((1, 32, 48, 3), dtype=np.uint8)
+    with cf.World(engine, 1) as guarded:
+        with pytest.raises(cf.GuardrailBlocked, match="a weapon"):
+            guarded.reset(start, prompts="a rifle")
+        guarded.reset(start, prompts=cf.NO_TEXT, seed=3)
+        seen = guarded.step(num_steps=1, guidance=0)
+    free = cf.Video2World.from_pretrained(
+        world, device="cpu", guardrail=cf.NoGuardrail(reason="a test")
+    )
+    with cf.World(free, 1) as unguarded:
+        unguarded.reset(start, prompts=cf.NO_TEXT, seed=3)
+        plain = unguarded.step(num_steps=1, guidance=0)
+    assert seen.frames is not None
+    assert plain.frames is not None
+    assert torch.equal(seen.frames.to("pt"), 255 - plain.frames.to("pt"))
+    assert (seen.verdict, plain.verdict) == ("safe", "not checked")
+    refusing = engine_with(world, Check("words"), Check("no", lambda _: cf.Verdict(False, "grim")))
+    with cf.World(refusing, 1) as blocked:
+        blocked.reset(start, prompts=cf.NO_TEXT)
+        with pytest.raises(cf.GuardrailBlocked, match="grim"):
+            blocked.step(num_steps=1, guidance=0)
