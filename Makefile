@@ -10,7 +10,8 @@
 #                runs; writes benches/results/ and the tables and charts of BENCHMARKS.md
 #   make wheel   the wheel and the sdist, looked into
 #   make matrix  the wheel in empty environments: old and new Pythons and dependencies
-#   make soak    500 small clips in one process: memory, descriptors, threads, children
+#   make soak    500 small clips in one process: memory, descriptors, threads, children; batches
+#                killed at 300 points and resumed; a list over a Ray cluster, a worker killed
 #   make fuzz    10 000 damaged media files, and 1000 runs of ffmpeg that leave nothing behind
 #   make lock    requirements/dev.lock from requirements/dev.in
 #   make clean   what the targets above made, .venv included
@@ -105,6 +106,8 @@ matrix: wheel  # ARGS="--interpreter /path/to/python3.12" where it is not on PAT
 
 soak: setup
 	$(PYTHON) tools/soak.py $(ARGS)
+	$(PYTHON) -m tools.soak_batch
+	$(PYTHON) -m pytest -m soak
 
 fuzz: setup  # ARGS="-k mkv" for one kind of file; COSMOS_FAST_SOAK_SEED=1 for other damage
 	COSMOS_FAST_SOAK_FILES=$${COSMOS_FAST_SOAK_FILES:-10000} \

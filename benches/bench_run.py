@@ -122,6 +122,11 @@ class TheirVAE:
         self._ours = vae
         self._network = rivals.diffusers_vae(vae)
 
+    @property
+    def shareable(self) -> tuple[Any, tuple[Any, ...]]:
+        """One rank computes all of it."""
+        return self._network, ()
+
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         moments = self._network.encode(video).latent_dist.parameters
         return self._ours._normalised(moments)

@@ -174,26 +174,9 @@ def test_visible_examples_resolve(
 
 
 @pytest.mark.parametrize(
-    ("command", "parts"),
-    [
-        (HIDDEN_4, ["batch part"]),
-        (HIDDEN_5, ["batch part"]),
-    ],
-    ids=["hidden 4", "hidden 5"],
-)
-def test_examples_whose_parts_do_not_exist_yet_name_them(
-    run: Run, place: Path, command: str, parts: list[str]
-) -> None:
-    code, out, err = run(*words(command))
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("does not exist yet") == len(parts)
-    for part in parts:
-        assert f"needs the {part}, which does not exist yet" in err
-
-
-@pytest.mark.parametrize(
-    "command", [EXAMPLE_1B, HIDDEN_2, HIDDEN_3], ids=["example 1b", "hidden 2", "hidden 3"]
+    "command",
+    [EXAMPLE_1B, HIDDEN_2, HIDDEN_3, HIDDEN_4],
+    ids=["1b", "hidden 2", "hidden 3", "hidden 4"],
 )
 def test_an_upsampler_that_is_not_there_is_told_with_its_cures(
     run: Run, place: Path, command: str
@@ -212,6 +195,18 @@ def test_a_guardrail_that_is_not_there_blocks_a_dry_run(run: Run, place: Path) -
     assert "meta-llama/Llama-Guard-3-8B below checkpoints" in err
     assert "cosmos-fast download --guardrail" in err
     assert "--disable_guardrail" in err
+
+
+def test_hidden_5_reads_its_list(run: Run, place: Path) -> None:
+    jobs = place / "assets/diffusion/batch_inputs/video2world_wo_ps.jsonl"
+    jobs.parent.mkdir(parents=True)
+    picture = "assets/diffusion/video2world_input0.jpg"
+    jobs.write_text(json.dumps({"prompt": PROMPT, "visual_input": picture}) + "\n")
+    code, out, err = run(*words(HIDDEN_5), "--dry_run", "--json")
+    assert (code, err) == (0, "1 jobs, 0 of them wrong\n")
+    found = json.loads(out)["settings"]
+    assert found["batch_folder"] == "diffusion-video2world-2b-batch-wo-ps"
+    assert found["num_conditional_frames"] == 9
 
 
 def test_underscores_and_dashes_are_alike(run: Run, place: Path) -> None:

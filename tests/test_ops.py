@@ -130,6 +130,17 @@ def test_folded_padding_counts_as_rows_of_zeros(attention: Callable) -> None:
     torch.testing.assert_close(folded.double(), spelled_out, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("keys", [0, 5])
+def test_sums_of_torch_attention_count_folded_padding(keys: int) -> None:
+    q, k, v = torch.randn(3, 1, 7, 2, 8).unbind()
+    spec = dataclasses.replace(SPEC, zero_keys=keys, log_sum_exp=True)
+    scores = torch.einsum("bqhd,bkhd->bqhk", q.double(), k.double()) * SPEC.scale
+    exact = torch.nn.functional.pad(scores, (0, keys)).logsumexp(-1)
+    sums = torch_attention(q, k, v, spec).log_sum_exp_BSH
+    assert sums is not None
+    torch.testing.assert_close(sums.double(), exact, rtol=1e-5, atol=1e-5)
+
+
 def named(name: str, calls: list[str]) -> Callable:
     def attend(q, k, v, spec, /):
         calls.append(name)

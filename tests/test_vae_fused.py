@@ -86,6 +86,30 @@ def test_bf16_error_is_at_most_that_of_the_plain_decoder(
     assert ours <= bound
 
 
+class Everywhere(Ops):
+    """Fuses on any device."""
+
+    def decodes(self, *tensors: torch.Tensor) -> bool:
+        return True
+
+
+@torch.inference_mode()
+def test_a_layer_with_a_hook_is_called(vae: VAE) -> None:
+    latents = torch.randn(1, 16, 2, 2, 2, device=DEVICE)
+    plain, called = vae.decode(latents), []
+    other = VAE(CONFIG, Everywhere()).to(DEVICE)
+    other.load_state_dict(vae.state_dict())
+    fused = other.decode(latents)
+    assert not torch.equal(fused, plain)
+    assert relative_error(fused, plain) <= 1e-5
+    layer = other.decoder.get_submodule("up_blocks.1.resnets.0.conv1")
+    handle = layer.register_forward_hook(lambda *_: called.append(1))
+    assert torch.equal(other.decode(latents), plain)
+    assert len(called) == 2, "once a chunk"
+    handle.remove()
+    assert torch.equal(other.decode(latents), fused)
+
+
 def test_a_cpu_and_gradients_go_the_plain_way(vae: VAE) -> None:
     kernels = _with_kernels(torch_attention, dict(Ops().names))
     assert not kernels.decodes(torch.zeros(1))

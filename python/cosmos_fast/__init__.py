@@ -22,6 +22,7 @@ from cosmos_fast.errors import (
     MemoryPlanError,
     RankLost,
 )
+from cosmos_fast.jobs import BatchSummary, Rollout, best_of_n, rollout, run_batch
 from cosmos_fast.parallel import Parallel
 from cosmos_fast.prompt import DefaultGuardrail, Guardrail, NoCheck, NoGuardrail, Verdict
 from cosmos_fast.prompt.chat import ChatUpsampler
@@ -42,6 +43,7 @@ __all__ = [
     "NO_TEXT",
     "ActionSpec",
     "BatchFrames",
+    "BatchSummary",
     "Cancelled",
     "ChatUpsampler",
     "CheckpointError",
@@ -65,6 +67,7 @@ __all__ = [
     "PromptUpsampler",
     "RankLost",
     "Report",
+    "Rollout",
     "Size",
     "TextEmbedding",
     "Verdict",
@@ -73,4 +76,7 @@ __all__ = [
     "WorldState",
     "WorldStep",
     "__version__",
+    "best_of_n",
+    "rollout",
+    "run_batch",
 ]

@@ -33,13 +33,16 @@ def _is_amount(value: Any) -> bool:
 
 
 _NEEDS: Final[tuple[tuple[str, Callable[[Any], bool], str, str], ...]] = (
-    ("batch_input_path", _given, "batch part", "run one command a video"),
-    ("batch_input_json", _given, "batch part", "run one command a video"),
     ("memory", _is_amount, "memory planner", "use --memory auto"),
     ("natten", _given, "sparse-attention part", "leave --natten out"),
     ("use_cuda_graphs", _given, "CUDA-graphs part", "leave --use_cuda_graphs out"),
     ("benchmark", _given, "benchmark part", "leave --benchmark out; every report has stage times"),
 )
+
+
+def is_batch(given: Mapping[str, Any]) -> bool:
+    """Whether these flags are those of a list of videos, which GPUs share one by one."""
+    return "batch_input_path" in given or "batch_input_json" in given
 
 
 def missing_parts(given: Mapping[str, Any]) -> tuple[MissingPart, ...]:

@@ -39,7 +39,7 @@ def path_problems(settings: Settings) -> list[str]:
     """What is wrong with the paths of a command, one line each; empty if nothing is."""
     return [
         *model_problems(settings),
-        *_upsampler_problems(settings),
+        *upsampler_problems(settings),
         *_input_problems(settings),
         *_output_problems(settings),
     ]
@@ -89,7 +89,8 @@ def guardrail_problems(settings: Settings) -> list[str]:
     return []
 
 
-def _upsampler_problems(settings: Settings) -> list[str]:
+def upsampler_problems(settings: Settings) -> list[str]:
+    """What is missing of the upsampler beside a local model, one line; empty if nothing is."""
     if settings.upsampler != "on":
         return []
     missing = _upsampler_missing(settings, upsampler_model(settings))

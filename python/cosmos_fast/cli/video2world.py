@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cosmos_fast.cli.progress import Display
     from cosmos_fast.cli.settings import Settings
     from cosmos_fast.prompt import GuardrailChoice
+    from cosmos_fast.request import Options
 
 NO_GUARDRAIL_REASON: Final = "--disable_guardrail"
 
@@ -38,6 +39,10 @@ def video2world(**given: object) -> int:
     """
     flags = parse_flags(VIDEO2WORLD_FLAGS, given)
     settings = read_settings(flags)
+    if settings.batch is not None:
+        from cosmos_fast.cli.batch import run_list
+
+        return run_list(settings, given)
     if settings.dry_run:
         return dry_run(settings, as_json=bool(flags.get("json")))
     refuse_bad_paths(settings)
@@ -102,15 +107,18 @@ def local_profile(settings: Settings) -> Profile | None:
     ).profile
 
 
-def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
-    """Prints what would be done, and every path that is wrong.
+def dry_run(settings: Settings, *, as_json: bool, problems: list[str] | None = None) -> ExitCode:
+    """Prints what would be done, and everything that is wrong.
+
+    Args:
+        problems: what is wrong; None looks at the paths of one video.
 
     Returns:
-        2 if one is, 3 if it is only the guardrail's.
+        2 if anything is wrong, 3 if only the guardrail is.
     """
     from cosmos_fast.cli.paths import guardrail_problems, path_problems
 
-    problems = path_problems(settings)
+    problems = path_problems(settings) if problems is None else problems
     code = ExitCode.USAGE if problems else ExitCode.OK
     if blocked := guardrail_problems(settings):
         code = code or ExitCode.BLOCKED
@@ -122,6 +130,9 @@ def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
     else:
         origins, notes = plain.pop("origins"), plain.pop("notes")
         del plain["missing"], plain["dry_run"]
+        if settings.batch is None:
+            for name in ("batch", "batch_folder", "input_root", "resume"):
+                del plain[name]
         print_rows(
             (name, origins.get(name, ""), "-" if value is None else str(value))
             for name, value in plain.items()
@@ -222,8 +233,6 @@ def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
 
     settings = with_profile(settings, engine.profile)
     assert settings.input is not None
-    assert settings.height is not None
-    assert settings.width is not None
     return engine.generate_to(
         settings.output,
         settings.input,
@@ -231,17 +240,27 @@ def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
         settings.negative_prompt,
         crf=settings.crf,
         sidecar=settings.sidecar,
-        size=(settings.height, settings.width),
-        num_frames=settings.num_frames,
-        fps=settings.fps,
-        num_conditional_frames=settings.num_conditional_frames,
-        num_steps=settings.num_steps,
-        guidance=settings.guidance,
-        seed=settings.seed,
-        fit=settings.fit,
         on_step=display.step,
         on_stage=display.stage,
+        **options_of(settings),
     )
+
+
+def options_of(settings: Settings) -> Options:
+    """What ``generate`` is told of the settings; None is the profile's value."""
+    size = None
+    if settings.height is not None and settings.width is not None:
+        size = (settings.height, settings.width)
+    return {
+        "size": size,
+        "num_frames": settings.num_frames,
+        "fps": settings.fps,
+        "num_conditional_frames": settings.num_conditional_frames,
+        "num_steps": settings.num_steps,
+        "guidance": settings.guidance,
+        "seed": settings.seed,
+        "fit": settings.fit,
+    }
 
 
 def written(output: Path) -> list[Path]:

@@ -108,6 +108,7 @@ def attention_with_sums(
     operators behind it are called directly. No gradients.
     """
     refuse_unsupported(replace(spec, log_sum_exp=False), "torch's attention with log-sum-exp")
+    k_BSHD, v_BSHD = padded(k_BSHD, v_BSHD, spec.zero_keys)
     q, k, v = (each.transpose(1, 2) for each in (q_BSHD, k_BSHD, v_BSHD))
     aten, scale = torch.ops.aten, spec.scale
     if q.device.type == "cpu":

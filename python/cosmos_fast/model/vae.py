@@ -347,7 +347,7 @@ class VAE(nn.Module):
         return video_BCTHW.float()
 
     def _decoded(self, z_BCTHW: torch.Tensor) -> Iterator[torch.Tensor]:
-        if self.ops is not None and self.ops.decodes(z_BCTHW, self.decoder.conv_in.weight):
+        if self.ops is not None and self._fuses(self.ops, z_BCTHW):
             # It stands on this module; imported where it is used, it adds no cycle.
             from cosmos_fast.model.vae_fused import FusedDecoder
 
@@ -357,6 +357,12 @@ class VAE(nn.Module):
         past = Past()
         for chunk in _chunks(z_BCTHW, step=1):
             yield self.decoder(self.post_quant_conv(chunk, past), past).float()
+
+    def _fuses(self, ops: Ops, z_BCTHW: torch.Tensor) -> bool:
+        """Whether the layers may be computed without being called: nobody listens at one."""
+        called = (self.post_quant_conv, *self.decoder.modules())
+        listening = any(one._forward_hooks or one._forward_pre_hooks for one in called)
+        return not listening and ops.decodes(z_BCTHW, self.decoder.conv_in.weight)
 
     def _moments(self, video_BCTHW: torch.Tensor, past: Past) -> torch.Tensor:
         hidden_BCTHW = self.encoder(video_BCTHW.to(self.dtype), past)
