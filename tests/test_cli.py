@@ -202,7 +202,10 @@ def test_hidden_5_reads_its_list(run: Run, place: Path) -> None:
     jobs.parent.mkdir(parents=True)
     picture = "assets/diffusion/video2world_input0.jpg"
     jobs.write_text(json.dumps({"prompt": PROMPT, "visual_input": picture}) + "\n")
-    code, out, err = run(*words(HIDDEN_5), "--dry_run", "--json")
+    code, _, err = run(*words(HIDDEN_5), "--dry_run", "--json")
+    assert code == 3
+    assert "error: guardrail: not there" in err
+    code, out, err = run(*words(HIDDEN_5), "--disable_guardrail", "--dry_run", "--json")
     assert (code, err) == (0, "1 jobs, 0 of them wrong\n")
     found = json.loads(out)["settings"]
     assert found["batch_folder"] == "diffusion-video2world-2b-batch-wo-ps"
