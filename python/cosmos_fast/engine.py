@@ -23,7 +23,7 @@ from cosmos_fast.errors import (
 )
 from cosmos_fast.media import Fit, frames_from
 from cosmos_fast.model.flops import forward_flops
-from cosmos_fast.model.graphs import GraphedDiT
+from cosmos_fast.model.graphs import GRAPH_TOKENS, GraphedDiT
 from cosmos_fast.model.modulations import StepModulations
 from cosmos_fast.model.pixels import to_pixels, to_video, with_host_copies
 from cosmos_fast.parallel import Parallel, Ranks
@@ -88,7 +88,7 @@ class Video2World:
         self._parts = parts
         self._desk = desk
         self._ranks = ranks or Ranks(None, parts.device)
-        self._dit = GraphedDiT(parts.dit)
+        self._dit = GraphedDiT(parts.dit, GRAPH_TOKENS if parts.unmeasured_kernels else 0)
         self._turns = Turns()
         self._lost: str | None = None
 

@@ -92,6 +92,8 @@ class Parts:
     files: CheckpointFiles
     digests: Later[dict[str, str]]
     load_stages: dict[str, float]
+    unmeasured_kernels: bool = False
+    """Whether kernels and CUDA graphs run that no whole video has been made with on a GPU."""
 
     @property
     def device_name(self) -> str:
@@ -148,7 +150,12 @@ def load_parts(
     with clock.stage("find checkpoint"):
         files = find_checkpoint(source if isinstance(source, str) else str(source), **find)
         on_found(files)
-    ops = Ops.select(device, dtype, head_dim=files.profile.dit.head_dim)
+    ops = Ops.select(
+        device,
+        dtype,
+        head_dim=files.profile.dit.head_dim,
+        measured_only=not environment.unmeasured_kernels,
+    )
     ops = replace(ops, attention=ranks.attention(ops.attention))
     with clock.stage("load transformer"):
         dit = _filled(
@@ -183,6 +190,7 @@ def load_parts(
         files=files,
         digests=Later(lambda: digests(files) if ranks.first else {}),
         load_stages={stage.name: round(stage.seconds, 3) for stage in clock.stages},
+        unmeasured_kernels=environment.unmeasured_kernels,
     )
 
 
