@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import cosmos_fast as cf
 from cosmos_fast.clip import sidecar_text
+from cosmos_fast.jobs import rollout
 from cosmos_fast.prompt.upsampler import MOST_WORDS, cleaned, upsample
 from cosmos_fast.prompt.vision_language import Drawn, QwenUpsampler, not_ascii, stored_name
 from cosmos_fast.types import Frames
@@ -326,3 +327,27 @@ def test_an_endpoint_that_is_not_there_is_an_error() -> None:
         upsample(cf.ChatUpsampler("http://127.0.0.1:1/v1", "m", timeout_s=2), "boil", frames(), 0)
     with pytest.raises(cf.InputError, match="base_url"):
         cf.ChatUpsampler("localhost:8000", "m")
+
+
+def test_each_clip_of_a_long_video_is_rewritten(world: Path, tmp_path: Path) -> None:
+    calls = Calls()
+    engine = cf.Video2World.from_pretrained(
+        world,
+        device="cpu",
+        upsampler=calls,
+        guardrail=cf.Guardrail([Check("words")], [Check("frames")]),
+    )
+    long = rollout(engine, PICTURE, "boil", num_chunks=2, **SMALL)
+    assert [prompt for prompt, *_ in calls.asked] == ["boil", "boil"]
+    assert long.report.upsampler["chunk_prompts"] == [LONG, LONG]
+    assert [(one["check"], one["chunk"]) for one in long.report.guardrail["checks"]] == [
+        (check, chunk) for chunk in (0, 1) for check in ("frames", "words", "words")
+    ]
+    long.save(tmp_path / "a.mp4")
+    text = (tmp_path / "a.txt").read_text()
+    assert text.startswith("[Prompt]\nboil\n")
+    assert text.endswith(
+        f"[Refined Prompt for chunk 0]\n{LONG}\n\n[Refined Prompt for chunk 1]\n{LONG}\n"
+    )
+    long.save(tmp_path / "b.mp4", sidecar="original")
+    assert (tmp_path / "b.txt").read_text() == f"{LONG}\n{LONG}"
