@@ -390,9 +390,10 @@ class VAE(nn.Module):
         if moved and (moved[0].device, moved[0].dtype) == (like.device, self.dtype):
             return moved
         shape = (1, self.config.z_dim, 1, 1, 1)
-        mean = torch.tensor(self.config.latents_mean, dtype=self.dtype, device=like.device)
-        std = torch.tensor(self.config.latents_std, dtype=self.dtype, device=like.device)
-        self._moved = mean.view(shape), (1.0 / std).view(shape)
+        with torch.inference_mode(mode=False):  # what is kept must serve training as well
+            mean = torch.tensor(self.config.latents_mean, dtype=self.dtype, device=like.device)
+            std = torch.tensor(self.config.latents_std, dtype=self.dtype, device=like.device)
+            self._moved = mean.view(shape), (1.0 / std).view(shape)
         return self._moved
 
 
