@@ -224,3 +224,15 @@ def unchanged() -> Iterator[None]:
 def unchanged_globals() -> Callable[[], AbstractContextManager[None]]:
     """``with unchanged_globals(): ...`` as :func:`unchanged`."""
     return unchanged
+
+
+@pytest.fixture(scope="session")
+def companions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoints folder with a small guardrail and two small upsamplers; never written to."""
+    from tools.random_companions import make_guardrail, make_upsampler
+
+    root = tmp_path_factory.mktemp("companions")
+    make_guardrail(root)
+    make_upsampler(root / "Qwen" / "Qwen2.5-VL-7B-Instruct")
+    make_upsampler(root / "nvidia" / "Cosmos-Reason1-7B")
+    return root

@@ -20,6 +20,7 @@ import cosmos_fast as cf
 from cosmos_fast.config import Seat
 from cosmos_fast.parallel import join
 from cosmos_fast.types import TextEmbedding
+from guarded import Check, inverted
 
 
 def text(width: int, seed: int) -> TextEmbedding:
@@ -44,13 +45,22 @@ def make(engine: cf.Video2World, case: dict[str, Any], **callbacks: Any) -> cf.C
     return engine.generate(
         picture(given),
         case.get("prompt") or text(width, 1),
-        text(width, 2),
+        case.get("negative") or text(width, 2),
         num_frames=case.get("num_frames", 9),
         num_conditional_frames=given or 1,
         guidance=case.get("guidance", 2.0),
         num_steps=2,
         **callbacks,
     )
+
+
+def guardrail() -> cf.Guardrail:
+    """Refuses a bad prompt and turns pictures into their negatives."""
+
+    def read(prompt: str) -> cf.Verdict:
+        return cf.Verdict("bad" not in prompt, "a bad word")
+
+    return cf.Guardrail([Check("words", read)], [Check("invert", inverted)])
 
 
 def fault(kind: str, out: Path, rank: int) -> Any:
@@ -102,7 +112,11 @@ def main() -> None:
         if key not in engines:
             parallel = cf.Parallel(group, **settings)
             engines[key] = cf.Video2World.from_pretrained(
-                job["world"], device="cpu", prompt_cache=False, parallel=parallel
+                job["world"],
+                device="cpu",
+                prompt_cache=False,
+                parallel=parallel,
+                guardrail=guardrail() if job.get("guarded") else "default",
             )
         made[case["name"]] = outcome(job, engines[key], case, rank)
     torch.save(made, Path(job["out"], f"{rank}.pt"))

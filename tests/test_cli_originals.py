@@ -138,4 +138,7 @@ def test_hidden_commands_resolve(command: str, source: str, given: int, output: 
     offloads = [word for word in command.split() if word.startswith("--offload_")]
     told = " ".join([*found.notes, *map(str, found.missing)])
     for flag in offloads:
-        assert flag in told or "upsampler" in flag
+        assert flag in told or "upsampler" in flag or "guardrail" in flag
+    if "--offload_guardrail_models" in offloads:
+        assert found.guardrail_placement == "disk"
+    assert found.upsampler_placement == ("host" if found.upsampler == "on" else "device")

@@ -164,13 +164,17 @@ def test_the_original_generation_writes_its_files(run: Run, place: Path) -> None
     assert (found["arguments"]["seed"], found["arguments"]["fit"]) == (1, "stretch")
     assert found["guardrail"]["reason"] == "--disable_guardrail"
     assert "note: --offload_prompt_upsampler has no effect" in err
+    assert err.count("warning: no guardrail: prompts and videos are not checked") == 1
 
 
-def test_a_run_without_a_guardrail_warns_once(run: Run, place: Path) -> None:
-    code, _, err = run(*original())
-    assert code == 0, err
-    assert err.count("warning: no guardrail is available") == 1
-    assert manifest(place / "outputs/output.json")["guardrail"]["reason"] == "none available"
+def test_a_run_without_its_guardrail_is_blocked(run: Run, place: Path) -> None:
+    code, out, err = run(*original("--json"))
+    assert code == 3
+    assert "error: the guardrail is not there: nvidia/Cosmos-Guardrail1" in err
+    assert "--disable_guardrail" in err
+    found = json.loads(out)
+    assert (found["status"], found["error"]["type"]) == ("blocked", "GuardrailBlocked")
+    assert not (place / "outputs").exists()
 
 
 def test_json_is_all_there_is_on_stdout(run: Run, place: Path) -> None:

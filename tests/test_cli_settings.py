@@ -216,7 +216,6 @@ def test_aspect_ratio_of_a_named_model_needs_a_size_class() -> None:
         ("--natten", "sparse-attention part"),
         ("--use_cuda_graphs", "CUDA-graphs part"),
         ("--benchmark", "benchmark part"),
-        ("--require_guardrail", "guardrail"),
         ("--memory 12GiB", "memory planner"),
     ],
 )
@@ -260,10 +259,10 @@ def test_one_gpu_needs_no_parallel_part() -> None:
     ],
 )
 def test_the_upsampler_is_on_unless_disabled(line: str, switch: str) -> None:
-    found = settings(f"{line} --prompt p")
-    assert found.upsampler == "on"
-    with pytest.raises(MissingPartError, match=f"prompt upsampler.*{switch}"):
-        found.refuse_missing()
+    found = settings(line)
+    assert (found.upsampler, found.upsampler_model) == ("on", None)
+    assert (found.prompt, found.upsampler_placement) == (None, "device")
+    assert settings(f"{line} --prompt p {switch}").upsampler == "off"
 
 
 @pytest.mark.parametrize("switch", ["--disable_prompt_upsampler", "--disable_prompt_refiner"])
@@ -280,8 +279,6 @@ def test_either_word_disables_the_upsampler_in_either_generation(path: str, swit
         "--offload_prompt_upsampler",
         "--offload_prompt_refiner",
         "--prompt_upsampler_dir Qwen/Qwen2.5-VL-7B-Instruct",
-        "--offload_guardrail_models",
-        "--offload_guardrail",
         "--offload_tokenizer",
         "--offload_diffusion_transformer",
         "--offload_text_encoder_model",
@@ -296,6 +293,35 @@ def test_a_flag_without_effect_is_accepted_and_reported(line: str) -> None:
     assert replace(with_flag, notes=()) == without
     [note] = with_flag.notes
     assert note.startswith(f"{line.split()[0]} has no effect: ")
+
+
+@pytest.mark.parametrize("flag", ["--offload_guardrail_models", "--offload_guardrail"])
+def test_offloading_a_guardrail_that_is_off_has_no_effect(flag: str) -> None:
+    off = f"{LATER} --disable_guardrail"
+    assert replace(settings(f"{off} {flag}"), notes=()) == settings(off)
+    assert settings(f"{off} {flag}").notes == (f"{flag} has no effect: the guardrail is off",)
+
+
+@pytest.mark.parametrize(
+    ("line", "guardrail", "placement"),
+    [
+        ("", "default", "device"),
+        ("--offload_guardrail_models", "default", "disk"),
+        ("--offload_guardrail", "default", "host"),
+        ("--require_guardrail", "required", "device"),
+        ("--disable_guardrail", "off", "device"),
+    ],
+)
+def test_the_guardrail_is_on_unless_disabled(line: str, guardrail: str, placement: str) -> None:
+    found = settings(f"{LATER} {line}")
+    assert (found.guardrail, found.guardrail_placement) == (guardrail, placement)
+
+
+@pytest.mark.parametrize("flag", ["--offload_prompt_upsampler", "--offload_prompt_refiner"])
+def test_an_offloaded_upsampler_is_parked(flag: str) -> None:
+    found = settings(f"--input_path a.png --prompt_upsampler_dir Qwen/x {flag}")
+    assert (found.upsampler_model, found.upsampler_placement) == ("Qwen/x", "host")
+    assert found.notes == ()
 
 
 def test_a_prompt_is_required() -> None:
@@ -327,6 +353,8 @@ def test_a_toy_profile_wins_over_the_defaults_of_a_generation(generation: str) -
     assert found.num_frames == 17
     assert found.origins["height"] == "profile"
     assert found.upsampler == found.guardrail == "not applicable"
+    asked_for = with_profile(settings(f"{generation} --require_guardrail"), toy())
+    assert asked_for.guardrail == "required"
 
 
 def test_a_toy_needs_no_upsampler() -> None:
@@ -359,7 +387,7 @@ def test_messages_of_the_library_speak_in_flags() -> None:
 
 
 def test_settings_as_plain_values() -> None:
-    plain = settings(f"{LATER} --offload_guardrail").as_dict()
+    plain = settings(f"{LATER} --offload_tokenizer").as_dict()
     assert plain["output"] == "output/generated_video.mp4"
     assert plain["origins"]["input"] == "command line"
     assert plain["standard"] == ["2B", 720, 16]

@@ -157,6 +157,31 @@ def test_an_encoder_that_is_there_is_not_fetched_again(hub: FakeHub, tmp_path: P
     assert names(plan(hub, tmp_path, text_encoder=True)) == [f"{TWO}/{DIT}", f"{TWO}/{VAE}"]
 
 
+def test_companions_are_fetched_whole_where_they_are_asked_for(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    guard, llama = "nvidia/Cosmos-Guardrail1", "meta-llama/Llama-Guard-3-8B"
+    hub.repositories[guard] = {
+        "README.md": b"-", ".gitattributes": b"-", "figures/a.png": b"-",
+        "blocklist/custom/words": b"a\n", "video_content_safety_filter/safety_filter.pt": b"pt",
+    }  # fmt: skip
+    hub.repositories[llama] = {
+        "config.json": b"{}", "model.safetensors": b"st", "original/consolidated.00.pth": b"no",
+    }  # fmt: skip
+    assert not [name for name in names(plan(hub, tmp_path)) if "uard" in name]
+    planned = plan(hub, tmp_path, companions=[guard, llama])
+    download(planned)
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert {name for name in found if "uard" in name} == {
+        f"{guard}/blocklist/custom/words",
+        f"{guard}/video_content_safety_filter/safety_filter.pt",
+        f"{llama}/config.json",
+        f"{llama}/model.safetensors",
+    }
+    with pytest.raises(InputError, match="choose of nvidia/Cosmos-Guardrail1"):
+        plan(hub, tmp_path, companions=["someone/else"])
+
+
 def test_what_is_there_is_not_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
     download(plan(hub, tmp_path))
     again = plan(hub, tmp_path)

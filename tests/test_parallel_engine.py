@@ -131,6 +131,25 @@ def test_a_rank_that_raises_takes_the_others_with_it(world: Path, tmp_path: Path
     assert first["after it"]["error"] == second["after it"]["error"] == "RankLost"
 
 
+@pytest.mark.slow
+def test_what_the_first_rank_s_guardrail_says_holds_for_all(world: Path, tmp_path: Path) -> None:
+    texts = {"prompt": "a ball", "negative": "blurred"}
+    cases = [
+        {"name": "bad prompt", **texts, "prompt": "a bad ball"},
+        {"name": "bad negative", **texts, "negative": "bad"},
+        {"name": "good", **texts},
+    ]
+    job = {"world": str(world), "out": str(tmp_path), "cases": cases}
+    first, second = run(2, job | {"guarded": True})
+    for name in ("bad prompt", "bad negative"):
+        assert [made[name]["error"] for made in (first, second)] == ["GuardrailBlocked", "RankLost"]
+        assert "a bad word" in second[name]["message"]
+    plain, _ = run(2, job)
+    for made in (first, second):
+        assert torch.equal(made["good"]["frames"], 255 - plain["good"]["frames"])
+        assert json.loads(made["good"]["report"])["guardrail"]["verdict"] == "safe"
+
+
 def run(size: int, job: dict[str, Any], ends: list[int] | None = None) -> list[dict[str, Any]]:
     """What each rank that ended well made of the job.
 

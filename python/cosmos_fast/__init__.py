@@ -24,7 +24,9 @@ from cosmos_fast.errors import (
 )
 from cosmos_fast.jobs import BatchSummary, Rollout, best_of_n, rollout, run_batch
 from cosmos_fast.parallel import Parallel
-from cosmos_fast.prompt import NoGuardrail
+from cosmos_fast.prompt import DefaultGuardrail, Guardrail, NoCheck, NoGuardrail, Verdict
+from cosmos_fast.prompt.chat import ChatUpsampler
+from cosmos_fast.prompt.upsampler import PromptUpsampler
 from cosmos_fast.report import Report
 from cosmos_fast.types import (
     NO_TEXT,
@@ -43,26 +45,32 @@ __all__ = [
     "BatchFrames",
     "BatchSummary",
     "Cancelled",
+    "ChatUpsampler",
     "CheckpointError",
     "Clip",
     "Conditioning",
     "CosmosFastError",
+    "DefaultGuardrail",
     "DeviceLost",
     "Frames",
     "GatedRepoError",
+    "Guardrail",
     "GuardrailBlocked",
     "InputError",
     "Latents",
     "MediaError",
     "MemoryPlanError",
+    "NoCheck",
     "NoGuardrail",
     "Parallel",
     "Profile",
+    "PromptUpsampler",
     "RankLost",
     "Report",
     "Rollout",
     "Size",
     "TextEmbedding",
+    "Verdict",
     "Video2World",
     "World",
     "WorldState",

@@ -116,7 +116,7 @@ class ClipWriter:
     def publish(self, report: Report, sidecar: Sidecar | None) -> Path:
         """Makes all files appear, the video last."""
         if sidecar is not None:
-            text = sidecar_text(report.arguments, sidecar)
+            text = sidecar_text(report.arguments, sidecar, report.upsampler.get("prompt"))
             write_atomically(companions(self.path)[0], text.encode())
         return self.publish_plain(report.as_dict())
 
@@ -152,16 +152,24 @@ def companions(path: Path) -> tuple[Path, Path]:
     return path.with_suffix(".txt"), path.with_suffix(".json")
 
 
-def sidecar_text(arguments: Mapping[str, Any], form: Sidecar) -> str:
-    """The text that stands beside a video, in the form of either generation of the reference."""
+def sidecar_text(arguments: Mapping[str, Any], form: Sidecar, upsampled: str | None = None) -> str:
+    """The text that stands beside a video, in the form of either generation of the reference.
+
+    Args:
+        arguments: of the report.
+        form: "original" is the prompt that was used, "later" has the user's and the upsampled one.
+        upsampled: what an upsampler made of the prompt, if one did.
+    """
     prompt, negative = str(arguments["prompt"]), str(arguments["negative_prompt"])
     if form == "original":
-        return prompt
+        return prompt if upsampled is None else upsampled
     if form != "later":
         raise InputError(f'sidecar = {form!r}: "later", "original" or None is needed')
     sections = [f"[Prompt]\n{prompt}\n"]
     if negative:
         sections.append(f"[Negative Prompt]\n{negative}\n")
+    if upsampled is not None:
+        sections.append(f"[Refined Prompt]\n{upsampled}\n")
     return "\n".join(sections)
 
 

@@ -13,7 +13,14 @@ import torch
 
 from cosmos_fast.clip import DEFAULT_CRF, Clip, ClipWriter, Sidecar
 from cosmos_fast.config import Environment, RopeTable
-from cosmos_fast.errors import Cancelled, CosmosFastError, DeviceLost, InputError, MemoryPlanError
+from cosmos_fast.errors import (
+    Cancelled,
+    CosmosFastError,
+    DeviceLost,
+    GuardrailBlocked,
+    InputError,
+    MemoryPlanError,
+)
 from cosmos_fast.media import Fit, frames_from
 from cosmos_fast.model.flops import forward_flops
 from cosmos_fast.model.graphs import GRAPH_TOKENS, GraphedDiT
@@ -29,7 +36,7 @@ from cosmos_fast.parts import (
     load_parts,
     vae_identity,
 )
-from cosmos_fast.prompt import Guardrail, GuardrailRecord, choose_guardrail
+from cosmos_fast.prompt import joined
 from cosmos_fast.report import (
     Clock,
     Report,
@@ -57,12 +64,15 @@ from cosmos_fast.types import (
     TextEmbedding,
     TokenLayout,
 )
+from cosmos_fast.wording import Desk, Wording
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
     from cosmos_fast.config import Profile
+    from cosmos_fast.prompt import GuardrailChoice, GuardrailRecord, Inspection
+    from cosmos_fast.prompt.upsampler import UpsamplerChoice
     from cosmos_fast.sampling import Predictor, Velocity
     from cosmos_fast.sampling.solver import CancelToken, StepCallback
 
@@ -74,11 +84,9 @@ class Video2World:
     the caller's current CUDA stream. The process around it is left as it was.
     """
 
-    def __init__(
-        self, parts: Parts, guardrail: GuardrailRecord, ranks: Ranks | None = None
-    ) -> None:
+    def __init__(self, parts: Parts, desk: Desk, ranks: Ranks | None = None) -> None:
         self._parts = parts
-        self._guardrail = guardrail
+        self._desk = desk
         self._ranks = ranks or Ranks(None, parts.device)
         self._dit = GraphedDiT(parts.dit, GRAPH_TOKENS if parts.unmeasured_kernels else 0)
         self._turns = Turns()
@@ -96,7 +104,8 @@ class Video2World:
         device: str | torch.device = "auto",
         precision: Precision | Literal["auto"] = "auto",
         memory: Literal["auto", "resident"] = "auto",
-        guardrail: Guardrail = "default",
+        guardrail: GuardrailChoice = "default",
+        upsampler: UpsamplerChoice = None,
         checkpoint_root: str | os.PathLike[str] | None = None,
         vae: str | os.PathLike[str] | None = None,
         text_encoder: str | os.PathLike[str] | None = None,
@@ -120,8 +129,14 @@ class Video2World:
             precision: "bf16" or "fp32" of the transformer and the VAE; "auto" is bf16 on CUDA and
                 fp32 on a CPU.
             memory: "auto" and "resident" keep all weights on the device.
-            guardrail: "default", or ``NoGuardrail(reason=...)``.
-            checkpoint_root: folder below which helper checkpoints (VAE, T5) are looked up.
+            guardrail: "default" is the reference's, which must be there, and none for a toy world;
+                ``DefaultGuardrail(...)`` with settings, a ``Guardrail`` of your own checks, or
+                ``NoGuardrail(reason=...)``.
+            upsampler: what rewrites prompts: a Qwen2.5-VL folder or hub id, ``PromptUpsampler``
+                with settings, or any callable ``(prompt, frames, seed=...) -> str``. None takes
+                prompts as they are.
+            checkpoint_root: folder below which helper checkpoints (VAE, T5, guardrail, upsampler)
+                are looked up.
             vae, text_encoder, tokenizer: paths that replace what was found.
             text_precision: "stored" runs the text encoder as its files hold it, "bf16" and "fp32"
                 otherwise; prompts cached for one are not used for another.
@@ -135,6 +150,7 @@ class Video2World:
 
         Raises:
             CheckpointError: missing, ambiguous, incomplete or damaged checkpoint.
+            GuardrailBlocked: the guardrail is missing, incomplete or damaged.
             InputError: a setting that does not exist.
             RankLost: another rank failed to load, or is gone.
         """
@@ -144,7 +160,9 @@ class Video2World:
                 f"on the device"
             )
         place = choose_device(device)
+        clock = Clock(place, on_stage)
         ranks = Ranks(parallel, place)
+        desk = Desk(guardrail, upsampler, place, checkpoint_root, ranks)
         same = (str(source), variant, revision, precision, rope_table, ema, text_precision)
         with ranks.together(same):
             parts = load_parts(
@@ -154,9 +172,10 @@ class Video2World:
                 rope_table=rope_table,
                 environment=Environment.read(),
                 prompt_cache=prompt_cache,
-                clock=Clock(place, on_stage),
+                clock=clock,
                 text_precision=text_precision,
                 ranks=ranks,
+                on_found=desk.find,
                 find={
                     "variant": variant,
                     "revision": revision,
@@ -170,7 +189,8 @@ class Video2World:
                     "ema": ema,
                 },
             )
-            return cls(parts, choose_guardrail(guardrail, toy=parts.profile.toy), ranks)
+            desk.load(clock)
+            return cls(parts, desk, ranks)
 
     @property
     def profile(self) -> Profile:
@@ -196,6 +216,7 @@ class Video2World:
         seed: int = 0,
         fit: Fit = "cover",
         recipe: Recipe = "lossless",
+        upsample: bool = True,
         on_step: StepCallback | None = None,
         on_stage: StageCallback | None = None,
         cancel: CancelToken | None = None,
@@ -220,11 +241,13 @@ class Video2World:
             seed: 0 to 2**32 - 1; same engine, arguments and seed give the same bytes.
             fit: "cover" scales and crops, "stretch" ignores the aspect ratio.
             recipe: "lossless".
+            upsample: have the prompt rewritten, where the engine has an upsampler.
             on_step: called with (number from 1, total, x0 float32) after each evaluation.
             on_stage: called with (name, "start" | "end", seconds).
             cancel: anything with ``is_set()``, looked at between evaluations and chunks.
 
         Raises:
+            GuardrailBlocked: a prompt or the video was refused, or could not be checked.
             InputError, MediaError, Cancelled, MemoryPlanError, DeviceLost, RankLost.
         """
         request = resolve(
@@ -240,6 +263,7 @@ class Video2World:
             seed=seed,
             fit=fit,
             recipe=recipe,
+            upsample=upsample,
         )
         return self._generate(request, source, on_step, on_stage, cancel)
 
@@ -251,13 +275,15 @@ class Video2World:
         on_stage: StageCallback | None,
         cancel: CancelToken | None,
     ) -> Clip:
+        inspection = self.inspection()
         with self._run(request, on_stage) as clock:
             cancel = self._ranks.cancel(cancel)
-            latents = self._sample(request, source, clock, on_step, cancel)
+            latents, wording = self._sample(request, source, clock, on_step, cancel, inspection)
             with clock.stage("decode"):
-                frames = list(self._decode(latents, request, cancel))
-            report = self._report(request, latents, clock)
-        return Clip(_join(frames), Latents(latents, vae_identity(report.model)), report)
+                decoded = self._decode(latents, request, cancel)
+                frames = list(self._desk.checked(decoded, inspection))
+            report = self._report(request, latents, clock, inspection, wording)
+        return Clip(joined(frames), Latents(latents, vae_identity(report.model)), report)
 
     def generate_to(
         self,
@@ -280,22 +306,24 @@ class Video2World:
         request = resolve(self.profile, prompt, negative_prompt, **options)
         if not self._ranks.first:
             return self._generate(request, source, on_step, on_stage, cancel)
+        inspection = self.inspection()
         with self._run(request, on_stage) as clock:
             cancel = self._ranks.cancel(cancel)
             model = self._parts.identity()
             with ClipWriter(path, request.size, request.fps, model, crf) as writer:
-                latents = self._sample(request, source, clock, on_step, cancel)
+                latents, wording = self._sample(request, source, clock, on_step, cancel, inspection)
                 frames = []
                 with clock.stage("decode"):
-                    chunks = self._decode(latents, request, cancel)
+                    decoded = self._decode(latents, request, cancel)
+                    chunks = self._desk.checked(decoded, inspection)
                     for chunk, on_host in with_host_copies(chunks):
                         writer.write(on_host)
                         frames.append(chunk)
                 with clock.stage("write"):
                     writer.finish()
-                report = self._report(request, latents, clock)
+                report = self._report(request, latents, clock, inspection, wording)
                 writer.publish(report, sidecar)
-        return Clip(_join(frames), Latents(latents, vae_identity(model)), report)
+        return Clip(joined(frames), Latents(latents, vae_identity(model)), report)
 
     def stream(
         self,
@@ -324,15 +352,21 @@ class Video2World:
         on_stage: StageCallback | None,
         cancel: CancelToken | None,
     ) -> Iterator[Frames]:
+        inspection = self.inspection()
         with self._run(request, on_stage) as clock:
             cancel = self._ranks.cancel(cancel)
-            latents = self._sample(request, source, clock, on_step, cancel)
-            yield from self._decode(latents, request, cancel)
+            latents, _ = self._sample(request, source, clock, on_step, cancel, inspection)
+            decoded = self._decode(latents, request, cancel)
+            yield from self._desk.checked(decoded, inspection, at_once=1)
 
     @property
     def guardrail(self) -> GuardrailRecord:
         """What stands between this engine's videos and the world."""
-        return self._guardrail
+        return self.inspection().record()
+
+    def inspection(self) -> Inspection:
+        """The guardrail's eyes on one piece of work, for the rooms above."""
+        return self._desk.inspection()
 
     @contextmanager
     def lend(self) -> Iterator[Parts]:
@@ -345,8 +379,13 @@ class Video2World:
             yield self._parts
 
     def embed(self, prompt: Prompt) -> TextEmbedding:
-        """What the transformer attends to in place of ``prompt``; from the cache where it is."""
+        """What the transformer attends to in place of ``prompt``; from the cache where it is.
+
+        Raises:
+            GuardrailBlocked: the prompt was refused, or could not be checked.
+        """
         with self._run(None):
+            self._desk.check("prompt", prompt, self.inspection())
             return self._embed(prompt)
 
     @contextmanager
@@ -368,6 +407,10 @@ class Video2World:
             except torch.AcceleratorError as error:
                 self._lost = f"{self.device} failed: {error}".splitlines()[0]
                 raise DeviceLost(f"{self._lost}; start the process again") from error
+            except GuardrailBlocked as blocked:
+                if isinstance(cause := blocked.__cause__, torch.AcceleratorError):
+                    self._lost = f"{self.device} failed: {cause}".splitlines()[0]
+                raise
 
     @torch.no_grad()
     def _sample(
@@ -377,8 +420,10 @@ class Video2World:
         clock: Clock,
         on_step: StepCallback | None,
         cancel: CancelToken | None,
-    ) -> torch.Tensor:
-        """float32 (1, 16, T', h, w): the clean latents of the whole clip."""
+        inspection: Inspection,
+    ) -> tuple[torch.Tensor, Wording | None]:
+        """float32 (1, 16, T', h, w): the clean latents of the whole clip, and the words for it."""
+        self._desk.admit(request, inspection, clock)
         with clock.stage("read"):
             known = self._ranks.on_first(
                 lambda: frames_from(
@@ -389,8 +434,9 @@ class Video2World:
                     fps=request.fps,
                 )
             )
+        wording = self._desk.word(request, known, inspection, clock)
         with clock.stage("text"):
-            texts = self._texts(request)
+            texts = self._texts(request, wording)
         with clock.stage("encode"):
             given = self._condition(known, request)
         with clock.stage("denoise"):
@@ -407,13 +453,14 @@ class Video2World:
                 raise CosmosFastError(
                     "the denoised latents are not finite: the checkpoint or the device is at fault"
                 )
-        return latents
+        return latents, wording
 
-    def _texts(self, request: Request) -> list[TextEmbedding]:
+    def _texts(self, request: Request, wording: Wording | None) -> list[TextEmbedding]:
         """What the conditional and, with guidance, the unconditional branch attend to."""
-        prompts = [request.prompt, request.negative_prompt][: 1 + request.uses_guidance]
 
         def embedded() -> list[torch.Tensor]:
+            assert wording is not None
+            prompts = [wording.prompt, request.negative_prompt][: 1 + request.uses_guidance]
             made = [self._embed(prompt) for prompt in prompts]
             lengths = torch.tensor([each.length for each in made])
             return [torch.stack([each.rows.to(self.device) for each in made]), lengths]
@@ -505,7 +552,14 @@ class Video2World:
         patch = self.profile.dit.patch
         return TokenLayout((frames, height // patch, width // patch))
 
-    def _report(self, request: Request, latents: torch.Tensor, clock: Clock) -> Report:
+    def _report(
+        self,
+        request: Request,
+        latents: torch.Tensor,
+        clock: Clock,
+        inspection: Inspection,
+        wording: Wording | None,
+    ) -> Report:
         parts = self._parts
         branches = 2 if request.uses_guidance else 1
         shared = (stage.seconds for stage in clock.stages if stage.name in ("denoise", "decode"))
@@ -518,7 +572,8 @@ class Video2World:
             backends={**parts.ops.names, "launches": self._launches(request)},
             device=parts.device_name,
             precision=str(parts.dtype).removeprefix("torch."),
-            guardrail=self._guardrail.__dict__,
+            guardrail=self._ranks.same(lambda: inspection.record().as_dict()),
+            upsampler=self._ranks.same(lambda: wording.as_dict() if wording is not None else {}),
             model=self._ranks.same(parts.identity),
             latents_sha256=hashlib.sha256(latents.cpu().numpy().tobytes()).hexdigest(),
             peak_device_bytes=peak_device_bytes(self.device),
@@ -539,7 +594,3 @@ def _marking(clock: Clock, on_step: StepCallback | None) -> StepCallback:
             on_step(step, total, x0)
 
     return after
-
-
-def _join(chunks: list[Frames]) -> Frames:
-    return Frames(torch.cat([chunk.to("pt") for chunk in chunks]), chunks[0].fps)

@@ -40,7 +40,32 @@ class GatedRepoError(CheckpointError):
 
 
 class GuardrailBlocked(CosmosFastError):
-    """A guardrail refused a prompt or a finished video; nothing was written."""
+    """A guardrail refused a prompt or a video, or could not tell that it is safe.
+
+    Nothing was published.
+
+    Attributes:
+        cause: why: "verdict" (a check said no), "missing" (files of the guardrail are not there),
+            "error" (a check failed) or "timeout" (a check did not answer in time).
+        check: the check that blocked; None where none was reached.
+        subject: what was looked at, such as "prompt" or "video"; None while loading.
+        record: the guardrail's part of the report so far, as plain values.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cause: str = "verdict",
+        check: str | None = None,
+        subject: str | None = None,
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.check = check
+        self.subject = subject
+        self.record = record or {}
 
 
 class MemoryPlanError(CosmosFastError):

@@ -134,12 +134,14 @@ def load_parts(
     clock: Clock,
     ranks: Ranks,
     text_precision: TextPrecision = "stored",
+    on_found: Callable[[CheckpointFiles], None] = lambda _: None,
 ) -> Parts:
     """Finds and loads a checkpoint; the text encoder waits for the first unknown prompt.
 
     Args:
         find: the further arguments of :func:`find_checkpoint`.
         ranks: who shares the work. Only the first has digests of the files and embeds prompts.
+        on_found: told of the files before any weight is read; may refuse.
     """
     if rope_table not in ("reference", "float32"):
         raise InputError(f'{rope_table = }: "reference" or "float32" is needed')
@@ -147,6 +149,7 @@ def load_parts(
         raise InputError(f'{text_precision = }: "stored", "bf16" or "fp32" is needed')
     with clock.stage("find checkpoint"):
         files = find_checkpoint(source if isinstance(source, str) else str(source), **find)
+        on_found(files)
     ops = Ops.select(
         device,
         dtype,

@@ -103,6 +103,8 @@ class Report:
     """How the ranks shared the work and what they waited for one another; empty for one."""
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    upsampler: Mapping[str, Any] = field(default_factory=dict)
+    """Which one was asked for, whether it ran, and the prompt it wrote."""
 
     @property
     def seconds(self) -> float:
@@ -141,6 +143,12 @@ class Report:
             rows += _parallel_rows(self.parallel)
         rows += [(f"backend: {name}", backend) for name, backend in self.backends.items()]
         rows.append(("guardrail", str(self.guardrail.get("verdict"))))
+        rows += [
+            (f"guardrail: {one['check']}", f"{one['subject']}: {one['verdict']}")
+            for one in self.guardrail.get("checks", ())
+        ]
+        if self.upsampler.get("ran"):
+            rows.append(("upsampler", str(self.upsampler["requested"])))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 

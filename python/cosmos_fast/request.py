@@ -43,6 +43,7 @@ class Options(TypedDict, total=False):
     seed: int
     fit: Fit
     recipe: Recipe
+    upsample: bool
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Request:
     fit: Fit
     recipe: Recipe
     notes: tuple[str, ...]
+    upsample: bool = True
+    """Have the prompt rewritten, where the engine has an upsampler."""
 
     @property
     def num_latent_frames(self) -> LatentFrames:
@@ -112,6 +115,7 @@ def resolve(
     seed: int = 0,
     fit: Fit = "cover",
     recipe: Recipe = "lossless",
+    upsample: bool = True,
 ) -> Request:
     """A request in which ``None`` has become the profile's value.
 
@@ -143,6 +147,7 @@ def resolve(
         fit=fit,
         recipe=recipe,
         notes=(),
+        upsample=bool(upsample),
     )
     _check_lengths(profile, request, notes)
     sigmas(request.num_steps)

@@ -146,6 +146,7 @@ def _fail(given: list[str], message: str, error: BaseException, code: ExitCode) 
                 "status": code.name.lower(),
                 "exit_code": int(code),
                 "error": {"type": type(error).__name__, "message": message},
+                **({"guardrail": record} if (record := getattr(error, "record", None)) else {}),
             }
         )
     return code

@@ -126,10 +126,13 @@ def defaults_of(settings: Settings, profile: Profile | None) -> Defaults:
 
 def identity_of(settings: Settings) -> str:
     """The model, and what of its loading changes a video."""
+    from cosmos_fast.cli.paths import upsampler_model
+
     parts = (
         settings.source, settings.variant, settings.revision, settings.vae, settings.text_encoder,
         settings.precision, settings.rope_table, "ema" if settings.load_ema else None,
         "bf16 text" if settings.downcast_text_encoder else None,
+        f"upsampler {upsampler_model(settings)}" if settings.upsampler == "on" else None,
     )  # fmt: skip
     return " ".join(str(part) for part in parts if part is not None)
 
@@ -151,10 +154,10 @@ def plan_of(settings: Settings, listed: Any, profile: Profile | None) -> Jobs:
 
 def _check(settings: Settings) -> None:
     """What can be known to be wrong before anything heavy is loaded."""
-    from cosmos_fast.cli.paths import model_problems
+    from cosmos_fast.cli.paths import model_problems, upsampler_problems
     from cosmos_fast.jobs.batch import check_batch
 
-    problems = model_problems(settings)
+    problems = model_problems(settings) + upsampler_problems(settings)
     if not settings.input_root.is_dir():
         problems.append(f"--input_root: {str(settings.input_root)!r} is not a folder")
     if problems:

@@ -45,10 +45,23 @@ DOWNLOAD_FLAGS: Final = (
         None,
         "Leave out T5, 9.7 GB: a prompt needs it, an embedding does not.",
     ),
+    Flag(
+        "guardrail",
+        None,
+        "The guardrail as well, about 20 GB; asks for accepted terms of Llama-Guard-3-8B.",
+    ),
+    Flag("prompt_upsampler", None, "Qwen2.5-VL-7B-Instruct as well, 17 GB."),
+    Flag("prompt_refiner", None, "Cosmos-Reason1-7B, the later tool's upsampler, as well, 17 GB."),
     Flag("dry_run", None, "List the files and their sizes, and stop."),
     Flag("json", None, "Print one JSON object on stdout."),
     Flag("debug", None, "Show the traceback of an error."),
 )
+_COMPANIONS: Final = (
+    ("guardrail", ("nvidia/Cosmos-Guardrail1", "meta-llama/Llama-Guard-3-8B")),
+    ("prompt_upsampler", ("Qwen/Qwen2.5-VL-7B-Instruct",)),
+    ("prompt_refiner", ("nvidia/Cosmos-Reason1-7B",)),
+)
+"""What else each flag fetches."""
 SEVERAL_VALUES: Final = tuple(flag.name for flag in DOWNLOAD_FLAGS if flag.several)
 """Flags that take one or more values, which the parser must be told beforehand."""
 
@@ -71,7 +84,11 @@ def download(**given: object) -> int:
     }
     with showing() as display:
         display.stage("ask the hub", "start", None)
-        plan = plan_download(**choices, text_encoder=not flags.get("leave_text_encoder"))
+        plan = plan_download(
+            **choices,
+            text_encoder=not flags.get("leave_text_encoder"),
+            companions=[repo_id for flag, ids in _COMPANIONS if flags.get(flag) for repo_id in ids],
+        )
         display.stage("ask the hub", "end", None)
         if not flags.get("dry_run"):
             progress = _Progress(plan.missing_bytes, display.amount)

@@ -19,7 +19,6 @@ class MissingPart:
     """The flag, or the default, that needs it."""
     part: str
     cure: str
-    toys_do_without: bool = False
 
     def __str__(self) -> str:
         return f"{self.asked_by} needs the {self.part}, which does not exist yet; {self.cure}"
@@ -38,7 +37,6 @@ _NEEDS: Final[tuple[tuple[str, Callable[[Any], bool], str, str], ...]] = (
     ("natten", _given, "sparse-attention part", "leave --natten out"),
     ("use_cuda_graphs", _given, "CUDA-graphs part", "leave --use_cuda_graphs out"),
     ("benchmark", _given, "benchmark part", "leave --benchmark out; every report has stage times"),
-    ("require_guardrail", _given, "guardrail", "leave --require_guardrail out to run unchecked"),
 )
 
 
@@ -47,33 +45,17 @@ def is_batch(given: Mapping[str, Any]) -> bool:
     return "batch_input_path" in given or "batch_input_json" in given
 
 
-def missing_parts(
-    given: Mapping[str, Any], *, upsampler_is_off: bool, generation: str
-) -> tuple[MissingPart, ...]:
-    """The parts that these flags and defaults need and that do not exist yet."""
-    parts = [
+def missing_parts(given: Mapping[str, Any]) -> tuple[MissingPart, ...]:
+    """The parts that these flags need and that do not exist yet."""
+    return tuple(
         MissingPart(f"--{name}", part, cure)
         for name, needed, part, cure in _NEEDS
         if needed(given.get(name))
-    ]
-    if not upsampler_is_off:
-        switch = "prompt_upsampler" if generation == "original" else "prompt_refiner"
-        asked = f"a run without --disable_{switch}"
-        parts.append(
-            MissingPart(
-                asked,
-                "prompt upsampler",
-                f"write the prompt in full and add --disable_{switch}",
-                toys_do_without=True,
-            )
-        )
-    return tuple(parts)
+    )
 
 
 _MEMORY: Final = "--memory decides where each part stays"
 _IDLE: Final[tuple[tuple[str, str], ...]] = (
-    ("offload_guardrail_models", "no guardrail is loaded"),
-    ("offload_guardrail", "no guardrail is loaded"),
     ("offload_diffusion_transformer", _MEMORY),
     ("offload_tokenizer", _MEMORY),
     ("offload_text_encoder_model", _MEMORY),
@@ -82,6 +64,7 @@ _IDLE: Final[tuple[tuple[str, str], ...]] = (
     ("image_save_name", "no picture is made"),
     ("image_save_folder", "no picture is made"),
 )
+_IDLE_WITHOUT_GUARDRAIL: Final = ("offload_guardrail_models", "offload_guardrail")
 _IDLE_WITHOUT_UPSAMPLER: Final = (
     "offload_prompt_upsampler",
     "offload_prompt_refiner",
@@ -92,6 +75,12 @@ _IDLE_WITHOUT_UPSAMPLER: Final = (
 def idle_notes(given: Mapping[str, Any], *, upsampler_is_off: bool) -> tuple[str, ...]:
     """One line for each flag that was given and has nothing to act on."""
     notes = [f"--{name} has no effect: {why}" for name, why in _IDLE if _given(given.get(name))]
+    if given.get("disable_guardrail"):
+        notes += [
+            f"--{name} has no effect: the guardrail is off"
+            for name in _IDLE_WITHOUT_GUARDRAIL
+            if _given(given.get(name))
+        ]
     if upsampler_is_off:
         notes += [
             f"--{name} has no effect: the prompt upsampler is off"

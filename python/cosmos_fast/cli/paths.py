@@ -37,7 +37,12 @@ def may_be_on_the_hub(settings: Settings) -> bool:
 
 def path_problems(settings: Settings) -> list[str]:
     """What is wrong with the paths of a command, one line each; empty if nothing is."""
-    return [*model_problems(settings), *_input_problems(settings), *_output_problems(settings)]
+    return [
+        *model_problems(settings),
+        *upsampler_problems(settings),
+        *_input_problems(settings),
+        *_output_problems(settings),
+    ]
 
 
 def model_problems(settings: Settings) -> list[str]:
@@ -47,6 +52,78 @@ def model_problems(settings: Settings) -> list[str]:
         for name in ("vae", "text_encoder", "tokenizer")
         if (path := getattr(settings, name)) is not None and not path.exists()
     ]
+
+
+def upsampler_model(settings: Settings) -> str:
+    """The upsampler of the settings: given, or the generation's own.
+
+    The later tool's is Cosmos-Reason1-7B; where that is not on this machine, the original's does.
+    """
+    from cosmos_fast.weights.companions import QWEN, REASON1
+
+    if settings.upsampler_model is not None:
+        return settings.upsampler_model
+    if settings.generation == "original":
+        return QWEN
+    found = (model for model in (REASON1, QWEN) if not _upsampler_missing(settings, model))
+    return next(found, QWEN)
+
+
+def guardrail_problems(settings: Settings) -> list[str]:
+    """What is missing of the guardrail of a model on this machine, one line; empty if nothing is.
+
+    Apart from the other paths: a guardrail that is not there blocks, with an exit code of its own.
+    """
+    from cosmos_fast.errors import CheckpointError
+    from cosmos_fast.weights import find_guardrail
+
+    if settings.guardrail in ("off", "not applicable") or not (roots := _companion_roots(settings)):
+        return []
+    try:
+        find_guardrail(roots, None)
+    except CheckpointError as error:
+        return [
+            f"guardrail: {error}; fetch it with cosmos-fast download --guardrail "
+            f"--checkpoint_dir {settings.checkpoint_root}, or go without it: --disable_guardrail"
+        ]
+    return []
+
+
+def upsampler_problems(settings: Settings) -> list[str]:
+    """What is missing of the upsampler beside a local model, one line; empty if nothing is."""
+    if settings.upsampler != "on":
+        return []
+    missing = _upsampler_missing(settings, upsampler_model(settings))
+    switch = "upsampler" if settings.generation == "original" else "refiner"
+    return [
+        f"{missing}; fetch it with cosmos-fast download --prompt_upsampler --checkpoint_dir "
+        f"{settings.checkpoint_root}, or write the prompt in full and add --disable_prompt_{switch}"
+    ] if missing else []  # fmt: skip
+
+
+def _upsampler_missing(settings: Settings, model: str) -> str | None:
+    """Why ``model`` cannot be used, or None; one that the hub may have is not missing."""
+    from cosmos_fast.errors import CheckpointError
+    from cosmos_fast.weights import find_upsampler
+
+    if not (roots := _companion_roots(settings)):
+        return None
+    try:
+        find_upsampler(model, roots, None)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _companion_roots(settings: Settings) -> tuple[Path, ...]:
+    """Where a local model's companions may lie; empty for one from the hub."""
+    from cosmos_fast.weights.layout import helper_roots
+
+    place = local_model(settings)
+    if place is None:
+        return ()
+    home = place if place.is_dir() else place.parent
+    return helper_roots(home, settings.checkpoint_root)
 
 
 def _source_problems(settings: Settings) -> list[str]:

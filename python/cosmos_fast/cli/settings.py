@@ -71,7 +71,11 @@ class Settings:
     rope_table: Literal["reference", "float32"]
     downcast_text_encoder: bool
     upsampler: Literal["on", "off", "not applicable"]
-    guardrail: Literal["default", "off", "not applicable"]
+    upsampler_model: str | None
+    """Folder or hub id; None is the generation's own."""
+    upsampler_placement: Literal["device", "host"]
+    guardrail: Literal["default", "required", "off", "not applicable"]
+    guardrail_placement: Literal["device", "host", "disk"]
     dry_run: bool
     batch: Path | None = None
     """The list of videos to make, where the command is for more than one."""
@@ -165,14 +169,21 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
             "downcast_text_encoder", "downcast_text_encoder", default=False
         ),
         upsampler="off" if off else "on",
-        guardrail="off" if given.get("disable_guardrail") else "default",
+        upsampler_model=None
+        if off
+        else _text(values.pick("upsampler_model", "prompt_upsampler_dir", default=None)),
+        upsampler_placement="host"
+        if _either(given, "offload_prompt_upsampler", "offload_prompt_refiner") and not off
+        else "device",
+        guardrail=_guardrail(given),
+        guardrail_placement=_guardrail_placement(given),
         dry_run=bool(given.get("dry_run")),
         batch=values.pick("batch", "batch_input_path", "batch_input_json", default=None),
         batch_folder=_batch_folder(values),
         input_root=values.pick("input_root", "input_root", default=Path()),
         resume=values.pick("resume", "resume", default=False),
         notes=(*idle_notes(given, upsampler_is_off=off), *_quality_notes(given)),
-        missing=missing_parts(given, upsampler_is_off=off, generation=generation),
+        missing=missing_parts(given),
     )
     settings = replace(settings, origins=MappingProxyType(values.origins))
     if settings.source == TOY_SOURCE:
@@ -229,7 +240,7 @@ def _as_toy(settings: Settings) -> Settings:
         width=unless_given("width", settings.width),
         num_frames=unless_given("num_frames", settings.num_frames),
         fps=unless_given("fps", settings.fps),
-        guardrail="not applicable",
+        guardrail="required" if settings.guardrail == "required" else "not applicable",
         origins=MappingProxyType(origins),
     )
 
@@ -398,11 +409,7 @@ def _writable(path: Path) -> Path:
 
 
 def _without_upsampler(settings: Settings) -> Settings:
-    return replace(
-        settings,
-        upsampler="not applicable",
-        missing=tuple(part for part in settings.missing if not part.toys_do_without),
-    )
+    return replace(settings, upsampler="not applicable")
 
 
 def _quality_notes(given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -417,12 +424,39 @@ def _require_input(settings: Settings, given: Mapping[str, Any]) -> None:
         return  # each job brings its own
     if settings.input is None:
         raise UsageError("no input: give a picture or a video with --input_path")
-    if settings.missing:
-        return  # a better message than the one below: the part may be what brings the prompt
-    if not (settings.prompt or "").strip() and not (
-        settings.generation == "later" and given.get("disable_guardrail")
-    ):
-        raise UsageError("no prompt: --prompt is required, since no prompt upsampler can write one")
+    require_prompt(settings)
+
+
+def require_prompt(settings: Settings) -> None:
+    """
+    Raises:
+        UsageError: nobody writes a prompt.
+    """
+    if settings.upsampler == "on" or (settings.prompt or "").strip():
+        return
+    if settings.generation == "later" and settings.guardrail == "off":
+        return
+    why = "is off" if settings.upsampler == "off" else "does not apply to a toy model"
+    raise UsageError(f"no prompt: --prompt is required, since the prompt upsampler {why}")
+
+
+def _guardrail(given: Mapping[str, Any]) -> Literal["default", "required", "off"]:
+    if given.get("disable_guardrail"):
+        return "off"
+    return "required" if given.get("require_guardrail") else "default"
+
+
+def _guardrail_placement(given: Mapping[str, Any]) -> Literal["device", "host", "disk"]:
+    """The original reads an offloaded guardrail anew for each use, the later tool parks it."""
+    if given.get("disable_guardrail"):
+        return "device"
+    if given.get("offload_guardrail_models"):
+        return "disk"
+    return "host" if given.get("offload_guardrail") else "device"
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _plain(value: object) -> object:

@@ -15,10 +15,11 @@ from cosmos_fast.cli.video2world_flags import EXCLUSIVE_FLAGS, VIDEO2WORLD_FLAGS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cosmos_fast import Clip, Profile, Video2World
+    from cosmos_fast import Clip, Profile, PromptUpsampler, Video2World
     from cosmos_fast.cli.launch import Place
     from cosmos_fast.cli.progress import Display
     from cosmos_fast.cli.settings import Settings
+    from cosmos_fast.prompt import GuardrailChoice
     from cosmos_fast.request import Options
 
 NO_GUARDRAIL_REASON: Final = "--disable_guardrail"
@@ -63,7 +64,7 @@ def read_settings(flags: dict[str, Any]) -> Settings:
         UsageError: contradicting or missing flags, or a part that does not exist yet.
     """
     from cosmos_fast.cli.paths import model_problems
-    from cosmos_fast.cli.settings import Origin, resolve, with_profile
+    from cosmos_fast.cli.settings import Origin, require_prompt, resolve, with_profile
 
     config = read_config(flags["config"], VIDEO2WORLD_FLAGS) if "config" in flags else {}
     values = merge(config, flags, EXCLUSIVE_FLAGS)
@@ -75,6 +76,8 @@ def read_settings(flags: dict[str, Any]) -> Settings:
     if profile is not None:
         settings = with_profile(settings, profile)
     settings.refuse_missing(*model_problems(settings))
+    if settings.input is not None:
+        require_prompt(settings)
     return settings
 
 
@@ -105,15 +108,21 @@ def local_profile(settings: Settings) -> Profile | None:
 
 
 def dry_run(settings: Settings, *, as_json: bool, problems: list[str] | None = None) -> ExitCode:
-    """Prints what would be done, and everything that is wrong; exit code 2 if anything is.
+    """Prints what would be done, and everything that is wrong.
 
     Args:
         problems: what is wrong; None looks at the paths of one video.
+
+    Returns:
+        2 if anything is wrong, 3 if only the guardrail is.
     """
-    from cosmos_fast.cli.paths import path_problems
+    from cosmos_fast.cli.paths import guardrail_problems, path_problems
 
     problems = path_problems(settings) if problems is None else problems
     code = ExitCode.USAGE if problems else ExitCode.OK
+    if blocked := guardrail_problems(settings):
+        code = code or ExitCode.BLOCKED
+        problems += blocked
     plain = settings.as_dict()
     if as_json:
         report = {"status": code.name.lower(), "exit_code": int(code)}
@@ -171,9 +180,8 @@ def make_video(settings: Settings, place: Place | None = None) -> Clip:
 
 def load(settings: Settings, display: Display, place: Place | None = None) -> Video2World:
     """The engine that the settings ask for, for this rank where there are several."""
-    from cosmos_fast import NoGuardrail, Video2World
+    from cosmos_fast import Video2World
 
-    off = settings.guardrail == "off"
     return Video2World.from_pretrained(
         settings.source,
         variant=settings.variant,
@@ -190,9 +198,33 @@ def load(settings: Settings, display: Display, place: Place | None = None) -> Vi
         precision=settings.precision,
         memory=cast("Literal['auto', 'resident']", settings.memory),  # amounts were refused
         rope_table=settings.rope_table,
-        guardrail=NoGuardrail(reason=NO_GUARDRAIL_REASON) if off else "default",
+        guardrail=guardrail(settings),
+        upsampler=upsampler(settings),
         on_stage=display.stage,
     )
+
+
+def guardrail(settings: Settings) -> GuardrailChoice:
+    """The guardrail that the settings ask for."""
+    from cosmos_fast import DefaultGuardrail, NoGuardrail
+
+    if settings.guardrail == "off":
+        return NoGuardrail(reason=NO_GUARDRAIL_REASON)
+    if settings.guardrail == "not applicable":
+        return "default"
+    if settings.guardrail == "default" and settings.guardrail_placement == "device":
+        return "default"
+    return DefaultGuardrail(placement=settings.guardrail_placement)
+
+
+def upsampler(settings: Settings) -> PromptUpsampler | None:
+    """The upsampler that the settings ask for."""
+    from cosmos_fast import PromptUpsampler
+    from cosmos_fast.cli.paths import upsampler_model
+
+    if settings.upsampler != "on":
+        return None
+    return PromptUpsampler(upsampler_model(settings), settings.upsampler_placement)
 
 
 def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:

@@ -163,23 +163,33 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag(
         "disable_prompt_upsampler",
         None,
-        "Take the prompt as it is (original). "
-        "Needed while no upsampler exists, except with toy worlds.",
+        "Take the prompt as it is (original). Otherwise the upsampler rewrites it.",
         _GUARD,
     ),
     Flag(
         "disable_prompt_refiner",
         None,
-        "Take the prompt as it is. Needed while no upsampler exists, except with toy worlds.",
+        "Take the prompt as it is. Otherwise the upsampler rewrites it.",
         _GUARD,
     ),
-    Flag("offload_prompt_upsampler", None, "Keep the upsampler off the device (original).", _GUARD),
-    Flag("offload_prompt_refiner", None, "Keep the upsampler off the device.", _GUARD),
-    Flag("prompt_upsampler_dir", Location(), "Model of the upsampler (original; not yet).", _GUARD),
+    Flag("offload_prompt_upsampler", None, "Park the upsampler in host memory (original).", _GUARD),
+    Flag("offload_prompt_refiner", None, "Park the upsampler in host memory.", _GUARD),
+    Flag(
+        "prompt_upsampler_dir",
+        Location(),
+        "Model of the upsampler, below --checkpoint_dir (original). Default: "
+        "nvidia/Cosmos-Reason1-7B if it is there, original: Qwen/Qwen2.5-VL-7B-Instruct.",
+        _GUARD,
+    ),
     Flag("disable_guardrail", None, "Run without guardrail; the manifest says so.", _GUARD),
-    Flag("require_guardrail", None, "Refuse to run unchecked (no guardrail exists yet).", _GUARD),
-    Flag("offload_guardrail_models", None, "Keep the guardrail off the device (original).", _GUARD),
-    Flag("offload_guardrail", None, "Keep the guardrail off the device.", _GUARD),
+    Flag("require_guardrail", None, "Check toy worlds as well.", _GUARD),
+    Flag(
+        "offload_guardrail_models",
+        None,
+        "Read the guardrail's networks for each use and drop them (original).",
+        _GUARD,
+    ),
+    Flag("offload_guardrail", None, "Park the guardrail's networks in host memory.", _GUARD),
     Flag(
         "device",
         Pattern(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N", "DEVICE"),

@@ -74,9 +74,14 @@ class Rollout:
         with ClipWriter(path, self.frames.size, self.frames.fps, self.report.model, crf) as writer:
             writer.write(self.frames)
             writer.finish()
-            if sidecar is None or len(set(self.prompts)) == 1:
+            refined = self.report.upsampler.get("chunk_prompts") or ()
+            if sidecar is None or (len(set(self.prompts)) == 1 and not refined):
                 return writer.publish(self.report, sidecar)
-            text = _sections(self.prompts, sidecar_text(self.report.arguments, sidecar), sidecar)
+            text = sidecar_text(self.report.arguments, sidecar)
+            if len(set(self.prompts)) > 1:
+                text = _sections(self.prompts, text, sidecar, "Prompt")
+            if refined:
+                text = _sections(refined, text, sidecar, "Refined Prompt")
             write_atomically(companions(Path(path))[0], text.encode())
             return writer.publish(self.report, None)
 
@@ -188,8 +193,16 @@ class _Chain:
             for stage in report.stages:
                 stages[stage.name] = stages.get(stage.name, 0.0) + stage.seconds
         digests = "".join(report.latents_sha256 for report in self._reports)
+        written = [report.upsampler.get("prompt") for report in self._reports]
+        checks = [
+            {**check, "chunk": chunk}
+            for chunk, report in enumerate(self._reports)
+            for check in report.guardrail.get("checks", ())
+        ]
         return replace(
             last,
+            guardrail={**last.guardrail, "checks": checks},
+            upsampler={**last.upsampler, "chunk_prompts": written if any(written) else None},
             arguments={
                 **first.arguments,
                 "num_frames": frames,
@@ -242,9 +255,9 @@ def _prompt_of(prompts: Prompts, chunk: int, tail: Frames | None) -> Prompt:
     return prompts
 
 
-def _sections(prompts: Sequence[str], text: str, form: Sidecar) -> str:
-    """The sidecar of a video whose chunks have prompts of their own."""
+def _sections(prompts: Sequence[str], text: str, form: Sidecar, title: str) -> str:
+    """The sidecar of a video whose chunks have their own prompts; the original's has only them."""
     if form == "original":
         return "\n".join(prompts)
-    own = (f"[Prompt for chunk {chunk}]\n{prompt}\n" for chunk, prompt in enumerate(prompts))
+    own = (f"[{title} for chunk {chunk}]\n{prompt}\n" for chunk, prompt in enumerate(prompts))
     return "\n".join([text, *own])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from cosmos_fast.errors import CheckpointError, InputError
 from cosmos_fast.files import TEMPORARY_PREFIX
 from cosmos_fast.weights import layout
+from cosmos_fast.weights.companions import COMPANIONS, is_wanted
 from cosmos_fast.weights.hub import HubAccess, refusals, text_files
 from cosmos_fast.weights.released import ARCHITECTURES, REVISIONS
 from cosmos_fast.weights.tensor_files import files_of
@@ -74,6 +75,7 @@ def plan_download(
     natten: bool = False,
     checkpoint_dir: Path = Path("checkpoints"),
     text_encoder: bool = True,
+    companions: Sequence[str] = (),
     access: HubAccess | None = None,
 ) -> DownloadPlan:
     """Asks the hub which files the wanted models consist of; fetches none of them.
@@ -88,6 +90,8 @@ def plan_download(
         text_encoder: T5 as well, unless the folder has it already. It comes from a model's
             repository, where it is an encoder in bfloat16 (9.7 GB); only where there is none from
             google-t5/t5-11b (45 GB, with a decoder that is not used).
+        companions: repositories of models beside the model, whole but for pictures and other
+            formats: those of :mod:`cosmos_fast.weights.companions`.
         access: how to reach the hub.
 
     Raises:
@@ -105,6 +109,11 @@ def plan_download(
     ]
     if text_encoder and not _has_text(checkpoint_dir, wanted):
         files += _text(list(listings.values()), checkpoint_dir, access)
+    for repo_id in companions:
+        if repo_id not in COMPANIONS:
+            raise InputError(f"companions = {repo_id}: choose of {', '.join(COMPANIONS)}")
+        listing = _Listing(repo_id, checkpoint_dir, access)
+        files += [listing.file(name) for name in listing.names if is_wanted(name)]
     missing = tuple(file for file in files if not _is_there(file))
     return DownloadPlan(checkpoint_dir, tuple(files), missing, access)
 

@@ -9,10 +9,14 @@ import torch
 from cosmos_fast.errors import CheckpointError
 from cosmos_fast.imports import untraced
 from cosmos_fast.weights import dit_keys, text_keys, vae_keys
+from cosmos_fast.weights.companions import weights_in
 from cosmos_fast.weights.layout import text_weights
 from cosmos_fast.weights.tensor_files import open_tensors, read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from transformers import T5Config
 
     from cosmos_fast.weights.find import CheckpointFiles
@@ -114,6 +118,41 @@ def read_parameters(
         if not verdict:
             raise _not_finite(file, key_map, target, parameters[target])
     return parameters
+
+
+def read_tensors(
+    path: Path,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    rename: Callable[[str], str | None] = lambda name: name,
+    inside: str | None = None,
+) -> dict[str, torch.Tensor]:
+    """Every tensor of a companion model, under the names its network has for them.
+
+    Args:
+        path: a checkpoint file, or a folder with safetensors.
+        device: where they are wanted.
+        dtype: of the floating ones; None keeps the one they are stored in.
+        rename: what to call them; None leaves one out.
+        inside: the key of the dict that holds them, where the file holds another one around it.
+
+    Raises:
+        CheckpointError: missing or damaged, two tensors of one name, or a value is not finite.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    with open_tensors(weights_in(path) if path.is_dir() else path, inside=inside) as file:
+        for name, entry in file.entries.items():
+            if (target := rename(name)) is None:
+                continue
+            if target in tensors:
+                raise CheckpointError(f"{entry.file}: {name} and another tensor are both {target}")
+            stored = file.read(name)
+            kind = dtype if dtype is not None and stored.is_floating_point() else stored.dtype
+            tensors[target] = stored.to(device, kind, copy=True)
+            if not torch.isfinite(tensors[target]).all():
+                raise CheckpointError(f"{entry.file}: {name} holds values that are not finite")
+    return tensors
 
 
 def _not_finite(

@@ -47,8 +47,13 @@ REVISIONS: Final = {
     f"{_DREAMS}-GR1": "926f34dd83860c5406ab4b400e156c3fd6fe6c0d",
     f"{_DREAMS}-DROID": "ebc29d30a3fab504bcc779a85bca073d14ad39f9",
     "google-t5/t5-11b": "90f37703b3334dfe9d2b009bfcbfbf1ac9d28ea3",
+    "nvidia/Cosmos-Guardrail1": "d6d4bfa899a71454a700907664f3e88f503950cf",
+    "meta-llama/Llama-Guard-3-8B": "7327bd9f6efbbe6101dc6cc4736302b3cbb6e425",
+    "nvidia/Cosmos-Reason1-7B": "8fe96c1fa10db9e666b6fa6a87fea57dd9635649",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "cc594898137f460bfe9f0759e9844b3ce807cfb5",
 }
-"""The commits that the reference itself fetches; nothing else is used unless asked for."""
+"""The commits that the reference itself fetches (the last one: the newest when it was written);
+nothing else is used unless asked for."""
 
 _FAMILY = re.compile(r"Cosmos-Predict2-(?P<size>[\d.]+B)-(?P<kind>[A-Za-z0-9-]+)")
 _ACTION_KIND: Final = "Sample-Action-Conditioned"

@@ -80,8 +80,12 @@ class TensorFile:
         self._resources.close()
 
 
-def open_tensors(path: Path) -> TensorFile:
+def open_tensors(path: Path, *, inside: str | None = None) -> TensorFile:
     """Opens a ``.safetensors``, ``.safetensors.index.json``, ``.pt``, ``.pth`` or ``.bin`` file.
+
+    Args:
+        path: the file.
+        inside: for ``.pt`` and its like, the key of the dict of tensors in the dict they hold.
 
     Raises:
         CheckpointError: not a readable regular file of these kinds, damaged, or it asks for code.
@@ -92,7 +96,7 @@ def open_tensors(path: Path) -> TensorFile:
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
     if path.suffix in PICKLE_SUFFIXES:
-        return _open_pickle(path)
+        return _open_pickle(path, inside)
     raise CheckpointError(
         f"{path}: not a checkpoint by its name; .safetensors, {INDEX_SUFFIX}, "
         f"{', '.join(PICKLE_SUFFIXES)} are read"
@@ -231,8 +235,10 @@ class _Discarded:
 _ALLOW_LIST_LOCK: Final = threading.Lock()
 
 
-def _open_pickle(path: Path) -> TensorFile:
+def _open_pickle(path: Path, inside: str | None) -> TensorFile:
     content = _load_weights_only(path)
+    if inside is not None:
+        content = content.get(inside) if isinstance(content, dict) else content
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path}: holds a {type(content).__name__}; a flat dict of names and tensors is needed"

@@ -20,6 +20,7 @@ from cosmos_fast.types import (
     TEMPORAL_STRIDE,
     TEXT_ROWS,
     Conditioning,
+    Frames,
     Latents,
     NoText,
     TextEmbedding,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from cosmos_fast.engine import Video2World
     from cosmos_fast.model.dit import Modulations
     from cosmos_fast.parts import Parts
+    from cosmos_fast.prompt import Inspection
     from cosmos_fast.sampling import Predictor
     from cosmos_fast.sampling.solver import CancelToken
     from cosmos_fast.world.noise import NoiseKind
@@ -120,16 +122,22 @@ def advance(
     elif actions is not None:
         raise InputError(f"{profile.name} takes no actions; it follows a prompt")
     with engine.lend() as parts, torch.no_grad():
-        return _Chunks(parts, tuple(states), chunk, plan).step(dict(engine.guardrail.__dict__))
+        return _Chunks(parts, tuple(states), chunk, plan, engine.inspection()).step()
 
 
 class _Chunks:
     """The chunks of one call while they are made."""
 
     def __init__(
-        self, parts: Parts, states: tuple[WorldState, ...], chunk: Chunk | None, plan: Plan
+        self,
+        parts: Parts,
+        states: tuple[WorldState, ...],
+        chunk: Chunk | None,
+        plan: Plan,
+        inspection: Inspection,
     ) -> None:
         self.parts, self.states, self.chunk, self.plan = parts, states, chunk, plan
+        self.inspection = inspection
         profile, first = parts.profile, states[0]
         self.given = first.tail.given
         self.new = profile.num_frames - self.given
@@ -144,7 +152,7 @@ class _Chunks:
         self.layout = TokenLayout((self.shape[1], self.shape[2] // patch, self.shape[3] // patch))
         self.marks = Marks(parts.device)
 
-    def step(self, guardrail: dict[str, Any]) -> WorldStep:
+    def step(self) -> WorldStep:
         plan, worlds, device = self.plan, len(self.states), self.parts.device
         with self.marks.stage("encode"):
             given = self._encoded()
@@ -168,7 +176,7 @@ class _Chunks:
                 for row, tail in enumerate(self._decoded(group, made, frames)):
                     if group[row][1] == 0:
                         tails[group[row][0]] = tail
-        return self._step(latents, frames, tails, guardrail)
+        return self._step(latents, frames, tails, self.inspection.record().as_dict())
 
     def _encoded(self) -> dict[int, torch.Tensor]:
         """Latents (16, n, h, w) of every tail, each tail once however many states share it."""
@@ -251,6 +259,8 @@ class _Chunks:
         negative = parts.profile.negative_prompt
         unconditional = None
         if guidance != 0 and negative != "":
+            if isinstance(negative, str):
+                self.inspection.prompt("negative prompt", negative)
             against = parts.text.embed(negative) if isinstance(negative, str) else NO_TEXT
             unconditional = branch([against])
         return guided(branch([state.text for state in states]), unconditional, guidance)
@@ -283,6 +293,8 @@ class _Chunks:
             at += pixels.shape[1]
             if not fresh.shape[1]:
                 continue
+            if self.inspection.active:
+                fresh = self._checked(fresh)
             for row, (world, sample) in enumerate(group):
                 frames[world, sample, first : first + fresh.shape[1]] = fresh[row]
             if self.plan.on_frames is not None:
@@ -291,6 +303,13 @@ class _Chunks:
         for row in range(len(group)):
             ending = whole[row, self.length : self.length + self.given].clone()
             yield Tail(self.given, frames=ending)
+
+    def _checked(self, videos: torch.Tensor) -> torch.Tensor:
+        """What may be published of uint8 (B, T, H, W, 3); each future goes on from what it was."""
+        fps = self.parts.profile.fps
+        return torch.stack(
+            [self.inspection.frames(Frames(video, fps)).to("pt") for video in videos]
+        )
 
     def _step(
         self,

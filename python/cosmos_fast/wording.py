@@ -1,0 +1,289 @@
+"""From the prompts of a request to those that the text encoder reads.
+
+Guardrail, upsampler, guardrail: every text that reaches a model is checked first, the user's before
+the upsampler, the upsampler's and the negative one before T5.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from cosmos_fast.errors import CheckpointError, GuardrailBlocked, InputError
+from cosmos_fast.prompt import (
+    DefaultGuardrail,
+    Gate,
+    Guardrail,
+    Inspection,
+    choose_gate,
+    grouped,
+)
+from cosmos_fast.prompt.guardrails import GuardrailFolders, cosmos_guardrail
+from cosmos_fast.prompt.upsampler import (
+    PromptUpsampler,
+    Upsampler,
+    UpsamplerChoice,
+    UpsamplerRecord,
+    name_of,
+    upsample,
+)
+from cosmos_fast.prompt.vision_language import QwenUpsampler
+from cosmos_fast.types import Frames, Prompt, TextEmbedding
+from cosmos_fast.weights import companion_roots, find_guardrail, find_upsampler, read_tensors
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any
+
+    import torch
+
+    from cosmos_fast.parallel import Ranks
+    from cosmos_fast.prompt import GuardrailChoice
+    from cosmos_fast.report import Clock
+    from cosmos_fast.request import Request
+    from cosmos_fast.weights import CheckpointFiles
+    from cosmos_fast.weights.hub import HubAccess
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What the text encoder reads, and how the prompt came about."""
+
+    prompt: Prompt
+    upsampler: UpsamplerRecord
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the report says of the upsampler."""
+        return self.upsampler.as_dict()
+
+
+CHECKED_TOGETHER: Final = 29
+"""Frames that the guardrail looks at together, at least: 1 and 28 first, then 32 at a time."""
+
+
+class Desk:
+    """The guardrail and the upsampler of one engine. Of several ranks, the first one has them."""
+
+    def __init__(
+        self,
+        guardrail: GuardrailChoice,
+        upsampler: UpsamplerChoice,
+        device: torch.device,
+        checkpoint_root: str | os.PathLike[str] | None,
+        ranks: Ranks,
+    ) -> None:
+        self._choices = guardrail, upsampler
+        self._device, self._ranks = device, ranks
+        self._root = None if checkpoint_root is None else Path(checkpoint_root).expanduser()
+        self._gate = Gate.open("none", "not checked", "no checkpoint was found")
+        self._upsampler: Upsampler | None = None
+        self._guarded = False
+
+    def find(self, files: CheckpointFiles) -> None:
+        """Looks for what a checkpoint needs beside it; reads no weights.
+
+        Raises:
+            GuardrailBlocked: the guardrail is not there.
+            CheckpointError: the upsampler is not there.
+            InputError: a choice that does not exist.
+        """
+        if not self._ranks.first:
+            return
+        guardrail, upsampler = self._choices
+        roots = companion_roots(files, self._root)
+        access = files.hub.access if files.hub is not None else None
+        self._gate = choose_gate(
+            guardrail,
+            toy=files.profile.toy,
+            build=lambda: _guardrail(guardrail, roots, access, self._device),
+        )
+        self._upsampler = _upsampler(upsampler, roots, access, self._device)
+
+    def load(self, clock: Clock) -> None:
+        """Makes guardrail and upsampler ready.
+
+        Raises:
+            GuardrailBlocked: a check of the guardrail cannot be loaded.
+            CheckpointError: the upsampler cannot be loaded.
+        """
+        self._ranks.on_first(lambda: self._load(clock))
+        self._guarded = self._ranks.same(lambda: self._gate.guardrail is not None)
+
+    def _load(self, clock: Clock) -> None:
+        if self._gate.guardrail is not None:
+            with clock.stage("load guardrail"):
+                self._gate.load()
+        if isinstance(self._upsampler, QwenUpsampler):
+            with clock.stage("load upsampler"):
+                self._upsampler.load()
+
+    def inspection(self) -> Inspection:
+        """What the guardrail will see and say during one call."""
+        return self._gate.inspection()
+
+    def admit(self, request: Request, inspection: Inspection, clock: Clock) -> None:
+        """Has the texts of a request checked, before anything else is done for it.
+
+        Raises:
+            GuardrailBlocked: one is refused, or cannot be read.
+        """
+        if not self._guarded:
+            return
+
+        def checked() -> None:
+            will_be_written = self._writes(request) and request.prompt == ""
+            if not will_be_written:
+                self.check("prompt", request.prompt, inspection)
+            if request.uses_guidance:
+                self.check("negative prompt", request.negative_prompt, inspection)
+
+        with clock.stage("check prompt"):
+            self._ranks.on_first(checked)
+
+    def check(self, subject: str, prompt: Prompt, inspection: Inspection) -> None:
+        """Has one text checked.
+
+        Raises:
+            GuardrailBlocked: it is refused, or cannot be read.
+        """
+        if isinstance(prompt, TextEmbedding):
+            inspection.refuse(
+                subject,
+                "an embedding cannot be read; give the text, or NoGuardrail(reason=...) "
+                "when loading",
+            )
+        if isinstance(prompt, str):
+            inspection.prompt(subject, prompt)
+
+    def checked(
+        self, chunks: Iterable[Frames], inspection: Inspection, at_once: int = CHECKED_TOGETHER
+    ) -> Iterator[Frames]:
+        """What may be published of a decoded video, on every rank.
+
+        Args:
+            chunks: as the decoder yields them.
+            inspection: of this call.
+            at_once: frames that are looked at together, at least.
+
+        Raises:
+            GuardrailBlocked: a frame is refused, or could not be checked.
+        """
+        if not self._guarded:
+            yield from chunks
+            return
+        for piece in grouped(chunks, at_once):
+
+            def seen(piece: Frames = piece) -> list[torch.Tensor]:
+                return [inspection.frames(piece).to("pt")]
+
+            (pixels,) = self._ranks.from_first(seen)
+            yield Frames(pixels, piece.fps)
+
+    def word(
+        self, request: Request, known: Frames | None, inspection: Inspection, clock: Clock
+    ) -> Wording | None:
+        """The prompt that the text encoder reads, upsampled and checked where that was asked for.
+
+        Args:
+            request: whose prompt it is.
+            known: the frames that the video continues; None on other ranks than the first.
+            inspection: of this call.
+            clock: of this call.
+
+        Returns:
+            None on other ranks than the first.
+
+        Raises:
+            GuardrailBlocked: the upsampler's prompt is refused.
+            CosmosFastError: the upsampler fails.
+        """
+        return self._ranks.on_first(lambda: self._word(request, known, inspection, clock))
+
+    def _word(
+        self, request: Request, known: Frames | None, inspection: Inspection, clock: Clock
+    ) -> Wording:
+        if self._upsampler is None:
+            return Wording(request.prompt, UpsamplerRecord(None))
+        name = name_of(self._upsampler)
+        if not self._writes(request):
+            reason = "upsample=False" if not request.upsample else "the prompt is no text"
+            return Wording(request.prompt, UpsamplerRecord(name, reason=reason))
+        assert known is not None
+        start = time.perf_counter()
+        with clock.stage("upsample"):
+            text, raw = upsample(self._upsampler, str(request.prompt), known, request.seed)
+        record = UpsamplerRecord(
+            name,
+            ran=True,
+            prompt=text,
+            raw=raw if raw != text else None,
+            seconds=round(time.perf_counter() - start, 6),
+        )
+        if inspection.active:
+            with clock.stage("check upsampled prompt"):
+                inspection.prompt("upsampled prompt", text)
+        return Wording(text, record)
+
+    def _writes(self, request: Request) -> bool:
+        return self._upsampler is not None and request.upsample and isinstance(request.prompt, str)
+
+
+def _guardrail(
+    choice: GuardrailChoice,
+    roots: Sequence[Path],
+    access: HubAccess | None,
+    device: torch.device,
+) -> Guardrail:
+    wanted = choice if isinstance(choice, DefaultGuardrail) else DefaultGuardrail()
+    try:
+        files = find_guardrail(
+            roots,
+            access,
+            folder=_path(wanted.folder),
+            llama_guard=_path(wanted.llama_guard),
+        )
+    except CheckpointError as error:
+        raise GuardrailBlocked(
+            f"the guardrail is {error}. Fetch it with cosmos-fast download --guardrail, or go "
+            f'without one, on record: guardrail=NoGuardrail(reason="...") or --disable_guardrail',
+            cause="missing",
+        ) from error
+    return cosmos_guardrail(
+        GuardrailFolders(*files),
+        device,
+        read_tensors,
+        placement=wanted.placement,
+        timeout_s=wanted.timeout_s,
+    )
+
+
+def _upsampler(
+    choice: UpsamplerChoice,
+    roots: Sequence[Path],
+    access: HubAccess | None,
+    device: torch.device,
+) -> Upsampler | None:
+    if isinstance(choice, str):
+        choice = PromptUpsampler(choice)
+    if isinstance(choice, PromptUpsampler):
+        try:
+            folder = find_upsampler(choice.model, roots, access)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}. Fetch it with cosmos-fast download --prompt_upsampler, or write the "
+                f"prompt in full and turn the upsampler off (--disable_prompt_upsampler)"
+            ) from error
+        return QwenUpsampler(folder, device, read_tensors, choice.placement)
+    if choice is not None and not callable(choice):
+        raise InputError(
+            f"upsampler = {choice!r}: a model's folder or hub id, PromptUpsampler(...), or a "
+            f"callable of (prompt, frames, seed=...) is needed"
+        )
+    return choice
+
+
+def _path(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path).expanduser()

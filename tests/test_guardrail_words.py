@@ -1,0 +1,181 @@
+"""Word lists: disguises as better-profanity's, near matches as difflib's, forms as WordNet's."""
+
+from __future__ import annotations
+
+import zipfile
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cosmos_fast.errors import CheckpointError
+from cosmos_fast.prompt.guardrails import Blocklist
+from cosmos_fast.prompt.guardrails.lemmas import Lemmatizer
+from cosmos_fast.prompt.guardrails.word_match import DisguisedWords, WholeWords
+from cosmos_fast.weights.released import NEGATIVE_PROMPT
+from guarded import COSMOS, PROMPT
+
+LISTED = ("evil", "slot", "mustard gas", "aviso", "xy", "lost cause here")
+LETTERS = "evilsotauxy@*3150$47 "
+
+
+@given(st.text(LETTERS, min_size=2, max_size=24))
+@settings(max_examples=400, deadline=None)
+def test_disguises_are_those_of_better_profanity(text: str) -> None:
+    profanity = pytest.importorskip("better_profanity").Profanity(list(LISTED))
+    words = " ".join(text.split())
+    theirs = profanity.censor(words) != words
+    found = DisguisedWords(LISTED, ()).find(words)
+    if theirs:
+        assert found is not None
+    elif found is not None:
+        # Ours looks at every run of words; theirs skips on after a match and at the text's end.
+        spans = (found.text, found.text.replace(" ", ""))
+        assert any(profanity.censor(f"{span} .") != f"{span} ." for span in spans)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_found"),
+    [
+        ("an evil plan", True),
+        ("an EVIL plan", True),
+        ("an 3v1l plan", True),
+        ("an ev*l plan", True),
+        ('an "evil" plan', True),
+        ("an e vil plan", True),
+        ("mustard   gas", True),
+        ("mustard\ngas", True),
+        ("must@rd ga5", True),
+        ("evils", False),
+        ("devil", False),
+        ("mustard", False),
+        ("gas, mustard", False),
+        ("", False),
+        ("...", False),
+    ],
+)
+def test_disguised_words(text: str, is_found: bool) -> None:
+    assert (DisguisedWords(LISTED, ()).find(text) is not None) == is_found
+
+
+def test_allowed_words_are_not_found() -> None:
+    words = DisguisedWords(("evil", "vile thing"), {"ev1l", "vile", "thing"})
+    assert words.find("an ev1l, Ev1L! plan of a vile thing") is None
+    assert words.find("an ev1l plan, an evil one") == ("evil", "evil")
+    assert DisguisedWords(("Evil",), {"evil"}).find("evil") is None
+
+
+def _ratio_says(prompt: str, entry: str, forgiven: float) -> bool:
+    """The spec's rule, word for word."""
+    words, length = prompt.split(), len(entry.split())
+    windows = [" ".join(words[i : i + length]) for i in range(len(words) - length + 1)]
+    return any(
+        SequenceMatcher(None, window, entry).ratio() >= (len(entry) - forgiven) / len(entry)
+        for window in windows
+    )
+
+
+@pytest.mark.parametrize("forgiven", [0.4, 1, 2])
+@given(prompt=st.text("abc ", max_size=30), entry=st.text("abc ", min_size=6, max_size=9))
+@settings(max_examples=150, deadline=None)
+def test_near_matches_are_those_of_difflib(prompt: str, entry: str, forgiven: float) -> None:
+    entry, prompt = " ".join(entry.split()), " ".join(prompt.split())
+    if len(entry) < 6:
+        return
+    whole = f" {entry} " in f" {prompt} "
+    found = WholeWords([entry], forgiven_letters=forgiven).find(prompt)
+    assert (found is not None) == (whole or _ratio_says(prompt, entry, forgiven))
+
+
+def test_whole_words_end_where_words_end() -> None:
+    words = WholeWords(["Qux", "Zorblax  the Unkind"])
+    assert words.find("a qux.") == ("qux", "qux")
+    assert words.find("quxes") is None
+    assert words.find("ZORBLAX the\tunkind") is not None
+    assert words.find("Zorblax the unkin") is None
+    forgiving = WholeWords(["Zorblax the Unkind"], forgiven_letters=2)
+    assert forgiving.find("saw Zorblax the unkin there") is not None
+
+
+NOUNS = ("knife", "box", "church", "woman", "bus", "story", "ox", "leaf", "glass", "wolf")
+
+
+@pytest.mark.parametrize(
+    ("word", "lemma"),
+    [
+        ("knives", "knife"),
+        ("Boxes", "box"),
+        ("churches", "church"),
+        ("WOMEN", "woman"),
+        ("buses", "bus"),
+        ("stories", "story"),
+        ("oxen", "ox"),
+        ("wolves", "wolf"),
+        ("glass", "glass"),
+        ("glasses", "glass"),
+        ("zebras", "zebras"),
+        ("s", "s"),
+    ],
+)
+def test_dictionary_forms(word: str, lemma: str) -> None:
+    irregular = {"knives": ("knife",), "oxen": ("ox",), "women": ("woman",)}
+    assert Lemmatizer(NOUNS, irregular).lemma(word) == lemma
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_wordnet_is_read_from_a_folder_or_an_archive(tmp_path: Path, packed: bool) -> None:
+    files = {
+        "index.noun": "  1 This licence\n  2 is indented.\nknife n 2 1 @ 2 1 01 04\nbox n 1 0\n",
+        "noun.exc": "knives knife\n",
+    }
+    corpora = tmp_path / "corpora"
+    corpora.mkdir()
+    if packed:
+        with zipfile.ZipFile(corpora / "wordnet.zip", "w") as archive:
+            for name, text in files.items():
+                archive.writestr(f"wordnet/{name}", text)
+    else:
+        (corpora / "wordnet").mkdir()
+        for name, text in files.items():
+            (corpora / "wordnet" / name).write_text(text)
+    lemmas = Lemmatizer.from_folder(tmp_path)
+    assert [lemmas.lemma(word) for word in ("knives", "boxes", "1")] == ["knife", "box", "1"]
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "corpora").mkdir()
+    (tmp_path / "corpora" / "wordnet.zip").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(CheckpointError, match="WordNet"):
+        Lemmatizer.from_folder(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def blocklist(companions: Path) -> Blocklist:
+    lists = Blocklist(companions / COSMOS / "blocklist")
+    lists.load()
+    return lists
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        (PROMPT, None),
+        (NEGATIVE_PROMPT, None),
+        ("kab00mium is spelt like that", None),
+        ("", "empty"),
+        (" \n", "empty"),
+        ("a jar of Kaboomium", "custom list"),
+        ("a jar of k@b0omium", "custom list"),
+        ("two kaboomiums", "a form of 'kaboomium'"),
+        ("two stiletto knives", "a form of 'stiletto knife'"),
+        ("Mustard\u2013gas", "custom list"),
+        ("there goes Zorblax the Unkind", "exact words"),
+        ("a Qux.", "exact words"),
+    ],
+)
+def test_blocklist(blocklist: Blocklist, prompt: str, reason: str | None) -> None:
+    verdict = blocklist.check(prompt)
+    assert verdict.safe is (reason is None)
+    assert (reason or "") in verdict.reason
