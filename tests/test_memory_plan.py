@@ -16,10 +16,11 @@ from cosmos_fast.config import Profile
 from cosmos_fast.errors import InputError, MemoryPlanError
 from cosmos_fast.memory import CARDS, Budget, Plan, plan
 from cosmos_fast.memory.footprint import peak_bytes
-from cosmos_fast.memory.models import CUTS, Cut, Workload, dit_parameters, stages, tile_shares
+from cosmos_fast.memory.models import SLOWDOWNS, Workload, dit_parameters, stages
 from cosmos_fast.memory.plan import parse_amount
 from cosmos_fast.memory.request import GIB, MIB, Block, Link, Machine, Request, Shape, Stage
 from cosmos_fast.model.attention import Attended
+from cosmos_fast.model.cuts import Cut
 from cosmos_fast.model.dit import DiT, Placement
 from cosmos_fast.model.ops import Ops
 from cosmos_fast.types import Size, TokenLayout
@@ -79,7 +80,8 @@ def test_peak_of_a_computation_is_counted_exactly() -> None:
     )
 
 
-def test_token_tensors_are_those_of_the_block() -> None:
+@pytest.mark.parametrize("cut", SLOWDOWNS, ids=lambda cut: cut.name)
+def test_token_tensors_are_those_of_the_block(cut: Cut) -> None:
     # A block with operations that work in place, as the kernels do, on a shape where nothing but
     # token tensors counts.
     config = replace(ARCHITECTURES["2B"], num_layers=1)
@@ -94,29 +96,28 @@ def test_token_tensors_are_those_of_the_block() -> None:
         gated_residual=lambda x, *_: x,
         attention=attend,
     )
+    frames, tokens = 21, 21 * 54 * 96
     with torch.device("meta"):
         network = DiT(config, ops).to(torch.bfloat16)
-        layout = TokenLayout((8, 54, 96))
+        layout = TokenLayout((frames, 54, 96))
         rope = network.rope(layout)
         text = torch.empty(1, 512, 2, 16, 128, dtype=torch.bfloat16)
-        modulation = torch.empty(3, 1, 8, 3 * 2048, dtype=torch.bfloat16)
-    tokens = 8 * 54 * 96
+        modulation = torch.empty(3, 1, frames, 3 * 2048, dtype=torch.bfloat16)
 
     def forward() -> torch.Tensor:
         x = torch.empty(1, tokens, 2048, dtype=torch.bfloat16, device="meta")
-        return network.blocks[0](x, modulation, Placement(rope, None), text)
+        return network.blocks[0](x, modulation, Placement(rope, None, cut), text)
 
-    assert peak_bytes(forward) / (tokens * 2048 * 2) == pytest.approx(Cut(1, 1, 0).token_tensors)
+    found = peak_bytes(forward) / (tokens * 2048 * 2)
+    assert found == pytest.approx(cut.token_tensors(frames), rel=0.02)
 
 
 def test_finer_cuts_need_less() -> None:
-    needs = [cut.token_tensors for cut in CUTS]
+    needs = [cut.token_tensors(21) for cut in SLOWDOWNS]
     assert needs == sorted(needs, reverse=True)
     assert needs[-1] == 4
-    assert tile_shares((54, 96), (1, 1)) == (1, 1)
-    share, work = tile_shares((54, 96), (2, 2))
-    assert 0.25 < share < 0.4
-    assert work == pytest.approx(4 * share)
+    # Four frames cannot be cut into eight stretches.
+    assert Cut(8, 4).token_tensors(4) == Cut(4, 4).token_tensors(4)
 
 
 def test_the_14b_streams_within_12_gib(large: Plan) -> None:

@@ -7,7 +7,9 @@ running it on torch's meta device. Operations are those of ``model/flops.py``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -17,6 +19,7 @@ from cosmos_fast.errors import InputError
 from cosmos_fast.memory.footprint import peak_bytes
 from cosmos_fast.memory.host import layout
 from cosmos_fast.memory.request import NANOS, Block, Shape, Stage
+from cosmos_fast.model.cuts import Cut
 from cosmos_fast.model.flops import forward_flops
 from cosmos_fast.model.vae import VAE
 from cosmos_fast.types import (
@@ -56,47 +59,14 @@ _T5_FLOPS: Final = 5.4e12
 """Operations of one prompt of 512 rows."""
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How far a DiT block's activations are cut up."""
-
-    chunks: int
-    """Stretches of tokens that pass cross-attention and MLP one after the other."""
-    groups: int
-    """Groups of heads that pass self-attention one after the other."""
-    slowdown: float
-    """Additional share of time; estimate."""
-
-    @property
-    def name(self) -> str:
-        if self.chunks == self.groups == 1:
-            return "whole"
-        return f"{self.chunks} token chunks, {self.groups} head groups"
-
-    @property
-    def token_tensors(self) -> float:
-        """Token tensors alive at the fullest moment of a block; fused operations work in place.
-
-        The residual stream x, the normed y and a sub-layer's output are whole; cut up are q, k, v
-        and the result (4) in self-attention, q and the result (2) in cross-attention, and both
-        sides of GELU (8) in the MLP.
-        """
-        attention = 7 if self.groups == 1 else max(3 + 4 / self.groups, 4)
-        cross = 3 + 2 / self.chunks
-        mlp = 10 if self.chunks == 1 else 3 + 8 / self.chunks
-        return max(attention, cross, mlp)
-
-
-CUTS: Final = (
-    Cut(1, 1, 0.0),
-    Cut(2, 1, 0.002),
-    Cut(4, 2, 0.006),
-    Cut(8, 4, 0.015),
+SLOWDOWNS: Final[Mapping[Cut, float]] = MappingProxyType(
+    {Cut(1, 1): 0.0, Cut(2, 1): 0.002, Cut(4, 2): 0.006, Cut(8, 4): 0.015}
 )
-TILES: Final = ((1, 1), (1, 2), (2, 2), (2, 3), (3, 4))
-"""Tiles of a picture along rows and columns that the VAE decodes one after the other."""
-TILE_OVERLAP: Final = 8
-"""Latent rows and columns that neighbouring tiles share."""
+"""Ways to cut a DiT block's activations up, and their additional share of time; estimates."""
+FRAME_BY_FRAME: Final = "frame by frame"
+"""The shape of decoding in which pictures are made one at a time."""
+_FRAME_BY_FRAME_SLOWDOWN: Final = 0.03
+"""Additional share of time; estimate."""
 
 
 @dataclass(frozen=True)
@@ -208,11 +178,11 @@ def denoise_stage(workload: Workload, card: Card) -> Stage:
     shapes = tuple(
         Shape(
             cut.name,
-            int(cut.token_tensors * token_tensor) + held,
-            round(cut.slowdown * 1e6),
-            exact=index == 0,
+            int(cut.token_tensors(workload.latent_size[0]) * token_tensor) + held,
+            round(slowdown * 1e6),
+            exact=cut == Cut(),
         )
-        for index, cut in enumerate(CUTS)
+        for cut, slowdown in SLOWDOWNS.items()
     )
     return Stage(
         "denoise",
@@ -240,40 +210,36 @@ def encode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
 
 
 def decode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
-    """The whole clip, one latent frame at a time; pictures may be cut into tiles."""
+    """The whole clip, one latent frame at a time; its pictures may be made one by one."""
     frames, rows, columns = workload.latent_size
     latents = torch.empty(1, LATENT_CHANNELS, min(frames, 3), rows, columns, device="meta")
 
-    def decode() -> None:
-        for _ in vae.decode_chunks(latents):
-            pass
+    def peak(frame_by_frame: bool) -> int:
+        def decode() -> None:
+            for _ in vae.decode_chunks(latents, frame_by_frame=frame_by_frame):
+                pass
 
-    peak = peak_bytes(decode)
+        return peak_bytes(decode)
+
     pictures = 3 * workload.num_frames * workload.size.height * workload.size.width
     # The clip as bytes, once in chunks and once joined, and the latents it is made of.
     held = 2 * pictures + 2 * workload.latent_bytes
-    shapes = []
-    for grid in TILES:
-        share, work = tile_shares((rows, columns), grid)
-        name = "whole" if grid == (1, 1) else f"{grid[0]} x {grid[1]} tiles"
-        slowdown = round((work - 1) * 1e6)
-        shapes.append(Shape(name, int(peak * share) + held, slowdown, exact=grid == (1, 1)))
+    shapes = (
+        Shape("whole", peak(False) + held),
+        Shape(
+            FRAME_BY_FRAME,
+            peak(True) + held,
+            round(_FRAME_BY_FRAME_SLOWDOWN * 1e6),
+            exact=False,
+        ),
+    )
     return _vae_stage(
         workload,
         ("decode", "vae decoder", "decoder"),
         layout([*vae.decoder.parameters(), *vae.post_quant_conv.parameters()])[1],
         _vae_nanos(workload, card, 0, workload.num_frames),
-        tuple(shapes),
+        shapes,
     )
-
-
-def tile_shares(size: tuple[int, int], grid: tuple[int, int]) -> tuple[float, float]:
-    """Share of the picture that one tile has, and work of all tiles over that of the picture."""
-    share = 1.0
-    for length, count in zip(size, grid, strict=True):
-        tile = -(-(length + (count - 1) * TILE_OVERLAP) // count)
-        share *= tile / length
-    return share, share * grid[0] * grid[1]
 
 
 def dit_parameters(config: DiTConfig) -> tuple[int, int]:

@@ -212,7 +212,11 @@ def _planned(workload: Workload, card: Card, request: Request) -> Plan:
         return Plan.solve(request, **names)
     except MemoryPlanError as error:
         device, host = smallest_memory(request)
-        machine = replace(request.machine, device_bytes=device, host_bytes=host)
+        machine = replace(
+            request.machine,
+            device_bytes=max(device, request.machine.device_bytes),
+            host_bytes=max(host, request.machine.host_bytes),
+        )
         error.plan = Plan.solve(replace(request, machine=machine), **names)
         raise
 

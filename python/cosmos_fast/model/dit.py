@@ -7,7 +7,8 @@ Axes: B batch, C channels, T latent frames, H W latent rows and columns, N token
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import nn
 
 from cosmos_fast.errors import InputError
 from cosmos_fast.model.attention import AttentionSpec
+from cosmos_fast.model.cuts import Cut, in_pieces
 from cosmos_fast.model.patches import patchify, unpatchify
 from cosmos_fast.model.rope import Rope, rope
 from cosmos_fast.types import TokenLayout
@@ -32,7 +34,7 @@ _TIME_NORM_EPS = 1e-6
 class TextContext(NamedTuple):
     """Keys and values of a prompt for the cross-attention of every block; constant over a run."""
 
-    blocks: tuple[torch.Tensor, ...]
+    blocks: Sequence[torch.Tensor]
     """One tensor a block: network dtype, shape (B or 1, S, 2, heads, head_dim), keys normed."""
 
 
@@ -55,6 +57,7 @@ class Placement(NamedTuple):
     rope: Rope
     frame_N: torch.Tensor | None
     """int64 latent frame of each token; None in raster order, where N / T tokens share one."""
+    cut: Cut = Cut()
 
 
 class TimeEmbedding(nn.Module):
@@ -181,21 +184,24 @@ class Block(nn.Module):
         placement: Placement,
         text_BS2HD: torch.Tensor,
     ) -> torch.Tensor:
+        if placement.cut != Cut():
+            return in_pieces(self, placement.cut, x_BND, modulation_KBTE, placement, text_BS2HD)
         self_attn, cross_attn, mlp = modulation_KBTE.unbind(0)
         frame_N, gated = placement.frame_N, self.ops.gated_residual
 
-        y_BND, gate_BTD = self._modulated(x_BND, self_attn, frame_N)
+        y_BND, gate_BTD = self.modulated(x_BND, self_attn, frame_N)
         x_BND = gated(x_BND, gate_BTD, self.self_attn(y_BND, placement.rope), frame_N)
 
-        y_BND, gate_BTD = self._modulated(x_BND, cross_attn, frame_N)
+        y_BND, gate_BTD = self.modulated(x_BND, cross_attn, frame_N)
         x_BND = gated(x_BND, gate_BTD, self.cross_attn(y_BND, text_BS2HD), frame_N)
 
-        y_BND, gate_BTD = self._modulated(x_BND, mlp, frame_N)
+        y_BND, gate_BTD = self.modulated(x_BND, mlp, frame_N)
         return gated(x_BND, gate_BTD, self.mlp(y_BND), frame_N)
 
-    def _modulated(
+    def modulated(
         self, x_BND: torch.Tensor, modulation_BTE: torch.Tensor, frame_N: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x normed, scaled and shifted (B, N, D), and the gate (B, T, D)."""
         shift_BTD, scale_BTD, gate_BTD = modulation_BTE.chunk(3, dim=-1)
         modulate = self.ops.layernorm_modulate
         return modulate(x_BND, shift_BTD, scale_BTD, frame_N, _LAYER_NORM_EPS), gate_BTD
@@ -257,6 +263,11 @@ class DiT(nn.Module):
             tuple(block.cross_attn.keys_and_values(rows_BSC) for block in self._blocks())
         )
 
+    def text_context_as_used(self, rows_BSC: torch.Tensor) -> TextContext:
+        """The same, each block's part made when the block first asks for it: for weights that are
+        on the device for the moment of their use only. Arguments as for :meth:`text_context`."""
+        return TextContext(_LaterKeys(list(self._blocks()), rows_BSC.to(self.dtype)))
+
     def modulations(self, t_BT: torch.Tensor) -> Modulations:
         """The AdaLN vectors at times ``t_BT`` (float, 0 to 1), to pass to :meth:`forward`."""
         time = self.time_embed(t_BT)
@@ -279,6 +290,7 @@ class DiT(nn.Module):
         *,
         rope: Rope | None = None,
         modulations: Modulations | None = None,
+        cut: Cut | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -290,6 +302,7 @@ class DiT(nn.Module):
             text: from :meth:`text_context`, of batch B or 1.
             layout: which tokens to compute, in which order; None: all, in raster order.
             rope, modulations: what the methods of these names return, to make them once a run.
+            cut: how far activations are cut up to save memory; None: not at all.
 
         Returns:
             Velocity, float32, shape (B, 16, T, H, W); 0 at patches that ``layout`` leaves out.
@@ -302,7 +315,7 @@ class DiT(nn.Module):
         frame_N = None
         if layout.raster_index is not None:
             frame_N = layout.positions(x_BCTHW.device)[:, 0]
-        placement = Placement(rope or self.rope(layout), frame_N)
+        placement = Placement(rope or self.rope(layout), frame_N, cut or Cut())
         modulation = self._each_modulation(x_BCTHW, t_BT, modulations)
 
         x_BND = self.patch_embed(self._patches(x_BCTHW, mask_B1THW, layout))
@@ -382,6 +395,25 @@ class DiT(nn.Module):
             index_N = layout.raster_index.to(placed_BNE.device)
             values_BNE = placed_BNE.index_copy(1, index_N, values_BNE)
         return unpatchify(values_BNE, layout.grid, self.config.patch).float()
+
+
+class _LaterKeys(Sequence[torch.Tensor]):
+    """Keys and values of a prompt, block by block, made when they are first asked for."""
+
+    def __init__(self, blocks: list[Block], rows_BSC: torch.Tensor) -> None:
+        self._blocks = blocks
+        self._rows_BSC = rows_BSC
+        self._made: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= len(self):
+            raise IndexError(index)
+        if index not in self._made:
+            self._made[index] = self._blocks[index].cross_attn.keys_and_values(self._rows_BSC)
+        return self._made[index]
 
 
 def _sinusoid(t_BT: torch.Tensor, width: int) -> torch.Tensor:
