@@ -268,8 +268,13 @@ def test_components_that_do_not_fit_the_plan_are_refused() -> None:
     network = _network()
     schedule = _executor(_network(), 3).plan
     cpu = torch.device("cpu")
+    with (
+        pytest.raises(InputError, match="no modules of 'dit'"),
+        Executor(schedule, {}, cpu).stage("denoise"),
+    ):
+        pass
     with pytest.raises(InputError, match="no modules for 'edges'"):
-        Executor(schedule, {}, cpu)
+        Executor(schedule, {"dit": {"blocks.0": [network.blocks[0]]}}, cpu)
     wide = DiT(DiTConfig(num_layers=LAYERS, num_heads=4, head_dim=16), Ops()).requires_grad_(False)
     with pytest.raises(InputError, match="another model"):
         Executor(schedule, {"dit": dit_blocks(wide)}, cpu)

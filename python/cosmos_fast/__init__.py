@@ -21,13 +21,16 @@ from cosmos_fast.errors import (
     MediaError,
     MemoryPlanError,
 )
+from cosmos_fast.memory import Budget, Card, Plan, plan
 from cosmos_fast.prompt import NoGuardrail
 from cosmos_fast.report import Report
 from cosmos_fast.types import NO_TEXT, Conditioning, Frames, Latents, Size, TextEmbedding
 
 __all__ = [
     "NO_TEXT",
+    "Budget",
     "Cancelled",
+    "Card",
     "CheckpointError",
     "Clip",
     "Conditioning",
@@ -41,10 +44,12 @@ __all__ = [
     "MediaError",
     "MemoryPlanError",
     "NoGuardrail",
+    "Plan",
     "Profile",
     "Report",
     "Size",
     "TextEmbedding",
     "Video2World",
     "__version__",
+    "plan",
 ]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack
 
@@ -15,6 +16,7 @@ from cosmos_fast.clip import DEFAULT_CRF, Clip, ClipWriter, Sidecar
 from cosmos_fast.config import Environment, RopeTable
 from cosmos_fast.errors import Cancelled, CosmosFastError, DeviceLost, InputError, MemoryPlanError
 from cosmos_fast.media import Fit, frames_from
+from cosmos_fast.memory.residence import Residence
 from cosmos_fast.model.flops import forward_flops
 from cosmos_fast.model.pixels import to_pixels, to_video
 from cosmos_fast.parts import Parts, Precision, choose_device, choose_precision, load_parts
@@ -42,11 +44,15 @@ from cosmos_fast.types import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from cosmos_fast.config import Profile
+    from cosmos_fast.memory.plan import Memory, Plan
+    from cosmos_fast.memory.residence import StageForm
     from cosmos_fast.sampling import Predictor
     from cosmos_fast.sampling.solver import CancelToken, StepCallback
+
+logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
@@ -75,7 +81,8 @@ class Video2World:
         local_files_only: bool = False,
         device: str | torch.device = "auto",
         precision: Precision | Literal["auto"] = "auto",
-        memory: Literal["auto", "resident"] = "auto",
+        memory: Memory = "auto",
+        offload: Iterable[str] = (),
         guardrail: Guardrail = "default",
         checkpoint_root: str | os.PathLike[str] | None = None,
         vae: str | os.PathLike[str] | None = None,
@@ -96,7 +103,12 @@ class Video2World:
             device: "auto" is the current CUDA device where there is one, else the CPU.
             precision: "bf16" or "fp32" of the transformer and the VAE; "auto" is bf16 on CUDA and
                 fp32 on a CPU. The text encoder keeps the precision it is stored in.
-            memory: "auto" and "resident" keep all weights on the device.
+            memory: this engine's whole share of the device, CUDA context and workspaces included:
+                "auto" (what is free), an amount such as "12GiB", bytes, or a ``Budget`` that also
+                limits host memory. Weights that do not fit are streamed while the device computes.
+                "resident" keeps all of them on the device whatever it takes.
+            offload: components ("text encoder", "vae encoder", "dit", "vae decoder") that must
+                leave the device when their stage ends.
             guardrail: "default", or ``NoGuardrail(reason=...)``.
             checkpoint_root: folder below which helper checkpoints (VAE, T5) are looked up.
             vae, text_encoder, tokenizer: paths that replace what was found.
@@ -108,15 +120,12 @@ class Video2World:
         Raises:
             CheckpointError: missing, ambiguous, incomplete or damaged checkpoint.
             InputError: a setting that does not exist.
+            MemoryPlanError: the host has too little memory for any plan.
         """
-        if memory not in ("auto", "resident"):
-            raise InputError(
-                f'{memory = }: "auto" and "resident" exist in this version; both keep all weights '
-                f"on the device"
-            )
         place = choose_device(device)
         parts = load_parts(
             source,
+            residence=Residence(place, memory, offload=frozenset(offload)),
             device=place,
             dtype=choose_precision(precision, place),
             rope_table=rope_table,
@@ -145,6 +154,26 @@ class Video2World:
     @property
     def device(self) -> torch.device:
         return self._parts.device
+
+    @property
+    def memory_plan(self) -> Plan | None:
+        """The plan of the last call (before the first: of the profile's own size); None where
+        everything stays on the device without one."""
+        return self._parts.residence.plan
+
+    def sleep(self) -> None:
+        """Gives the device memory back: page-locked copies of the weights stay in host memory.
+
+        Waits for running calls. The next call, or :meth:`wake`, brings the weights back at the
+        speed of the bus.
+        """
+        with self._turns:
+            self._parts.residence.sleep()
+
+    def wake(self) -> None:
+        """Brings back what :meth:`sleep` took off the device."""
+        with self._turns:
+            self._parts.residence.wake()
 
     def generate(
         self,
@@ -209,7 +238,7 @@ class Video2World:
         with self._run(on_stage) as clock:
             latents = self._sample(request, source, clock, on_step, cancel)
             with clock.stage("decode"):
-                frames = list(self._decode(latents, request, cancel))
+                frames = list(self._decode(latents, request, clock, cancel))
             report = self._report(request, latents, clock)
         return Clip(_join(frames), Latents(latents, self._parts.vae_identity), report)
 
@@ -235,7 +264,7 @@ class Video2World:
                 latents = self._sample(request, source, clock, on_step, cancel)
                 frames = []
                 with clock.stage("decode"):
-                    for chunk in self._decode(latents, request, cancel):
+                    for chunk in self._decode(latents, request, clock, cancel):
                         writer.write(chunk)
                         frames.append(chunk)
                 with clock.stage("write"):
@@ -273,7 +302,7 @@ class Video2World:
     ) -> Iterator[Frames]:
         with self._run(on_stage) as clock:
             latents = self._sample(request, source, clock, on_step, cancel)
-            yield from self._decode(latents, request, cancel)
+            yield from self._decode(latents, request, clock, cancel)
 
     @contextmanager
     def _run(self, on_stage: StageCallback | None) -> Iterator[Clock]:
@@ -292,7 +321,6 @@ class Video2World:
                 self._lost = f"{self.device} failed: {error}".splitlines()[0]
                 raise DeviceLost(f"{self._lost}; start the process again") from error
 
-    @torch.no_grad()
     def _sample(
         self,
         request: Request,
@@ -302,6 +330,39 @@ class Video2World:
         cancel: CancelToken | None,
     ) -> torch.Tensor:
         """float32 (1, 16, T', h, w): the clean latents of the whole clip."""
+        self._parts.residence.prepare(self._parts.workload(request))
+        try:
+            return self._sampled(request, source, clock, on_step, cancel)
+        except torch.OutOfMemoryError:
+            if not self._may_start_again(clock):
+                raise
+        self._lower(request, clock)
+        return self._sampled(request, source, clock, on_step, cancel)
+
+    def _may_start_again(self, clock: Clock) -> bool:
+        return not clock.started_again and self._parts.residence.can_lower
+
+    def _lower(self, request: Request, clock: Clock) -> None:
+        """The device ran out of memory: a plan one level down, once a call."""
+        failed = self._parts.residence.lower()
+        plan = self._parts.residence.prepare(self._parts.workload(request))
+        assert plan is not None
+        clock.start_again(
+            f"out of memory with a plan of {failed.peak_bytes / 2**30:.2f} GiB; started again "
+            f"with one of {plan.peak_bytes / 2**30:.2f} GiB"
+        )
+        logger.warning(clock.notes[-1])
+
+    @torch.no_grad()
+    def _sampled(
+        self,
+        request: Request,
+        source: Any,
+        clock: Clock,
+        on_step: StepCallback | None,
+        cancel: CancelToken | None,
+    ) -> torch.Tensor:
+        residence = self._parts.residence
         with clock.stage("read"):
             known = frames_from(
                 source,
@@ -310,13 +371,13 @@ class Video2World:
                 fit=request.fit,
                 fps=request.fps,
             )
-        with clock.stage("text"):
+        with clock.stage("text"), self._text_encoder(request):
             text = self._embed(request.prompt)
             against = self._embed(request.negative_prompt) if request.uses_guidance else None
-        with clock.stage("encode"):
+        with clock.stage("encode"), residence.stage("encode"):
             given = self._condition(known, request)
-        with clock.stage("denoise"):
-            predict = self._predictor(text, against, given, request)
+        with clock.stage("denoise"), residence.stage("denoise") as form:
+            predict = self._predictor(text, against, given, request, form)
             noise = reference_noise(request.latent_shape, request.seed).to(self.device)
             latents = adams_bashforth(
                 predict,
@@ -330,6 +391,17 @@ class Video2World:
                     "the denoised latents are not finite: the checkpoint or the device is at fault"
                 )
         return latents
+
+    @contextmanager
+    def _text_encoder(self, request: Request) -> Iterator[None]:
+        """The text encoder's weights are there for the body, if it has to run at all."""
+        unknown = self._parts.unknown_prompts(request)
+        if not unknown:
+            yield
+            return
+        self._parts.text.load()
+        with self._parts.residence.stage("text", passes=len(unknown)):
+            yield
 
     def _embed(self, prompt: Prompt) -> TextEmbedding:
         width = self.profile.dit.text_dim
@@ -355,6 +427,7 @@ class Video2World:
         against: TextEmbedding | None,
         given: Conditioning,
         request: Request,
+        form: StageForm,
     ) -> Predictor:
         """Guided prediction; what does not change over the run is made here, once."""
         dit, patch = self._parts.dit, self.profile.dit.patch
@@ -362,15 +435,24 @@ class Video2World:
         layout = TokenLayout((frames, height // patch, width // patch))
         rope = dit.rope(layout)
         modulations = OncePerStep(dit.modulations)
+        # Of weights that come and go, everything is made in the order of their coming.
+        context_of = dit.text_context if form.kept else dit.text_context_as_used
 
         def branch(embedding: TextEmbedding) -> Predictor:
-            context = dit.text_context(embedding.rows[None].to(self.device))
+            context = context_of(embedding.rows[None].to(self.device))
 
             def velocity(
                 x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
             ) -> torch.Tensor:
                 flow: torch.Tensor = dit(
-                    x, times, mask, context, layout, rope=rope, modulations=modulations(times, step)
+                    x,
+                    times,
+                    mask,
+                    context,
+                    layout,
+                    rope=rope,
+                    modulations=modulations(times, step) if form.kept else None,
+                    cut=form.cut,
                 )
                 return flow
 
@@ -380,18 +462,34 @@ class Video2World:
         return guided(branch(text), unconditional, request.guidance)
 
     def _decode(
+        self, latents: torch.Tensor, request: Request, clock: Clock, cancel: CancelToken | None
+    ) -> Iterator[Frames]:
+        begun = False
+        try:
+            for frames in self._decoded(latents, request, cancel):
+                begun = True
+                yield frames
+            return
+        except torch.OutOfMemoryError:
+            if begun or not self._may_start_again(clock):
+                raise
+        self._lower(request, clock)
+        yield from self._decoded(latents, request, cancel)
+
+    def _decoded(
         self, latents: torch.Tensor, request: Request, cancel: CancelToken | None
     ) -> Iterator[Frames]:
-        chunks = self._parts.vae.decode_chunks(latents)
-        while True:
-            if cancel is not None and cancel.is_set():
-                raise Cancelled("cancelled while decoding")
-            with torch.no_grad():
-                chunk = next(chunks, None)
-                if chunk is None:
-                    return
-                pixels = to_pixels(chunk)
-            yield Frames(pixels, request.fps)
+        with self._parts.residence.stage("decode") as form:
+            chunks = self._parts.vae.decode_chunks(latents, frame_by_frame=form.frame_by_frame)
+            while True:
+                if cancel is not None and cancel.is_set():
+                    raise Cancelled("cancelled while decoding")
+                with torch.no_grad():
+                    chunk = next(chunks, None)
+                    if chunk is None:
+                        return
+                    pixels = to_pixels(chunk)
+                yield Frames(pixels, request.fps)
 
     def _report(self, request: Request, latents: torch.Tensor, clock: Clock) -> Report:
         parts = self._parts
@@ -410,9 +508,19 @@ class Video2World:
             latents_sha256=hashlib.sha256(latents.cpu().numpy().tobytes()).hexdigest(),
             peak_device_bytes=peak_device_bytes(self.device),
             peak_host_bytes=peak_host_bytes(),
-            notes=request.notes,
+            memory=self._memory(clock),
+            notes=(*request.notes, *clock.notes),
             versions=versions(),
         )
+
+    def _memory(self, clock: Clock) -> dict[str, Any] | None:
+        """The plan's predictions beside what the clock has measured."""
+        plan = self._parts.residence.plan
+        if plan is None:
+            return None
+        measured = {stage.name: stage.seconds for stage in clock.stages}
+        peak = peak_device_bytes(self.device)
+        return plan.compared(measured, None if peak is None else peak + plan.fixed_bytes)
 
 
 class OncePerStep(Generic[Value]):

@@ -10,16 +10,28 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 import torch
 
 from cosmos_fast.errors import InputError
+from cosmos_fast.memory.components import dit_blocks, text_blocks, vae_blocks
+from cosmos_fast.memory.host import arranged
+from cosmos_fast.memory.models import T5_11B, Workload
+from cosmos_fast.memory.residence import Owned, Residence
 from cosmos_fast.model.dit import DiT
 from cosmos_fast.model.ops import Ops
 from cosmos_fast.model.text import (
     CachedTextEncoder,
     PromptCache,
     TextEncoder,
+    empty_encoder,
     load_tokenizer,
 )
 from cosmos_fast.model.vae import VAE
 from cosmos_fast.weights import digests, find_checkpoint, load_dit, load_text_encoder, load_vae
+from cosmos_fast.weights.load import (
+    describe_text_encoder,
+    locate_dit,
+    locate_text_encoder,
+    locate_vae,
+    text_config,
+)
 
 if TYPE_CHECKING:
     import os
@@ -28,14 +40,19 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cosmos_fast.config import Environment, Profile, RopeTable
+    from cosmos_fast.memory.components import Components
     from cosmos_fast.report import Clock
+    from cosmos_fast.request import Request
     from cosmos_fast.weights import CheckpointFiles
+    from cosmos_fast.weights.load import Place, Sources
+    from cosmos_fast.weights.text_keys import TextShape
 
 Precision = Literal["bf16", "fp32"]
 """Of the transformer and the VAE; the text encoder keeps the precision it is stored in."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Value = TypeVar("Value")
+Network = TypeVar("Network", bound="nn.Module")
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -89,6 +106,8 @@ class Parts:
     files: CheckpointFiles
     digests: Later[dict[str, str]]
     load_stages: dict[str, float]
+    residence: Residence
+    """Where the weights are."""
 
     @property
     def vae_identity(self) -> str:
@@ -100,6 +119,26 @@ class Parts:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+    def workload(self, request: Request) -> Workload:
+        """What ``request`` asks of the machine."""
+        shape, text_dtype = _text_shape(self.files)
+        return Workload(
+            profile=self.profile,
+            size=request.size,
+            num_frames=request.num_frames,
+            num_conditional_frames=request.num_conditional_frames,
+            num_steps=request.num_steps,
+            guided=request.uses_guidance,
+            dtype=self.dtype,
+            text=shape if self.text.loaded or self.unknown_prompts(request) else None,
+            text_dtype=text_dtype,
+        )
+
+    def unknown_prompts(self, request: Request) -> list[str]:
+        """The texts of ``request`` that the encoder has to run for."""
+        prompts = [request.prompt, *([request.negative_prompt] * request.uses_guidance)]
+        return [text for text in prompts if isinstance(text, str) and not self.text.knows(text)]
 
     def identity(self) -> dict[str, Any]:
         """What the manifest says about the model."""
@@ -118,6 +157,7 @@ class Parts:
 def load_parts(
     source: str | os.PathLike[str],
     *,
+    residence: Residence,
     find: dict[str, Any],
     device: torch.device,
     dtype: torch.dtype,
@@ -129,6 +169,7 @@ def load_parts(
     """Finds and loads a checkpoint; the text encoder waits for the first unknown prompt.
 
     Args:
+        residence: decides where weights go.
         find: the further arguments of :func:`find_checkpoint`.
     """
     if rope_table not in ("reference", "float32"):
@@ -136,20 +177,28 @@ def load_parts(
     with clock.stage("find checkpoint"):
         files = find_checkpoint(source if isinstance(source, str) else str(source), **find)
     ops = Ops.select(device, dtype)
+    residence.begin(_first_workload(files, dtype))
     with clock.stage("load transformer"):
-        dit = _filled(
-            lambda: DiT(files.profile.dit, ops, rope_table), load_dit(files, device, dtype)
+        dit = _loaded(
+            residence,
+            lambda: DiT(files.profile.dit, ops, rope_table),
+            lambda network: {"dit": dit_blocks(network)},
+            lambda place: load_dit(files, _place_of(device, place), dtype, place),
+            lambda: locate_dit(files, dtype),
+            dtype,
         )
     with clock.stage("load VAE"):
-        vae = _filled(lambda: VAE(files.profile.vae), load_vae(files, device, dtype))
+        vae = _loaded(
+            residence,
+            lambda: VAE(files.profile.vae),
+            vae_blocks,
+            lambda place: load_vae(files, _place_of(device, place), dtype, place),
+            lambda: locate_vae(files, dtype),
+            dtype,
+        )
     cache = None
     if prompt_cache and (files.text_encoder is not None or files.hub is not None):
         cache = PromptCache(environment.cache / "text", files.text_identity)
-
-    def load_text() -> TextEncoder:
-        config, parameters = load_text_encoder(files, device)
-        _, tokenizer = files.require_text()
-        return TextEncoder.from_parameters(config, parameters, load_tokenizer(tokenizer))
 
     return Parts(
         profile=files.profile,
@@ -157,24 +206,105 @@ def load_parts(
         dtype=dtype,
         dit=dit,
         vae=vae,
-        text=CachedTextEncoder(load_text, cache),
+        text=CachedTextEncoder(lambda: _load_text(files, device, residence), cache),
         ops=ops,
         files=files,
         digests=Later(lambda: digests(files)),
         load_stages={stage.name: round(stage.seconds, 3) for stage in clock.stages},
+        residence=residence,
     )
 
 
-Network = TypeVar("Network", bound="nn.Module")
+def _first_workload(files: CheckpointFiles, dtype: torch.dtype) -> Workload:
+    """What the checkpoint is made for: weights go where a plan for this wants them."""
+    profile = files.profile
+    shape, text_dtype = _text_shape(files)
+    return Workload(
+        profile=profile,
+        size=profile.size,
+        num_frames=profile.num_frames,
+        num_conditional_frames=profile.conditional_frames[0],
+        num_steps=profile.num_steps,
+        guided=profile.guidance != 0,
+        dtype=dtype,
+        text=shape,
+        text_dtype=text_dtype,
+    )
 
 
-def _filled(build: Callable[[], Network], parameters: dict[str, torch.Tensor]) -> Network:
-    """A network built without memory, whose parameters become the given tensors."""
+def _text_shape(files: CheckpointFiles) -> tuple[TextShape | None, torch.dtype]:
+    """The text encoder's sizes and stored dtype, as far as it is on this machine."""
+    if files.text_encoder is None:
+        return (None if files.hub is None else T5_11B), torch.bfloat16
+    return describe_text_encoder(files)
+
+
+def _place_of(device: torch.device, place: Place | None) -> torch.device:
+    return device if place is None else torch.device("cpu")
+
+
+def _loaded(
+    residence: Residence,
+    build: Callable[[], Network],
+    blocks_of: Callable[[Network], Components],
+    load: Callable[[Place | None], dict[str, torch.Tensor]],
+    locate: Callable[[], Sources],
+    dtype: torch.dtype,
+) -> Network:
+    """A network whose weights are where the plan wants them.
+
+    Args:
+        build: makes it; called on the meta device.
+        blocks_of: its components.
+        load: reads its parameters, into given places or onto the device.
+        locate: finds where they lie in their files, and that they are finite.
+        dtype: of the parameters.
+    """
     with torch.device("meta"):
         network = build()
+    components = blocks_of(network)
+    rests = {residence.rests_in(component) for component in components}
+    if rests == {"device"}:
+        parameters = load(None)
+    elif "files" in rests:
+        locate()  # a damaged file is told now, not in the middle of a run
+        parameters = {
+            name: torch.full((), torch.nan, dtype=dtype).expand(parameter.shape)
+            for name, parameter in network.state_dict().items()
+        }
+    else:
+        everything = {
+            f"{component} {name}": modules
+            for component, blocks in components.items()
+            for name, modules in blocks.items()
+        }
+        places = arranged(network, everything, dtype)
+        parameters = load(lambda name, shape, dtype: places[name])
     network.load_state_dict(parameters, strict=True, assign=True)
     network.eval().requires_grad_(False)
+    for component, blocks in blocks_of(network).items():
+        residence.own(component, Owned(network, blocks, dtype, locate), in_files="files" in rests)
     return network
+
+
+def _load_text(files: CheckpointFiles, device: torch.device, residence: Residence) -> TextEncoder:
+    _, tokenizer = files.require_text()
+    config = text_config(files)
+    _, dtype = describe_text_encoder(files)
+
+    def adopt(t5: Any) -> Any:
+        t5.encoder.set_input_embeddings(t5.shared)  # one parameter, which may move
+        return t5
+
+    t5 = _loaded(
+        residence,
+        lambda: adopt(empty_encoder(config)),
+        lambda network: {"text encoder": text_blocks(network)},
+        lambda place: load_text_encoder(files, _place_of(device, place), None, place)[1],
+        lambda: locate_text_encoder(files)[1],
+        dtype,
+    )
+    return TextEncoder(t5, load_tokenizer(tokenizer), device)
 
 
 class Later(Generic[Value]):

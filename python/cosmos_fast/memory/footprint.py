@@ -97,7 +97,7 @@ class _Meter(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here; torch would import its compiler, for seconds, to keep it off."""
+        """Nothing is compiled here; to keep its compiler off, torch would import it: seconds."""
         return False
 
     def __torch_dispatch__(
