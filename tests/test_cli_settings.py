@@ -208,7 +208,6 @@ def test_aspect_ratio_of_a_named_model_needs_a_size_class() -> None:
         ("--use_cuda_graphs", "CUDA-graphs part"),
         ("--benchmark", "benchmark part"),
         ("--require_guardrail", "guardrail"),
-        ("--memory 12GiB", "memory planner"),
     ],
 )
 def test_a_flag_that_needs_a_missing_part_names_it(line: str, part: str) -> None:
@@ -257,10 +256,6 @@ def test_either_word_disables_the_upsampler_in_either_generation(path: str, swit
         "--prompt_upsampler_dir Qwen/Qwen2.5-VL-7B-Instruct",
         "--offload_guardrail_models",
         "--offload_guardrail",
-        "--offload_tokenizer",
-        "--offload_diffusion_transformer",
-        "--offload_text_encoder_model",
-        "--offload_text_encoder",
         "--tokenizer_dir x",
         "--image_save_name x",
         "--image_save_folder x",
@@ -271,6 +266,23 @@ def test_a_flag_without_effect_is_accepted_and_reported(line: str) -> None:
     assert replace(with_flag, notes=()) == without
     [note] = with_flag.notes
     assert note.startswith(f"{line.split()[0]} has no effect: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("", ()),
+        ("--offload_tokenizer", ("vae encoder", "vae decoder")),
+        ("--offload_diffusion_transformer", ("dit",)),
+        ("--offload_text_encoder_model --offload_text_encoder", ("text encoder",)),
+    ],
+)
+def test_offloading_is_for_the_plan(line: str, parts: tuple[str, ...]) -> None:
+    found = settings(f"{LATER} {line} --memory 12GiB")
+    assert found.offload == parts
+    assert found.notes == ()
+    assert found.origins["offload"] == ("command line" if line else "default")
+    found.refuse_missing()
 
 
 def test_a_prompt_is_required() -> None:

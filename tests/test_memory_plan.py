@@ -149,7 +149,9 @@ def test_report_forms(large: Plan) -> None:
     assert plain["peak_bytes"] == large.peak_bytes
     for word in ("denoise", "peak", "smallest possible", "rtx4090-pcie4x16", "pinned"):
         assert word in large.table()
-    picture = ElementTree.fromstring(large.svg())
+    drawing = large.timeline()
+    assert drawing.png().startswith(b"\x89PNG")
+    picture = ElementTree.fromstring(drawing.svg())
     assert picture.tag.endswith("svg")
     assert len(picture.findall(".//{*}rect")) > 100
 

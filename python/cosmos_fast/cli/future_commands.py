@@ -15,7 +15,6 @@ from cosmos_fast.cli.exits import MissingPartError
 
 FUTURE_COMMANDS: Final[dict[str, str]] = {
     "batch": "batch part",
-    "plan": "memory planner",
     "bench": "benchmark part",
     "rollout": "world part",
     "best-of-n": "best-of-N part",

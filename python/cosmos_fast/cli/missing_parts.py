@@ -33,15 +33,10 @@ def _more_than_one(value: Any) -> bool:
     return value is not None and value > 1
 
 
-def _is_amount(value: Any) -> bool:
-    return value is not None and value[0].isdigit()
-
-
 _NEEDS: Final[tuple[tuple[str, Callable[[Any], bool], str, str], ...]] = (
     ("num_gpus", _more_than_one, "parallel part", "run on one GPU, without --num_gpus"),
     ("batch_input_path", _given, "batch part", "run one command a video"),
     ("batch_input_json", _given, "batch part", "run one command a video"),
-    ("memory", _is_amount, "memory planner", "use --memory auto"),
     (
         "load_ema",
         _given,
@@ -84,14 +79,9 @@ def missing_parts(
     return tuple(parts)
 
 
-_MEMORY: Final = "--memory decides where each part stays"
 _IDLE: Final[tuple[tuple[str, str], ...]] = (
     ("offload_guardrail_models", "no guardrail is loaded"),
     ("offload_guardrail", "no guardrail is loaded"),
-    ("offload_diffusion_transformer", _MEMORY),
-    ("offload_tokenizer", _MEMORY),
-    ("offload_text_encoder_model", _MEMORY),
-    ("offload_text_encoder", _MEMORY),
     ("tokenizer_dir", "the VAE comes from the checkpoint"),
     ("image_save_name", "no picture is made"),
     ("image_save_folder", "no picture is made"),

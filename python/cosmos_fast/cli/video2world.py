@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.cli.config_file import merge, read_config
 from cosmos_fast.cli.exits import ExitCode, UsageError
@@ -158,7 +158,8 @@ def load(settings: Settings, display: Display) -> Video2World:
         tokenizer=settings.tokenizer,
         device=settings.device,
         precision=settings.precision,
-        memory=cast("Literal['auto', 'resident']", settings.memory),  # amounts were refused
+        memory=settings.memory,
+        offload=settings.offload,
         rope_table=settings.rope_table,
         guardrail=NoGuardrail(reason=NO_GUARDRAIL_REASON) if off else "default",
         on_stage=display.stage,

@@ -36,7 +36,7 @@ _FILES: Final = Link(8_000_000_000)
 """Weight files in the page cache, through the window; estimate."""
 _UNITS: Final = {
     "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
-    "KIB": 1 << 10, "MIB": MIB, "GIB": GIB,
+    "KIB": 1 << 10, "MIB": MIB, "GIB": GIB, "TB": 10**12, "TIB": 1 << 40,
 }  # fmt: skip
 _AMOUNT = re.compile(r"\s*(?P<number>\d+(\.\d*)?)\s*(?P<unit>[A-Za-z]*)\s*")
 
