@@ -10,6 +10,7 @@
 #   make wheel   the wheel and the sdist, looked into
 #   make matrix  the wheel in empty environments: old and new Pythons and dependencies
 #   make soak    500 small clips in one process: memory, descriptors, threads, children
+#   make fuzz    10 000 damaged media files, and 1000 runs of ffmpeg that leave nothing behind
 #   make lock    requirements/dev.lock from requirements/dev.in
 #   make clean   what the targets above made, .venv included
 
@@ -32,7 +33,7 @@ NAMELESS := --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo \
 	--remap-path-prefix=$(CURDIR)=cosmos-fast
 
 .PHONY: help setup demo test parity lint lint-style lint-types lint-floors lint-rust lint-audit \
-	eval bench wheel matrix soak lock clean
+	eval bench wheel matrix soak fuzz lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -102,6 +103,12 @@ matrix: wheel  # ARGS="--interpreter /path/to/python3.12" where it is not on PAT
 
 soak: setup
 	$(PYTHON) tools/soak.py $(ARGS)
+
+fuzz: setup  # ARGS="-k mkv" for one kind of file; COSMOS_FAST_SOAK_SEED=1 for other damage
+	COSMOS_FAST_SOAK_FILES=$${COSMOS_FAST_SOAK_FILES:-10000} \
+	COSMOS_FAST_SOAK_RUNS=$${COSMOS_FAST_SOAK_RUNS:-1000} \
+		$(PYTHON) -m pytest --timeout 0 tests/test_media_mutations.py \
+		tests/test_media_fake_ffmpeg.py::test_runs_leave_no_process_descriptor_or_thread $(ARGS)
 
 lock: .venv/.dependencies
 	$(VENV)/bin/uv pip compile requirements/dev.in --universal --python-version 3.11 --upgrade \

@@ -33,7 +33,9 @@ CLIPS = {
     3: "A blue ball moves quickly upwards and a orange ball is at rest under gravity.",
 }
 """Prompts by the seed of what they leave open, and of the noise."""
-FRAMES = (8, 16, 32)
+LIMITS = {8: 2.5, 16: 3.0, 32: 4.0}
+"""Pixels that no ball may be off, by frame."""
+DECIBELS = 36.0
 
 
 class Judged(NamedTuple):
@@ -68,10 +70,13 @@ def test_balls_are_where_the_simulator_has_them(
     judged: list[Judged], measured: Callable[[str], None]
 ) -> None:
     error = np.concatenate([each.score.error for each in judged])
-    for frame in FRAMES:
+    for frame in LIMITS:
         measured(f"frame {frame}: " + " ".join(f"{pixels:.2f}" for pixels in error[:, frame]))
     measured("decibels: " + " ".join(f"{each.decibels:.1f}" for each in judged))
     assert all(each.score.direction == 1 for each in judged if each.score.moving.any())
+    for frame, pixels in LIMITS.items():
+        assert error[:, frame].max() < pixels, f"frame {frame}"
+    assert min(each.decibels for each in judged) > DECIBELS
 
 
 def test_the_vae_gives_the_simulators_frames_back(measured: Callable[[str], None]) -> None:

@@ -213,9 +213,12 @@ def test_dry_run_lists_values_and_where_they_come_from(run: Run, place: Path) ->
     code, out, err = run(*words(EXAMPLE_1), "--dry-run")
     assert (code, err) == (0, "")
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
-    assert rows["height"] == ["432", "command", "line"]
-    assert rows["seed"] == ["1", "original", "default"]
-    assert rows["guidance"] == ["1.0", "profile"]
+    assert rows["height"] == ["command", "line", "432"]
+    assert rows["seed"] == ["original", "default", "1"]
+    assert rows["guidance"] == ["profile", "1.0"]
+    starts = {line.index(" ".join(rows[line.split()[0]][2:])) for line in out.splitlines()
+              if line.startswith(("height", "prompt", "negative_prompt", "input"))}  # fmt: skip
+    assert len(starts) == 1, "values stand below one another, however long they are"
     assert not (place / "outputs").exists()
 
 
@@ -278,8 +281,21 @@ def test_a_flag_without_its_value_is_a_usage_error(run: Run, flag: str) -> None:
         ),
         (["video2world"], "no input: give a picture or a video with --input_path"),
         (["video2world", "--nonsense", "1"], "No such option: --nonsense"),
-        (["video2world", "a.png"], "unexpected extra argument"),
-        (["video3world"], "No such command 'video3world'"),
+        (["video2world", "a.png"], "the picture comes after --input_path and the words after"),
+        (["video3world"], "No such command 'video3world'. Did you mean video2world? See"),
+        (["doctor", "a"], "unexpected extra argument(s) (a). See cosmos-fast doctor --help."),
+        (
+            [
+                "video2world",
+                "--model",
+                "ballworld",
+                "--prompt",
+                "p",
+                "--input_path",
+                "http://a/b.png",
+            ],
+            "addresses are not read: fetch the file",
+        ),
         (["doctor", "--nonsense"], "No such option: --nonsense"),
         (["video2world", "--config", "none.toml"], "'none.toml' cannot be read"),
     ],
@@ -372,6 +388,40 @@ def test_a_misspelt_model_is_told_beside_a_missing_part(run: Run, place: Path) -
     _, _, err = run("video2world", "--model", "balworld", "--input_path", picture, "--prompt", "p")
     assert "prompt upsampler" in err
     assert "model: 'balworld' is not there; a hub id reads owner/name" in err
+
+
+def test_help_is_a_command_too(run: Run) -> None:
+    assert run("help") == run("--help")
+    assert run("help", "demo") == run("demo", "--help")
+
+
+def test_a_long_value_goes_on_below_itself_on_a_terminal(place: Path) -> None:
+    import pty
+
+    controller, terminal = pty.openpty()
+    words_of_it = " ".join(f"word{number}" for number in range(40))
+    command = [*words(EXAMPLE_1), "--prompt", words_of_it, "--dry-run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cosmos_fast", *command],
+        stdout=terminal,
+        env={**os.environ, "COLUMNS": "90"},
+    )
+    os.close(terminal)
+    told = b""
+    while True:
+        try:
+            told += os.read(controller, 4096)
+        except OSError:  # the other end of a pseudo-terminal is closed
+            break
+    os.close(controller)
+    assert process.wait(60) == 0
+    lines = told.decode().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("prompt "))
+    column = lines[first].index("word0")
+    rest = [line for line in lines[first + 1 :] if line.startswith(" ")]
+    assert len(rest) >= 3
+    assert all(line.index("word") == column for line in rest[:3])
+    assert max(map(len, lines)) <= 90
 
 
 def test_no_command_shows_the_help(run: Run) -> None:

@@ -70,4 +70,4 @@ def test_the_config_file_resolves(tmp_path: Path, capsys: pytest.CaptureFixture[
         field = {"model": "source", "save_path": "output"}.get(name, name)
         [line] = [line for line in listing.splitlines() if line.split()[0] == field]
         assert str(value) in line
-        assert line.endswith("config file")
+        assert line.split()[1:3] == ["config", "file"]

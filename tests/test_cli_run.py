@@ -105,6 +105,55 @@ def test_the_later_generation_writes_its_files(run: Run, place: Path) -> None:
     assert frames.shape == (9, 32, 48, 3)
 
 
+@pytest.mark.parametrize("name", ["heron.mkv", "heron.npy", "heron/%05d.png"])
+def test_a_lossless_video_holds_the_frames_and_has_its_manifest(
+    run: Run, place: Path, name: str
+) -> None:
+    code, out, err = run(*later("--save_path", f"a/{name}", "--json"))
+    assert code == 0, err
+    document = json.loads(out)
+    assert (document["video"], document["manifest"]) == (f"a/{name}", "a/heron.json")
+    assert (place / "a/heron.txt").read_text().startswith(f"[Prompt]\n{PROMPT}\n")
+    found = manifest(place / "a/heron.json")["video"]
+    assert (found["file"], found["frames"], found["crf"]) == (name, 9, None)
+    if name == "heron.npy":
+        made = np.load(place / "a/heron.npy")
+    elif name == "heron.mkv":
+        made = np.asarray(read_frames(place / "a/heron.mkv", size=Size(32, 48), num_frames=9))
+    else:
+        pictures = sorted((place / "a/heron").iterdir())
+        made = np.stack([np.asarray(Image.open(picture)) for picture in pictures])
+        code, _, err = run(*later("--save_path", f"a/{name}"))
+        assert (code, err) == (2, "error: output: 'a/heron' holds files; name a folder that is new "
+                                  "or empty\n")  # fmt: skip
+    assert made.shape == (9, 32, 48, 3)
+    assert run(*later("--save_path", "b/heron.npy"))[0] == 0
+    assert np.array_equal(made, np.load(place / "b/heron.npy"))
+
+
+def test_averaged_weights_and_a_bf16_text_encoder_are_used(run: Run, place: Path) -> None:
+    import torch
+
+    from cosmos_fast.weights import find_checkpoint
+    from cosmos_fast.weights.convert import convert
+
+    convert(find_checkpoint("checkpoints/toy"), place / "trained", "nvidia")
+    stored = torch.load(place / "trained/model.pt", weights_only=True)
+    averaged = {name.replace("net.", "net_ema.", 1): tensor * 2 for name, tensor in stored.items()}
+    torch.save(stored | averaged, place / "trained/model.pt")
+    made = {}
+    for flags in ([], ["--load_ema"], ["--downcast_text_encoder"]):
+        name = f"{''.join(flags).strip('-') or 'plain'}.npy"
+        code, out, err = run(
+            *later("--model", "trained", "--save_path", name, *flags, "--guidance", "1", "--json")
+        )
+        assert code == 0, err
+        made[name] = np.load(name)
+        assert json.loads(out)["report"]["model"]["ema"] is (name == "load_ema.npy")
+    assert not np.array_equal(made["plain.npy"], made["load_ema.npy"])
+    assert not np.array_equal(made["plain.npy"], made["downcast_text_encoder.npy"])
+
+
 def test_the_original_generation_writes_its_files(run: Run, place: Path) -> None:
     code, out, err = run(*original("--video_save_name", "heron", "--disable_guardrail"))
     assert code == 0, err

@@ -169,6 +169,9 @@ def test_one_given_side_leaves_the_other_to_the_size_class() -> None:
         ("--save_path a/b.mp4", "a/b.mp4"),
         ("--save_path a/b.MP4", "a/b.MP4"),
         ("--save_path a/b", "a/b.mp4"),
+        ("--save_path a/b.mkv", "a/b.mkv"),
+        ("--save_path a/b.NPY", "a/b.NPY"),
+        ("--save_path a/%05d.png", "a/%05d.png"),
         ("--video_save_name x", "outputs/x.mp4"),
         ("--video_save_folder d", "d/output.mp4"),
         ("--video_save_folder d --video_save_name a.b", "d/a.b.mp4"),
@@ -178,7 +181,16 @@ def test_output_naming(line: str, path: str) -> None:
     assert settings(f"{LATER} {line}").output == Path(path)
 
 
-@pytest.mark.parametrize("line", ["--save_path a.avi", "--video_save_name a/b", "--save_path .mp4"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--save_path a.avi",
+        "--save_path a/frame.png",
+        "--video_save_name a/b",
+        "--save_path .mp4",
+        "--save_path /",
+    ],
+)
 def test_refused_output_names(line: str) -> None:
     with pytest.raises(UsageError, match=line.split()[0]):
         settings(f"{LATER} {line}")
@@ -202,8 +214,6 @@ def test_aspect_ratio_of_a_named_model_needs_a_size_class() -> None:
     ("line", "part"),
     [
         ("--num_gpus 8", "parallel part"),
-        ("--load_ema", "averaged-weights part"),
-        ("--downcast_text_encoder", "text-precision part"),
         ("--natten", "sparse-attention part"),
         ("--use_cuda_graphs", "CUDA-graphs part"),
         ("--benchmark", "benchmark part"),
@@ -214,6 +224,19 @@ def test_a_flag_that_needs_a_missing_part_names_it(line: str, part: str) -> None
     found = settings(f"--input_path a.png --prompt p --disable_prompt_refiner {line}")
     with pytest.raises(MissingPartError, match=f"{line.split()[0]} needs the {part}"):
         found.refuse_missing()
+
+
+def test_the_quality_of_a_lossless_file_is_no_choice() -> None:
+    assert settings(f"{LATER} --crf 20").notes == ()
+    [note] = settings(f"{LATER} --crf 20 --save_path a.mkv").notes
+    assert note == "--crf has no effect: .mkv is lossless"
+
+
+def test_averaged_weights_and_a_bf16_text_encoder_can_be_asked_for() -> None:
+    found = settings(f"{LATER} --load_ema --downcast_text_encoder")
+    found.refuse_missing()
+    assert found.load_ema
+    assert found.downcast_text_encoder
 
 
 @pytest.mark.parametrize("flag", ["batch_input_json", "batch_input_path"])

@@ -189,9 +189,14 @@ def test_ffmpeg_python_never_reaches_the_flagged_part_of_future(tmp_path: Path) 
     code = (
         "import sys; sys.path.insert(0, '')\n"
         "import ffmpeg\n"
-        "import cosmos_fast.media.argv\n"
+        "import numpy, cosmos_fast.media as media\n"
         "line = ffmpeg.input('in.mp4').filter('scale', 4, 4).output('out.mp4', crf=1).compile()\n"
         "assert line[-1] == 'out.mp4', line\n"
+        "media.write_png('a.png', numpy.zeros((8, 8, 3), numpy.uint8))\n"
+        "with media.VideoWriter('a.mp4', size=(8, 8), fps=4) as writer:\n"
+        "    writer.write(numpy.zeros((5, 8, 8, 3), numpy.uint8))\n"
+        "for name in ('a.png', 'a.mp4'):\n"
+        "    media.read_frames(name, size=(8, 8), num_frames=1)\n"
         "print(*sys.modules, sep='\\n')\n"
     )
     run = subprocess.run(

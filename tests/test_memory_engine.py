@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import resource
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -180,14 +181,17 @@ def test_a_profile_too_large_for_the_budget_leaves_smaller_clips(
 
 def test_one_engine_follows_plans_of_several_sizes(world: Path, plain: cf.Clip) -> None:
     engine = load(world, 60 * MIB)
-    small = run(engine)
-    streamed = [engine.memory_plan.stage("denoise").streamed]  # type: ignore[union-attr]
-    run(engine, size=(128, 256), num_frames=9)
-    streamed.append(engine.memory_plan.stage("denoise").streamed)  # type: ignore[union-attr]
-    again = run(engine)
-    assert streamed[0] < streamed[1]
-    assert same(small, plain)
-    assert same(again, plain)
+    sources = []
+    clips = []
+    for size in ((32, 48), (160, 256), (32, 48)):
+        clips.append(run(engine, size=size))
+        plan = engine.memory_plan
+        assert plan is not None
+        sources.append(set(plan.sources.values()))
+    assert sources[0] == sources[2] == {"device"}
+    assert "pinned" in sources[1]
+    assert same(clips[0], plain)
+    assert same(clips[2], plain)
 
 
 @pytest.mark.parametrize("stage", ["text", "encode", "denoise", "decode"])
@@ -286,11 +290,11 @@ def test_sleeping_gives_everything_back_and_waking_brings_it(
     for _ in range(2):
         assert same(run(engine), plain)
         residence = engine._parts.residence
-        on_device = _storages(engine)
+        on_device = _on_device(engine)
         engine.sleep()
         gc.collect()
         assert residence.asleep
-        assert not on_device & _storages(engine)
+        assert all(storage() is None for storage in on_device)
         engine.wake()
         assert not residence.asleep
     engine.sleep()
@@ -327,18 +331,24 @@ def test_shapes_that_save_memory_run_and_are_told(world: Path, plain: cf.Clip) -
     assert difference.abs().max() <= 1
 
 
-def test_two_hundred_generations_are_flat(tight: cf.Video2World) -> None:
-    options = {"num_steps": 1, "num_frames": 1 + 4, "size": (16, 16), "guidance": 0.0}
-    executor = tight._parts.residence.executor
+def test_two_hundred_generations_are_flat(tmp_path: Path) -> None:
+    dit = replace(PROFILE.dit, num_layers=4, num_heads=2, head_dim=32)
+    profile = replace(PROFILE, dit=dit, vae=replace(PROFILE.vae, base_dim=4))
+    options = {"num_steps": 1, "num_frames": 5, "size": (16, 16), "guidance": 0.0}
+    engine = load(make_random_world(tmp_path, profile), 2 * MIB)
+    executor = engine._parts.residence.executor
     assert executor is not None
     seen: list[int] = []
     for number in range(200):
-        run(tight, prompt=cf.NO_TEXT, negative_prompt=cf.NO_TEXT, **options)
+        run(engine, prompt=cf.NO_TEXT, **options)
         if number in (20, 199):
             gc.collect()
             seen.append(_resident_bytes())
+    plan = engine.memory_plan
+    assert plan is not None
+    assert plan.stage("denoise").streamed >= 2
     assert executor.pinned_bytes == sum(_host_bytes(executor))
-    # Less than a quarter of one block in 180 generations.
+    # No block of 0.3 MiB is left behind by one generation in fifty.
     assert seen[1] - seen[0] < MIB, seen
 
 
@@ -349,9 +359,13 @@ def _host_bytes(executor: Any) -> Iterator[int]:
             yield block.memory.nbytes
 
 
-def _storages(engine: cf.Video2World) -> set[int]:
+def _on_device(engine: cf.Video2World) -> list[weakref.ref[Any]]:
+    """Memory that weights take up there: of an engine that streams, the arena of what is kept."""
+    executor = engine._parts.residence.executor
+    if executor is not None:
+        return [] if executor._kept is None else [weakref.ref(executor._kept.untyped_storage())]
     networks = (engine._parts.dit, engine._parts.vae)
-    return {p.untyped_storage().data_ptr() for n in networks for p in n.parameters()}
+    return [weakref.ref(p.untyped_storage()) for n in networks for p in n.parameters()]
 
 
 def _resident_bytes() -> int:

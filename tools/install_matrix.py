@@ -1,4 +1,4 @@
-"""Installs the wheel into empty environments and makes a video in each, without a compiler.
+"""Installs the wheel into empty environments, runs doctor and makes a video, without a compiler.
 
 One row per Python and set of dependencies: the newest that the ranges allow, the oldest, and the
 pins of two programs that people embed cosmos-fast beside. Downloads many gigabytes. The last line
@@ -103,12 +103,26 @@ def try_row(row: Row, wheel: Path, interpreter: str, folder: Path) -> dict[str, 
         folder=folder,
         path=bare,
     )
-    demo = ("demo", "--num_steps", "6")
-    run(environment / "bin" / "cosmos-fast", *demo, folder=folder, path=bare)
+    program = environment / "bin" / "cosmos-fast"
+    _hear_doctor(run(program, "doctor", "--offline", "--json", folder=folder, path=bare))
+    run(program, "demo", "--num_steps", "6", folder=folder, path=bare)
     videos = list(folder.glob("outputs/**/*.mp4"))
     if not videos or not all(video.stat().st_size for video in videos):
         raise RuntimeError("the demo ended well and left no video")
     return {item["name"]: item["version"] for item in listed}
+
+
+def _hear_doctor(told: str) -> None:
+    """
+    Raises:
+        RuntimeError: it finds a fault, or the environment other than it is.
+    """
+    verdicts = {check["name"]: check["verdict"] for check in json.loads(told)["checks"]}
+    expected = {"packages": "ok", "core": "ok", "torch": "ok", "ffmpeg": "ok", "toy worlds": "ok"}
+    expected["C compiler"] = "warn"
+    found = {name: verdicts.get(name) for name in expected}
+    if found != expected:
+        raise RuntimeError(f"doctor: {found} where {expected} was expected")
 
 
 def main() -> int:
@@ -147,7 +161,8 @@ def main() -> int:
             print(f"FAIL  {row.python} {row.name}: {error}", flush=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps({"wheel": arguments.wheel.name, "rows": results}))
+    size = arguments.wheel.stat().st_size
+    print(json.dumps({"wheel": arguments.wheel.name, "bytes": size, "rows": results}))
     return int(not results or not all(result["ok"] for result in results))
 
 

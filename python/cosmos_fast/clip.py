@@ -50,13 +50,15 @@ class Clip:
         """Writes the video, its manifest (.json) and, unless ``sidecar`` is None, its text (.txt).
 
         Args:
-            path: ends in .mp4; missing folders are made, an existing file is replaced.
-            crf: H.264 quality, 0 (best) to 51.
+            path: ends in .mp4, or without loss in .mkv, .npy or ``folder/%05d.png``; missing
+                folders are made, an existing file is replaced, a folder of pictures has to be new.
+            crf: H.264 quality, 0 (best) to 51; the lossless kinds do without.
 
         Returns:
             The path of the video.
 
         Raises:
+            InputError: the name ends in something else.
             MediaError: ffmpeg failed, or the folder cannot be written; nothing is left behind.
         """
         with ClipWriter(path, self.frames.size, self.frames.fps, self.report.model, crf) as writer:
@@ -85,9 +87,6 @@ class ClipWriter:
         ffmpeg: Path | None = None,
     ) -> None:
         self.path = Path(path)
-        if not self.path.suffix:
-            raise InputError(f"{str(self.path)!r}: the video's name must end in .mp4")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._size, self._fps, self._crf, self._frames = size, fps, crf, 0
         comment = f"AI-generated video, made with cosmos-fast from {model.get('name', 'a model')}"
         self._video = VideoWriter(
@@ -121,23 +120,32 @@ class ClipWriter:
             "generated": True,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "video": {
-                "file": self.path.name,
+                "file": self.path.relative_to(companions(self.path)[0].parent).as_posix(),
                 "sha256": _sha256(self._unpublished),
                 "frames": self._frames,
                 "height": self._size.height,
                 "width": self._size.width,
                 "fps": self._fps,
-                "crf": self._crf,
+                "crf": self._crf if self.path.suffix.lower() == ".mp4" else None,
             },
             **report.as_dict(),
         }
+        beside, manifest_path = companions(self.path)
         if sidecar is not None:
             text = sidecar_text(report.arguments, sidecar)
-            write_atomically(self.path.with_suffix(".txt"), text.encode())
+            write_atomically(beside, text.encode())
         document = json.dumps(manifest, indent=2, ensure_ascii=False)
-        write_atomically(self.path.with_suffix(".json"), f"{document}\n".encode())
+        write_atomically(manifest_path, f"{document}\n".encode())
         self._video.publish()
         return self.path
+
+
+def companions(path: Path) -> tuple[Path, Path]:
+    """The text and the manifest that stand beside a video, or beside its folder of pictures."""
+    if path.suffix.lower() == ".png":
+        folder = path.parent
+        return folder.with_name(f"{folder.name}.txt"), folder.with_name(f"{folder.name}.json")
+    return path.with_suffix(".txt"), path.with_suffix(".json")
 
 
 def sidecar_text(arguments: Mapping[str, Any], form: Sidecar) -> str:
@@ -154,5 +162,10 @@ def sidecar_text(arguments: Mapping[str, Any], form: Sidecar) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Of a file's content, or of a folder's pictures one after the other."""
+    found = hashlib.sha256()
+    for part in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()

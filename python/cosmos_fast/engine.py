@@ -19,7 +19,14 @@ from cosmos_fast.media import Fit, frames_from
 from cosmos_fast.memory.residence import Residence
 from cosmos_fast.model.flops import forward_flops
 from cosmos_fast.model.pixels import to_pixels, to_video
-from cosmos_fast.parts import Parts, Precision, choose_device, choose_precision, load_parts
+from cosmos_fast.parts import (
+    Parts,
+    Precision,
+    TextPrecision,
+    choose_device,
+    choose_precision,
+    load_parts,
+)
 from cosmos_fast.prompt import Guardrail, GuardrailRecord, choose_guardrail
 from cosmos_fast.report import (
     Clock,
@@ -87,7 +94,9 @@ class Video2World:
         checkpoint_root: str | os.PathLike[str] | None = None,
         vae: str | os.PathLike[str] | None = None,
         text_encoder: str | os.PathLike[str] | None = None,
+        text_precision: TextPrecision = "stored",
         tokenizer: str | os.PathLike[str] | None = None,
+        ema: bool = False,
         profile: Profile | None = None,
         rope_table: RopeTable = "reference",
         prompt_cache: bool = True,
@@ -102,7 +111,7 @@ class Video2World:
             revision, token, local_files_only: as in huggingface_hub.
             device: "auto" is the current CUDA device where there is one, else the CPU.
             precision: "bf16" or "fp32" of the transformer and the VAE; "auto" is bf16 on CUDA and
-                fp32 on a CPU. The text encoder keeps the precision it is stored in.
+                fp32 on a CPU.
             memory: this engine's whole share of the device, CUDA context and workspaces included:
                 "auto" (what is free), an amount such as "12GiB", bytes, or a ``Budget`` that also
                 limits host memory. Weights that do not fit are streamed while the device computes.
@@ -112,6 +121,9 @@ class Video2World:
             guardrail: "default", or ``NoGuardrail(reason=...)``.
             checkpoint_root: folder below which helper checkpoints (VAE, T5) are looked up.
             vae, text_encoder, tokenizer: paths that replace what was found.
+            text_precision: "stored" runs the text encoder as its files hold it, "bf16" and "fp32"
+                otherwise; prompts cached for one are not used for another.
+            ema: take the moving average of a training checkpoint's weights (``net_ema.``).
             profile: replaces what the checkpoint implies.
             rope_table: "reference" or "float32" rotary angles.
             prompt_cache: keep prompt embeddings on disk, keyed by their content.
@@ -132,6 +144,7 @@ class Video2World:
             environment=Environment.read(),
             prompt_cache=prompt_cache,
             clock=Clock(place, on_stage),
+            text_precision=text_precision,
             find={
                 "variant": variant,
                 "revision": revision,
@@ -142,6 +155,7 @@ class Video2World:
                 "text_encoder": text_encoder,
                 "tokenizer": tokenizer,
                 "profile": profile,
+                "ema": ema,
             },
         )
         return cls(parts, choose_guardrail(guardrail, toy=parts.profile.toy))
@@ -330,7 +344,7 @@ class Video2World:
         cancel: CancelToken | None,
     ) -> torch.Tensor:
         """float32 (1, 16, T', h, w): the clean latents of the whole clip."""
-        self._parts.residence.prepare(self._parts.workload(request))
+        self._parts.place_for(request)
         try:
             return self._sampled(request, source, clock, on_step, cancel)
         except torch.OutOfMemoryError:
@@ -345,7 +359,7 @@ class Video2World:
     def _lower(self, request: Request, clock: Clock) -> None:
         """The device ran out of memory: a plan one level down, once a call."""
         failed = self._parts.residence.lower()
-        plan = self._parts.residence.prepare(self._parts.workload(request))
+        plan = self._parts.place_for(request)
         assert plan is not None
         clock.start_again(
             f"out of memory with a plan of {failed.peak_bytes / 2**30:.2f} GiB; started again "

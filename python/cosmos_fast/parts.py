@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from cosmos_fast.config import Environment, Profile, RopeTable
     from cosmos_fast.memory.components import Components
+    from cosmos_fast.memory.plan import Plan
     from cosmos_fast.report import Clock
     from cosmos_fast.request import Request
     from cosmos_fast.weights import CheckpointFiles
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
     from cosmos_fast.weights.text_keys import TextShape
 
 Precision = Literal["bf16", "fp32"]
-"""Of the transformer and the VAE; the text encoder keeps the precision it is stored in."""
+"""Of the transformer and the VAE."""
+TextPrecision = Literal["stored", "bf16", "fp32"]
+"""Of the text encoder."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Value = TypeVar("Value")
@@ -99,6 +102,8 @@ class Parts:
     profile: Profile
     device: torch.device
     dtype: torch.dtype
+    text_stage: tuple[TextShape | None, torch.dtype]
+    """Sizes and dtype of the text encoder, for planning; no sizes where there is none."""
     dit: DiT
     vae: VAE
     text: CachedTextEncoder
@@ -120,10 +125,17 @@ class Parts:
             return torch.cuda.get_device_name(self.device)
         return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
-    def workload(self, request: Request) -> Workload:
-        """What ``request`` asks of the machine."""
-        shape, text_dtype = _text_shape(self.files)
-        return Workload(
+    def place_for(self, request: Request) -> Plan | None:
+        """Weights go where ``request`` needs them; the plan, None where nothing is planned.
+
+        Raises:
+            MemoryPlanError: the budget is too small.
+        """
+        if not self.residence.managed:
+            self.residence.wake()
+            return None
+        shape, text_dtype = self.text_stage
+        workload = Workload(
             profile=self.profile,
             size=request.size,
             num_frames=request.num_frames,
@@ -134,6 +146,7 @@ class Parts:
             text=shape if self.text.loaded or self.unknown_prompts(request) else None,
             text_dtype=text_dtype,
         )
+        return self.residence.prepare(workload)
 
     def unknown_prompts(self, request: Request) -> list[str]:
         """The texts of ``request`` that the encoder has to run for."""
@@ -148,6 +161,7 @@ class Parts:
             "source": self.files.source,
             "layout": self.files.layout,
             "revision": self.files.revision,
+            "ema": self.files.ema,
             "rope_table": self.dit.rope_table,
             "sha256": self.digests.get(),
             "load_seconds": self.load_stages,
@@ -165,6 +179,7 @@ def load_parts(
     environment: Environment,
     prompt_cache: bool,
     clock: Clock,
+    text_precision: TextPrecision = "stored",
 ) -> Parts:
     """Finds and loads a checkpoint; the text encoder waits for the first unknown prompt.
 
@@ -174,10 +189,14 @@ def load_parts(
     """
     if rope_table not in ("reference", "float32"):
         raise InputError(f'{rope_table = }: "reference" or "float32" is needed')
+    if text_precision != "stored" and text_precision not in _DTYPES:
+        raise InputError(f'{text_precision = }: "stored", "bf16" or "fp32" is needed')
     with clock.stage("find checkpoint"):
         files = find_checkpoint(source if isinstance(source, str) else str(source), **find)
     ops = Ops.select(device, dtype)
-    residence.begin(_first_workload(files, dtype))
+    text_dtype = _DTYPES.get(text_precision)
+    text_stage = _text_stage(files, text_dtype) if residence.managed else (None, dtype)
+    residence.begin(_first_workload(files.profile, dtype, text_stage))
     with clock.stage("load transformer"):
         dit = _loaded(
             residence,
@@ -196,17 +215,23 @@ def load_parts(
             lambda: locate_vae(files, dtype),
             dtype,
         )
+
+    def text_identity() -> str:
+        stored = files.text_identity()
+        return stored if text_precision == "stored" else f"{stored} {text_precision}"
+
     cache = None
     if prompt_cache and (files.text_encoder is not None or files.hub is not None):
-        cache = PromptCache(environment.cache / "text", files.text_identity)
+        cache = PromptCache(environment.cache / "text", text_identity)
 
     return Parts(
         profile=files.profile,
         device=device,
         dtype=dtype,
+        text_stage=text_stage,
         dit=dit,
         vae=vae,
-        text=CachedTextEncoder(lambda: _load_text(files, device, residence), cache),
+        text=CachedTextEncoder(lambda: _load_text(files, device, residence, text_dtype), cache),
         ops=ops,
         files=files,
         digests=Later(lambda: digests(files)),
@@ -215,10 +240,10 @@ def load_parts(
     )
 
 
-def _first_workload(files: CheckpointFiles, dtype: torch.dtype) -> Workload:
+def _first_workload(
+    profile: Profile, dtype: torch.dtype, text: tuple[TextShape | None, torch.dtype]
+) -> Workload:
     """What the checkpoint is made for: weights go where a plan for this wants them."""
-    profile = files.profile
-    shape, text_dtype = _text_shape(files)
     return Workload(
         profile=profile,
         size=profile.size,
@@ -227,16 +252,22 @@ def _first_workload(files: CheckpointFiles, dtype: torch.dtype) -> Workload:
         num_steps=profile.num_steps,
         guided=profile.guidance != 0,
         dtype=dtype,
-        text=shape,
-        text_dtype=text_dtype,
+        text=text[0],
+        text_dtype=text[1],
     )
 
 
-def _text_shape(files: CheckpointFiles) -> tuple[TextShape | None, torch.dtype]:
-    """The text encoder's sizes and stored dtype, as far as it is on this machine."""
-    if files.text_encoder is None:
-        return (None if files.hub is None else T5_11B), torch.bfloat16
-    return describe_text_encoder(files)
+def _text_stage(
+    files: CheckpointFiles, wanted: torch.dtype | None
+) -> tuple[TextShape | None, torch.dtype]:
+    """The text encoder's sizes and dtype, as far as it is on this machine.
+
+    Args:
+        wanted: the dtype it will have; None: the one it is stored in.
+    """
+    if files.text_encoder is not None:
+        return describe_text_encoder(files, wanted)
+    return (None if files.hub is None else T5_11B), wanted or torch.bfloat16
 
 
 def _place_of(device: torch.device, place: Place | None) -> torch.device:
@@ -287,10 +318,15 @@ def _loaded(
     return network
 
 
-def _load_text(files: CheckpointFiles, device: torch.device, residence: Residence) -> TextEncoder:
+def _load_text(
+    files: CheckpointFiles,
+    device: torch.device,
+    residence: Residence,
+    wanted: torch.dtype | None,
+) -> TextEncoder:
     _, tokenizer = files.require_text()
     config = text_config(files)
-    _, dtype = describe_text_encoder(files)
+    _, dtype = describe_text_encoder(files, wanted)
 
     def adopt(t5: Any) -> Any:
         t5.encoder.set_input_embeddings(t5.shared)  # one parameter, which may move
@@ -300,8 +336,8 @@ def _load_text(files: CheckpointFiles, device: torch.device, residence: Residenc
         residence,
         lambda: adopt(empty_encoder(config)),
         lambda network: {"text encoder": text_blocks(network)},
-        lambda place: load_text_encoder(files, _place_of(device, place), None, place)[1],
-        lambda: locate_text_encoder(files)[1],
+        lambda place: load_text_encoder(files, _place_of(device, place), dtype, place)[1],
+        lambda: locate_text_encoder(files, dtype),
         dtype,
     )
     return TextEncoder(t5, load_tokenizer(tokenizer), device)

@@ -1,7 +1,8 @@
 """Breaks one part of the path at a time and lets the standing quality test speak.
 
 ``python -m tools.ballworld.break_it`` runs tests/test_ballworld_quality.py once whole and once for
-every break, each in a process of its own, and says what turned red. LOG.md keeps the outcome.
+every break, each in its own process, and says what turned red. LOG.md keeps the outcome. A few
+breaks leave no mark on these videos, for the reasons in ``UNSEEN``: there another test watches.
 ``python -m pytest -p tools.ballworld.break_it --break rope-none ...`` runs any test so broken.
 """
 
@@ -190,6 +191,16 @@ BREAKS: Final[dict[str, Callable[[], None]]] = {
     )
 }
 
+UNSEEN: Final[dict[str, str]] = {
+    "solver-first-order": "16 steps are enough for either order; test_sampling holds the formula",
+    "solver-slope-backwards": "as above",
+    "solver-returns-state": "at sigma 0.002 the state is the prediction; test_sampling holds it",
+    "guidance-ignored": "at guidance 0.5 the prompt wins either way; test_sampling holds the sum",
+    "text-ends-early": "every prompt ends in the same word; test_text holds the rows",
+    "text-shifted": "cross-attention does not see the order of its rows; test_text holds the rows",
+}
+"""Breaks that videos of this model cannot show, why, and the test that does."""
+
 
 def _set(owner: Any, name: str, value: Any) -> None:
     if not hasattr(owner, name):
@@ -269,7 +280,7 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("breaks", nargs="*", help=f"of {', '.join(BREAKS)}; default: all")
     chosen = parser.parse_args(words).breaks
-    unnoticed = []
+    unexpected = []
     for name in chosen or ["", *BREAKS]:
         plugin = ["-p", "tools.ballworld.break_it", *(["--break", name] if name else [])]
         run = subprocess.run(
@@ -280,14 +291,15 @@ def main(words: list[str]) -> int:
             check=False,
         )
         verdict = {0: "green", 1: "red"}.get(run.returncode, f"exit code {run.returncode}")
-        print(f"{name or 'nothing broken'}: {verdict}", flush=True)
+        reason = f" ({UNSEEN[name]})" if name in UNSEEN else ""
+        print(f"{name or 'nothing broken'}: {verdict}{reason}", flush=True)
         kept = [line for line in run.stdout.splitlines() if line.startswith(("test_", "FAILED"))]
         print("\n".join(f"    {line}" for line in kept), flush=True)
-        if (run.returncode == 1) is not bool(name):
-            unnoticed.append(name or "nothing broken")
-    if unnoticed:
-        print(f"not as expected: {', '.join(unnoticed)}", file=sys.stderr)
-    return int(bool(unnoticed))
+        if (run.returncode == 1) is not (bool(name) and name not in UNSEEN):
+            unexpected.append(name or "nothing broken")
+    if unexpected:
+        print(f"not as expected: {', '.join(unexpected)}", file=sys.stderr)
+    return int(bool(unexpected))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ Nothing here imports torch before a command needs it, so that ``--help`` answers
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -70,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; None is this process's own.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["help"]:
+        given = [*given[1:2], "--help"]
     try:
         with interruptible():
             return _invoke(spread_values(given, SEVERAL_VALUES))
@@ -110,7 +114,15 @@ def _usage_message(error: Exception, given: list[str]) -> str | None:
         path = context.command_path
     else:
         path = " ".join([_PROGRAM, *(word for word in given[:1] if not word.startswith("-"))])
-    return f"{str(describe()).rstrip('.')}. See {path} --help."
+    message = str(describe()).partition(" Did you mean ")[0].rstrip(".")
+    if unknown := re.fullmatch(r"No such command '(.*)'", message):
+        near = difflib.get_close_matches(unknown[1], FLAGS_OF, 1)
+        message += f". Did you mean {near[0]}?" if near else "."
+    elif "extra argument" in message and path == f"{_PROGRAM} video2world":
+        message += "; the picture comes after --input_path and the words after --prompt, in quotes."
+    else:
+        message += "."
+    return f"{message} See {path} --help."
 
 
 def _fail(given: list[str], message: str, error: BaseException, code: ExitCode) -> ExitCode:

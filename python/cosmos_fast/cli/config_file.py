@@ -32,7 +32,9 @@ def read_config(path: Path, table: Iterable[Flag]) -> dict[str, Any]:
             raise UsageError(f"--config: {str(path)!r} is over {LARGEST} bytes long")
         document = tomllib.loads(raw.decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        if isinstance(error, UnicodeDecodeError):
+            reason = "it is no text; a TOML file of flags is expected"
         raise UsageError(f"--config: {str(path)!r} cannot be read: {reason}") from None
     rows = tuple(flag for flag in table if flag.name not in _NOT_IN_A_FILE)
     given: dict[str, object] = {}

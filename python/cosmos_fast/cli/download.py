@@ -31,8 +31,8 @@ DOWNLOAD_FLAGS: Final = (
     ),
     Flag(
         "model_types",
-        Choice(MODEL_TYPES),
-        "One or more kinds of model; the last three cannot be run and are refused. "
+        Choice(MODEL_TYPES, name="KIND"),
+        "One or more of video2world, sample_gr00t_dreams_gr1 and sample_gr00t_dreams_droid. "
         "Default: video2world.",
         several=True,
     ),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import typer
+from rich.markup import escape
 
 from cosmos_fast.cli.exits import UsageError
 
@@ -135,10 +136,12 @@ class Choice:
 
     choices: tuple[str, ...]
     convert: Callable[[str], Any] = str
+    name: str = ""
+    """What stands for a long list of choices in --help."""
 
     @property
     def metavar(self) -> str:
-        return "[" + "|".join(self.choices) + "]"
+        return self.name or "[" + "|".join(self.choices) + "]"
 
     @property
     def expected(self) -> str:
@@ -205,12 +208,14 @@ class Flag:
                 raise ValueError
             return self.kind.parse(str(given))
         except ValueError:
-            raise UsageError(
-                f"{self.spelling}: {given!r} is not {self.kind.expected}"
-                if not isinstance(self.kind, Choice)
-                else f"{self.spelling}: {given!r} is not one of its choices; "
-                f"expected {self.kind.expected}"
-            ) from None
+            expected = self.kind.expected
+            if isinstance(self.kind, Choice):
+                fault = f"one of its choices; expected {expected}"
+            elif given == "":
+                fault = f"enough; expected {expected}"
+            else:
+                fault = expected
+            raise UsageError(f"{self.spelling}: {given!r} is not {fault}") from None
 
 
 def parse_flags(table: Iterable[Flag], given: Mapping[str, object]) -> dict[str, Any]:
@@ -254,7 +259,7 @@ def takes(table: Iterable[Flag]) -> Callable[[Callable[..., Any]], Callable[...,
 def _annotation(flag: Flag) -> Any:
     option = typer.Option(
         flag.spelling,
-        help=flag.help,
+        help=escape(flag.help),
         metavar=" " if flag.kind is None else flag.kind.metavar,
         rich_help_panel=flag.panel,
         show_default=False,

@@ -37,18 +37,6 @@ _NEEDS: Final[tuple[tuple[str, Callable[[Any], bool], str, str], ...]] = (
     ("num_gpus", _more_than_one, "parallel part", "run on one GPU, without --num_gpus"),
     ("batch_input_path", _given, "batch part", "run one command a video"),
     ("batch_input_json", _given, "batch part", "run one command a video"),
-    (
-        "load_ema",
-        _given,
-        "averaged-weights part",
-        "write them with convert --load_ema",
-    ),
-    (
-        "downcast_text_encoder",
-        _given,
-        "text-precision part",
-        "write such an encoder with convert --text_precision bf16",
-    ),
     ("natten", _given, "sparse-attention part", "leave --natten out"),
     ("use_cuda_graphs", _given, "CUDA-graphs part", "leave --use_cuda_graphs out"),
     ("benchmark", _given, "benchmark part", "leave --benchmark out; every report has stage times"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cosmos_fast.cli.settings import Settings
 
 PICTURE_ENDINGS: Final = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+_ADDRESS: Final = re.compile(r"[a-zA-Z][a-zA-Z+.-]+:/.*", re.DOTALL)
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -53,7 +54,8 @@ def _source_problems(settings: Settings) -> list[str]:
     if source == TOY_SOURCE or local_model(settings) or may_be_on_the_hub(settings):
         return []
     if settings.generation == "later":
-        return [f"model: {source!r} is not there; a hub id reads owner/name"]
+        cure = f"a hub id reads owner/name, and the small world that ships is called {TOY_SOURCE}"
+        return [f"model: {source!r} is not there; {cure}"]
     size = "14B" if "14B" in source else "2B"
     return [
         f"model: {str(Path(settings.checkpoint_root or '.', source))!r} is not there; fetch it "
@@ -67,7 +69,8 @@ def _input_problems(settings: Settings) -> list[str]:
     if path is None:
         return ["input: none is given; name a picture or a video with --input_path"]
     if not path.exists():
-        return [f"input: {str(path)!r} is not there"]
+        cure = "; addresses are not read: fetch the file and name it here"
+        return [f"input: {str(path)!r} is not there{cure if _ADDRESS.match(str(path)) else ''}"]
     if not path.is_file():
         return [f"input: {str(path)!r} is not a file"]
     if not os.access(path, os.R_OK):
@@ -86,6 +89,9 @@ def _output_problems(settings: Settings) -> list[str]:
     path = settings.output
     if path.is_dir():
         return [f"output: {str(path)!r} is a folder"]
+    pictures = path.parent if path.suffix.lower() == ".png" else None
+    if pictures is not None and pictures.is_dir() and any(pictures.iterdir()):
+        return [f"output: {str(pictures)!r} holds files; name a folder that is new or empty"]
     if settings.input is not None and path.resolve() == settings.input.resolve():
         return [f"output: {str(path)!r} would replace the input"]
     folder = path.parent

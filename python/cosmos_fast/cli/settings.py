@@ -160,7 +160,7 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
         upsampler="off" if off else "on",
         guardrail="off" if given.get("disable_guardrail") else "default",
         dry_run=bool(given.get("dry_run")),
-        notes=idle_notes(given, upsampler_is_off=off),
+        notes=(*idle_notes(given, upsampler_is_off=off), *_quality_notes(given)),
         missing=missing_parts(given, upsampler_is_off=off, generation=generation),
     )
     settings = replace(settings, origins=MappingProxyType(values.origins))
@@ -361,10 +361,8 @@ def _output(values: _Values) -> Path:
     given = values.given
     if "save_path" in given:
         path: Path = values.pick("output", "save_path", default=None)
-        path = path if path.suffix else path.with_name(f"{path.name}.mp4")
-        if path.suffix.lower() != ".mp4" or path.name.startswith("."):
-            raise UsageError(f"--save_path: {str(path)!r} is not the name of an .mp4 file")
-        return path
+        path = path if path.suffix or not path.name else path.with_name(f"{path.name}.mp4")
+        return _writable(path)
     if values.generation == "later":
         values.set_default("output", "path")
         return Path("output/generated_video.mp4")
@@ -379,12 +377,37 @@ def _output(values: _Values) -> Path:
     return Path(folder, f"{name}.mp4")
 
 
+def _writable(path: Path) -> Path:
+    """``path``, whose name says a kind of video.
+
+    Raises:
+        UsageError: it does not.
+    """
+    from cosmos_fast.errors import InputError
+    from cosmos_fast.media.encoding import kind_of
+
+    try:
+        if path.name.startswith("."):
+            raise InputError(f"{str(path)!r} is an ending without a name")
+        kind_of(path)
+    except InputError as error:
+        raise UsageError(f"--save_path: {error}") from None
+    return path
+
+
 def _without_upsampler(settings: Settings) -> Settings:
     return replace(
         settings,
         upsampler="not applicable",
         missing=tuple(part for part in settings.missing if not part.toys_do_without),
     )
+
+
+def _quality_notes(given: Mapping[str, Any]) -> tuple[str, ...]:
+    suffix = given["save_path"].suffix.lower() if "save_path" in given else ""
+    if "crf" not in given or suffix in ("", ".mp4"):
+        return ()
+    return (f"--crf has no effect: {suffix} is lossless",)
 
 
 def _require_input(settings: Settings, given: Mapping[str, Any]) -> None:

@@ -107,7 +107,7 @@ def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
         origins, notes = plain.pop("origins"), plain.pop("notes")
         del plain["missing"], plain["dry_run"]
         print_rows(
-            (name, "-" if value is None else str(value), origins.get(name, ""))
+            (name, origins.get(name, ""), "-" if value is None else str(value))
             for name, value in plain.items()
         )
         print_rows(("note", note) for note in notes)
@@ -155,7 +155,9 @@ def load(settings: Settings, display: Display) -> Video2World:
         checkpoint_root=settings.checkpoint_root,
         vae=settings.vae,
         text_encoder=settings.text_encoder,
+        text_precision="bf16" if settings.downcast_text_encoder else "stored",
         tokenizer=settings.tokenizer,
+        ema=settings.load_ema,
         device=settings.device,
         precision=settings.precision,
         memory=settings.memory,
@@ -196,7 +198,9 @@ def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
 
 def written(output: Path) -> list[Path]:
     """The files of a finished video."""
-    return [output, output.with_suffix(".txt"), output.with_suffix(".json")]
+    from cosmos_fast.clip import companions
+
+    return [output, *companions(output)]
 
 
 def result(settings: Settings, clip: Clip) -> dict[str, Any]:

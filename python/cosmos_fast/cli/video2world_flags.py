@@ -99,7 +99,7 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag(
         "load_ema",
         None,
-        "Take the averaged weights (not yet; convert does).",
+        "Take the averaged weights of a training checkpoint.",
         _MODEL,
     ),
     Flag("natten", None, "Take the sparse-attention checkpoint (not yet).", _MODEL),
@@ -137,7 +137,8 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag(
         "save_path",
         Location(),
-        "The mp4 to write, with .txt and .json beside it. Default: output/generated_video.mp4.",
+        "The .mp4 to write, or, without loss, .mkv, .npy or FOLDER/%05d.png; with .txt and .json "
+        "beside it. Default: output/generated_video.mp4.",
         _OUTPUT,
     ),
     Flag(
@@ -214,7 +215,7 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag(
         "downcast_text_encoder",
         None,
-        "Run T5 in bf16 (not yet; convert does).",
+        "Run T5 in bf16, whatever it is stored in.",
         _MACHINE,
     ),
     Flag("use_cuda_graphs", None, "Replay the network as CUDA graphs (not yet).", _MACHINE),

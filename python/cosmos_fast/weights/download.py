@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,7 +19,7 @@ from cosmos_fast.weights.tensor_files import files_of
 from cosmos_fast.weights.transfer import RemoteFile, transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 MODEL_TYPES: Final = {
     "video2world": "Video2World",
@@ -122,8 +125,9 @@ def download(
         wait: seconds before a broken connection is tried again, doubling.
 
     Raises:
-        CheckpointError: the disk is too small or fails, the connection or server fails, or content
-            is not what the hub states. What has arrived stays for the next time.
+        CheckpointError: the disk is too small or fails, the connection or server fails, content
+            is not what the hub states, or another download is filling the folder. What has arrived
+            stays for the next time.
         GatedRepoError: the hub refuses a repository.
     """
     if not plan.missing:
@@ -136,14 +140,40 @@ def download(
                 f"{plan.folder}: {plan.missing_bytes / 1e9:.1f} GB are still to come, "
                 f"{free / 1e9:.1f} GB are free on that disk; nothing was fetched"
             )
-        for file in plan.missing:
-            if on_file is not None:
-                on_file(file)
-            with refusals(file.repo_id, file.revision):
-                transfer(file, plan.staging, plan.access, on_bytes or (lambda _: None), wait)
-        shutil.rmtree(plan.staging)
+        with _alone(plan):
+            for file in plan.missing:
+                if _is_there(file):  # another download has brought it since
+                    continue
+                if on_file is not None:
+                    on_file(file)
+                with refusals(file.repo_id, file.revision):
+                    transfer(file, plan.staging, plan.access, on_bytes or (lambda _: None), wait)
+            shutil.rmtree(plan.staging)
     except OSError as error:
         raise CheckpointError(f"{plan.folder}: cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
+def _alone(plan: DownloadPlan) -> Iterator[None]:
+    """Holds the folder of what is on its way: two downloads would write into one another's parts.
+
+    Raises:
+        CheckpointError: another download holds it.
+    """
+    folder = os.open(plan.staging, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise CheckpointError(
+            f"{plan.folder}: another download is filling it; wait for its end and run again"
+        ) from None
+    except OSError:  # some network drives know no locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(folder)
 
 
 def _wanted(

@@ -138,19 +138,21 @@ def load_text_encoder(
     return text_config(files), parameters
 
 
-def locate_text_encoder(files: CheckpointFiles) -> tuple[torch.dtype, Sources]:
-    """The stored dtype of the text encoder's parameters, and where they lie."""
+def locate_text_encoder(files: CheckpointFiles, dtype: torch.dtype) -> Sources:
+    """Where the text encoder's parameters lie; as :func:`locate_parameters`."""
     with _text(files) as (file, key_map):
-        dtype = _stored_dtype(file, key_map)
-        return dtype, locate_parameters(file, key_map, dtype)
+        return locate_parameters(file, key_map, dtype)
 
 
-def describe_text_encoder(files: CheckpointFiles) -> tuple[text_keys.TextShape, torch.dtype]:
-    """The text encoder's sizes and stored dtype, from its description and its file's header."""
+def describe_text_encoder(
+    files: CheckpointFiles, dtype: torch.dtype | None = None
+) -> tuple[text_keys.TextShape, torch.dtype]:
+    """The text encoder's sizes and, unless given, stored dtype; no weight is read."""
     with _text(files) as (file, key_map):
         folder, _ = files.require_text()
         path = folder / "config.json"
-        return text_keys.TextShape.from_json(read_json(path), path), _stored_dtype(file, key_map)
+        shape = text_keys.TextShape.from_json(read_json(path), path)
+        return shape, dtype or _stored_dtype(file, key_map)
 
 
 def text_config(files: CheckpointFiles) -> T5Config:

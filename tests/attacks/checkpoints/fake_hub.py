@@ -28,6 +28,8 @@ class FakeHub:
     """File name to the bytes after which its connections break."""
     cuts: int = 1
     """How many connections of a file break."""
+    silent: bool = False
+    """A connection that would break says nothing more instead, until the hub closes."""
     altered: set[str] = field(default_factory=set)
     """Files whose content is not what the listing states."""
     no_ranges: bool = False
@@ -39,6 +41,7 @@ class FakeHub:
     """Method, path and headers of every request."""
 
     def __enter__(self) -> Self:
+        self._closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
@@ -46,6 +49,7 @@ class FakeHub:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._closing.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -172,6 +176,8 @@ class FakeHub:
                     self.wfile.write(content[place : min(place + 1024, end)])
                 if end < len(content):
                     self.wfile.flush()
+                    if hub.silent:
+                        hub._closing.wait(60)
                     self.close_connection = True
                     self.connection.shutdown(2)
 

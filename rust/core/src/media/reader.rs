@@ -68,12 +68,17 @@ impl Sink for Pictures<'_> {
     }
 
     fn end(&mut self, said: &str) -> Result<()> {
-        match size_change(said) {
-            Some(sizes) => Err(Error::Stream(format!(
+        if let Some(sizes) = size_change(said) {
+            return Err(Error::Stream(format!(
                 "the size changes from {sizes} (width x height); cut the video where it changes"
-            ))),
-            None => self.assembler.end(),
+            )));
         }
+        if let Some(words) = damage(said) {
+            return Err(Error::Stream(format!(
+                "it is damaged ({words}); take a sound copy, or save it again in a player"
+            )));
+        }
+        self.assembler.end()
     }
 }
 
@@ -95,9 +100,31 @@ fn size_in(text: &str) -> Option<String> {
     Some(format!("{width}x{height}"))
 }
 
+/// What ffmpeg says of a damaged file although it goes on: a checksum that does not fit, after which
+/// it shows an older picture in the place, or a Matroska file of which it skips a piece.
+///
+/// Other errors come up in sound files too, as where a search lands between two key frames.
+fn damage(said: &str) -> Option<String> {
+    said.lines().find_map(|line| {
+        let (source, words) = line.split_once("[error] ")?;
+        let damaged = source.contains("matroska") || words.contains("CRC mismatch");
+        damaged.then(|| words.split_whitespace().take(12).collect::<Vec<_>>().join(" "))
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::size_change;
+    use super::{damage, size_change};
+
+    #[test]
+    fn damage_is_heard_in_the_errors() {
+        let checksum = "[ffv1 @ 0x7f] [error] slice CRC mismatch 51F9423!at 0.1 seconds";
+        assert_eq!(damage(checksum).as_deref(), Some("slice CRC mismatch 51F9423!at 0.1 seconds"));
+        let skipped = "ok\n[in#0/matroska,webm @ 0x7f] [error]  at pos 810 invalid as first byte";
+        assert_eq!(damage(skipped).as_deref(), Some("at pos 810 invalid as first byte"));
+        assert_eq!(damage("[h264 @ 0x7f] [error] reference picture missing"), None);
+        assert_eq!(damage("[in#0/matroska,webm @ 0x7f] [warning] File extends beyond"), None);
+    }
 
     #[test]
     fn a_change_of_size_is_heard_in_the_warnings() {
