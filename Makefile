@@ -6,10 +6,12 @@
 #   make lint    format, lint, types, floors, stub, licences and advisories
 #   make parity  how far we are from what we must agree with; writes the table of BENCHMARKS.md
 #   make eval    how well the ball world's videos follow the simulator, on 32 held-out scenes
-#   make bench   speed of the kernels beside their rivals, on this machine's GPU
+#   make bench   speed beside the rivals on this machine's GPU: kernels, a forward, the VAE, whole
+#                runs; writes benches/results/ and the tables and charts of BENCHMARKS.md
 #   make wheel   the wheel and the sdist, looked into
 #   make matrix  the wheel in empty environments: old and new Pythons and dependencies
-#   make soak    500 small clips in one process: memory, descriptors, threads, children
+#   make soak    500 small clips in one process: memory, descriptors, threads, children; batches
+#                killed at 300 points and resumed; a list over a Ray cluster, a worker killed
 #   make fuzz    10 000 damaged media files, 1000 runs of ffmpeg that leave nothing behind, and
 #                damaged weight files for a minute (make fuzz-media, make fuzz-weights)
 #   make lock    requirements/dev.lock from requirements/dev.in
@@ -89,10 +91,11 @@ lint-audit: setup
 eval: setup
 	$(PYTHON) -m tools.ballworld.evaluate $(ARGS)
 
-bench: setup
+bench: setup  # ARGS="--only forward" for one of them; benches/h200.md has the long list
 	@$(PYTHON) -c "import sys, torch; \
 		torch.cuda.is_available() or sys.exit('make: bench needs a CUDA device, and torch sees none')"
-	for bench in benches/bench_*.py; do $(PYTHON) $$bench $(ARGS) || exit 1; done
+	$(PYTHON) -m cosmos_fast bench --save benches/results $(ARGS)
+	$(PYTHON) benches/render.py
 
 wheel: setup
 	rm -rf dist
@@ -105,6 +108,8 @@ matrix: wheel  # ARGS="--interpreter /path/to/python3.12" where it is not on PAT
 
 soak: setup
 	$(PYTHON) tools/soak.py $(ARGS)
+	$(PYTHON) -m tools.soak_batch
+	$(PYTHON) -m pytest -m soak
 
 fuzz: fuzz-media fuzz-weights
 

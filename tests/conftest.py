@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import ipaddress
 import logging
 import os
@@ -129,6 +130,14 @@ def parity(request: pytest.FixtureRequest) -> Callable[..., None]:
         rows.append(f"| {ours} | {rival} | {shown} | {f'{bound:g}' if bound else 'equal'} |")
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def mujoco() -> None:
+    """Skips where MuJoCo cannot draw without a GPU."""
+    pytest.importorskip("mujoco")
+    if ctypes.util.find_library("OSMesa") is None:
+        pytest.skip("MuJoCo draws through libOSMesa (Debian: libosmesa6), which is not here")
 
 
 @pytest.fixture(autouse=True)

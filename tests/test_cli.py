@@ -178,11 +178,10 @@ def test_visible_examples_resolve(
     [
         (EXAMPLE_1B, ["prompt upsampler"]),
         (HIDDEN_2, ["prompt upsampler"]),
-        (HIDDEN_3, ["parallel part", "prompt upsampler"]),
-        (HIDDEN_4, ["batch part", "prompt upsampler"]),
-        (HIDDEN_5, ["batch part"]),
+        (HIDDEN_3, ["prompt upsampler"]),
+        (HIDDEN_4, ["prompt upsampler"]),
     ],
-    ids=["example 1b", "hidden 2", "hidden 3", "hidden 4", "hidden 5"],
+    ids=["example 1b", "hidden 2", "hidden 3", "hidden 4"],
 )
 def test_examples_whose_parts_do_not_exist_yet_name_them(
     run: Run, place: Path, command: str, parts: list[str]
@@ -193,6 +192,18 @@ def test_examples_whose_parts_do_not_exist_yet_name_them(
     assert err.count("does not exist yet") == len(parts)
     for part in parts:
         assert f"needs the {part}, which does not exist yet" in err
+
+
+def test_hidden_5_reads_its_list(run: Run, place: Path) -> None:
+    jobs = place / "assets/diffusion/batch_inputs/video2world_wo_ps.jsonl"
+    jobs.parent.mkdir(parents=True)
+    picture = "assets/diffusion/video2world_input0.jpg"
+    jobs.write_text(json.dumps({"prompt": PROMPT, "visual_input": picture}) + "\n")
+    code, out, err = run(*words(HIDDEN_5), "--dry_run", "--json")
+    assert (code, err) == (0, "1 jobs, 0 of them wrong\n")
+    found = json.loads(out)["settings"]
+    assert found["batch_folder"] == "diffusion-video2world-2b-batch-wo-ps"
+    assert found["num_conditional_frames"] == 9
 
 
 def test_underscores_and_dashes_are_alike(run: Run, place: Path) -> None:

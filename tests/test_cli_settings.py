@@ -213,7 +213,6 @@ def test_aspect_ratio_of_a_named_model_needs_a_size_class() -> None:
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("--num_gpus 8", "parallel part"),
         ("--natten", "sparse-attention part"),
         ("--use_cuda_graphs", "CUDA-graphs part"),
         ("--benchmark", "benchmark part"),
@@ -240,9 +239,12 @@ def test_averaged_weights_and_a_bf16_text_encoder_can_be_asked_for() -> None:
 
 
 @pytest.mark.parametrize("flag", ["batch_input_json", "batch_input_path"])
-def test_a_batch_needs_no_input_but_the_batch_part(flag: str) -> None:
-    with pytest.raises(MissingPartError, match=f"--{flag} needs the batch part"):
-        settings(f"--{flag} jobs --disable_prompt_refiner").refuse_missing()
+def test_a_list_needs_no_input_of_its_own_and_takes_several_gpus(flag: str) -> None:
+    found = settings(f"--{flag} jobs --disable_prompt_refiner --num_gpus 4")
+    found.refuse_missing()
+    assert found.batch == Path("jobs")
+    assert found.batch_folder == Path("outputs" if flag == "batch_input_path" else ".")
+    assert found.num_gpus == 4
 
 
 def test_one_gpu_needs_no_parallel_part() -> None:
@@ -344,8 +346,7 @@ def test_a_toy_needs_no_upsampler() -> None:
     with_profile(found, toy()).refuse_missing()
     by_name = settings("--model ballworld --input_path a.png --prompt p")
     by_name.refuse_missing()
-    with pytest.raises(MissingPartError, match="batch"):
-        with_profile(settings("--batch_input_path a.jsonl"), toy()).refuse_missing()
+    with_profile(settings("--batch_input_path a.jsonl"), toy()).refuse_missing()
 
 
 def test_a_profile_fills_what_is_open_and_nothing_else() -> None:
@@ -411,6 +412,7 @@ RIGHT: dict[str, object] = {
     "crf": "0",
     "batch_input_json": "a.json",
     "batch_input_path": "a.jsonl",
+    "input_root": "a",
     "prompt_upsampler_dir": "x",
     "device": "cuda:1",
     "precision": "fp32",
@@ -457,6 +459,7 @@ WRONG: dict[str, tuple[object, str]] = {
     "crf": ("52", "a whole number from 0 to 51"),
     "batch_input_json": ("", "a path that is not empty"),
     "batch_input_path": ("", "a path that is not empty"),
+    "input_root": ("", "a path that is not empty"),
     "prompt_upsampler_dir": ("", "a path that is not empty"),
     "device": ("gpu", "auto, cpu, cuda or cuda:N"),
     "precision": ("fp16", "auto, bf16 or fp32"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
@@ -224,6 +225,25 @@ def test_zero_rows_of_text_are_attended() -> None:
     padded = run(dit, **given)
     given["rows"] = given["rows"][:, :13]
     assert relative_error(run(dit, **given), padded) > 1e-3
+
+
+@pytest.mark.parametrize("length", [0, 1, 200, 512])
+@torch.inference_mode()
+def test_padding_that_is_folded_counts_all_the_same(length: int) -> None:
+    config = SMALL["head_dim_64"]
+    plain = network(config)
+    folding = DiT(config, dataclasses.replace(Ops(), folds_padding=True), "float32").eval()
+    folding.load_state_dict(plain.state_dict())
+    given = inputs(config)
+    rows = torch.randn(2, 512, config.text_dim)
+    rows[:, length:] = 0
+    given.pop("rows")
+    expected = plain(*given.values(), plain.text_context(rows))
+    text = folding.text_context(rows, length)
+    assert text.blocks[0].shape[1] == {0: 0, 1: 128, 200: 256, 512: 512}[length]
+    assert text.blocks[0].shape[1] + text.zero_keys == 512
+    error = relative_error(folding(*given.values(), text), expected)
+    assert error <= (1e-6 if length else 0)
 
 
 @torch.inference_mode()

@@ -292,14 +292,16 @@ def attend(
 
 
 DESIGNS = {
-    "no loader": HopperConfig(head_dim=64, rows=128, consumers=1, loader=False, turns="none"),
+    "no loader": HopperConfig(
+        head_dim=64, rows=128, consumers=1, loader=False, turns="none", q_stages=1
+    ),
     "free": HopperConfig(head_dim=64, turns="none"),
     "values first": HopperConfig(head_dim=64, overlap=False),
     "turns": HopperConfig(head_dim=64),
     "hardware turns": HopperConfig(head_dim=64, turns="named"),
     "late decay": HopperConfig(head_dim=64, late_decay=True),
     "wide": HopperConfig(head_dim=64, keys=64, tail=32),
-    "two tiles of queries": HopperConfig(head_dim=64, q_stages=2),
+    "one tile of queries": HopperConfig(head_dim=64, q_stages=1),
     "three consumers": HopperConfig(head_dim=64, consumers=3, keys=64),
 }
 

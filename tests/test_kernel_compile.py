@@ -28,13 +28,22 @@ KERNELS = (
     "layernorm_modulate_2b",
     "layernorm_modulate_14b",
     "layernorm_modulate_indexed",
+    "gated_layernorm_modulate_2b",
+    "gated_layernorm_modulate_14b",
+    "gated_residual_2b",
+    "rms_silu_96",
+    "rms_silu_384",
+    "upsample_192",
 )
 
 
 def variants() -> dict[str, tuple[Any, Mapping[str, str], Mapping[str, Any], int]]:
     """Kernel, pointer types that are not bfloat16, compile-time values and warps, by name."""
+    from cosmos_fast_kernels.gated_layernorm_modulate import _gated_kernel as gated
     from cosmos_fast_kernels.layernorm_modulate import _layernorm_modulate_kernel as layernorm
     from cosmos_fast_kernels.qk_norm_rope import _norm_rope_kernel as norm_rope
+    from cosmos_fast_kernels.rms_silu import _assemble_kernel as assemble
+    from cosmos_fast_kernels.upsample import _upsample_kernel as upsample
 
     tables = {"cos_pointer": "*fp32", "sin_pointer": "*fp32"}
     nothing = dict.fromkeys(
@@ -43,6 +52,9 @@ def variants() -> dict[str, tuple[Any, Mapping[str, str], Mapping[str, Any], int
     heads_of_128 = {"HALF": 64, "HALF_BLOCK": 64, "BOTH": True, "ROTATE": True}
     heads_of_64 = {"HALF": 32, "HALF_BLOCK": 32, "BOTH": False, "ROTATE": False}
     raster = {"frame_pointer": None, "INDEXED": False}
+    no_norm = dict.fromkeys(("shift_pointer", "scale_pointer", "normed_pointer"))
+    flags = ("NORM", "BIAS", "RESIDUAL", "RESIDUAL_BIAS", "EARLIER", "TOTAL")
+    all_parts = dict.fromkeys(flags, True) | {"HISTORY": 2}
     return {
         "qk_norm_rope_2b": (norm_rope, tables, heads_of_128 | {"HEADS": 16, "HEAD_BLOCK": 16}, 4),
         "qk_norm_rope_14b": (norm_rope, tables, heads_of_128 | {"HEADS": 40, "HEAD_BLOCK": 8}, 4),
@@ -58,6 +70,42 @@ def variants() -> dict[str, tuple[Any, Mapping[str, str], Mapping[str, Any], int
             layernorm,
             {"frame_pointer": "*i64"},
             {"FEATURES": 1280, "BLOCK": 2048, "INDEXED": True},
+            4,
+        ),
+        "gated_layernorm_modulate_2b": (
+            gated,
+            {},
+            raster | {"FEATURES": 2048, "BLOCK": 2048, "NORM": True},
+            4,
+        ),
+        "gated_layernorm_modulate_14b": (
+            gated,
+            {},
+            raster | {"FEATURES": 5120, "BLOCK": 8192, "NORM": True},
+            8,
+        ),
+        "gated_residual_2b": (
+            gated,
+            {},
+            raster | no_norm | {"FEATURES": 2048, "BLOCK": 2048, "NORM": False},
+            4,
+        ),
+        "rms_silu_96": (
+            assemble,
+            {},
+            all_parts | {"CHANNELS": 96, "BLOCK_C": 128, "BLOCK_P": 32},
+            4,
+        ),
+        "rms_silu_384": (
+            assemble,
+            {},
+            all_parts | {"CHANNELS": 384, "BLOCK_C": 512, "BLOCK_P": 8},
+            4,
+        ),
+        "upsample_192": (
+            upsample,
+            {},
+            {"CHANNELS": 192, "BLOCK_C": 256, "BLOCK_P": 16, "PARTS": 2, "BIAS": True},
             4,
         ),
     }
@@ -76,7 +124,7 @@ def compiled(name: str, architecture: int) -> dict[str, Any]:
             signature[parameter] = "constexpr"
             continue
         pointer = parameter.endswith("_pointer")
-        kind = "fp32" if parameter == "eps" else "i32"
+        kind = "fp32" if parameter in ("eps", "gain") else "i32"
         signature[parameter] = pointers.get(parameter, "*bf16") if pointer else kind
         if pointer or "_stride_" in parameter:
             attributes[(index,)] = [["tt.divisibility", 16]]  # as in a launch on real tensors

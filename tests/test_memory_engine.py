@@ -59,7 +59,8 @@ def load(world: Path, memory: Any = "auto", **options: Any) -> cf.Video2World:
 def run(engine: cf.Video2World, **options: Any) -> cf.Clip:
     defaults = {"prompt": "a cat sits", "negative_prompt": "grey", "guidance": 2.0, "num_steps": 1}
     size = {"num_frames": 5, "size": (32, 48)}
-    return engine.generate(PICTURE, **(defaults | size | options))
+    arguments: dict[str, Any] = {**defaults, **size, **options}
+    return engine.generate(PICTURE, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +200,9 @@ def test_an_error_in_any_stage_leaves_the_pool_whole(
     stage: str, tight: cf.Video2World, plain: cf.Clip
 ) -> None:
     run(tight)
-    encoder = tight._parts.text._encoder
+    encoder: Any = tight._parts.text._encoder
     module = {
-        "text": lambda: encoder.t5.encoder.block[1],  # type: ignore[union-attr]
+        "text": lambda: encoder.t5.encoder.block[1],
         "encode": lambda: tight._parts.vae.encoder.mid_block,
         "denoise": lambda: tight._parts.dit.blocks[5].mlp,
         "decode": lambda: tight._parts.vae.decoder.up_blocks[1],
@@ -231,7 +232,7 @@ def test_cancelling_anywhere_leaves_the_pool_whole(tight: cf.Video2World, plain:
         with pytest.raises(cf.Cancelled):
             run(tight, cancel=After(count))
         assert whole(tight)
-    stream = tight.stream(PICTURE, cf.NO_TEXT, num_steps=1, num_frames=9, size=(32, 48))
+    stream: Any = tight.stream(PICTURE, cf.NO_TEXT, num_steps=1, num_frames=9, size=(32, 48))
     next(stream)
     stream.close()
     assert whole(tight)

@@ -91,6 +91,7 @@ def test_token_tensors_are_those_of_the_block(cut: Cut) -> None:
         head_norm=lambda x, *_: x,
         layernorm_modulate=lambda x, *_: torch.empty_like(x),
         gated_residual=lambda x, *_: x,
+        gated_layernorm_modulate=lambda x, gate, y, *_: (x, y),
         attention=attend,
     )
     frames, tokens = 21, 21 * 54 * 96

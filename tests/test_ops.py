@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sysconfig
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,8 +13,16 @@ import torch
 from cosmos_fast.config import DiTConfig
 from cosmos_fast.errors import InputError
 from cosmos_fast.model.attention import AttentionSpec, cudnn_attention, torch_attention
+from cosmos_fast.model.attention_table import (
+    ELSEWHERE,
+    ERROR_LIMIT,
+    TABLE,
+    preferences,
+    self_test_error,
+    shape_class,
+)
 from cosmos_fast.model.dit import DiT
-from cosmos_fast.model.ops import Ops, _launcher_obstacle, _with_kernels
+from cosmos_fast.model.ops import Ops, TableAttention, _failure, _launcher_obstacle, _with_kernels
 from cosmos_fast_kernels import reference
 
 if TYPE_CHECKING:
@@ -41,7 +49,7 @@ def test_a_cpu_runs_plain_torch() -> None:
 
 
 def test_names_cover_every_operation() -> None:
-    operations = {field.name for field in dataclasses.fields(Ops)} - {"names"}
+    operations = {field.name for field in dataclasses.fields(Ops)} - {"names", "folds_padding"}
     assert set(Ops().names) == operations
     assert set(_with_kernels(torch_attention, dict(Ops().names)).names) == operations
 
@@ -90,7 +98,7 @@ def test_torch_attention_of_strided_views(keys: int) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"log_sum_exp": True}, {"key_blocks": ((0,),)}, {"precision": "8bit"}],
+    [{"key_blocks": ((0,),)}, {"precision": "8bit"}],
     ids=lambda change: next(iter(change)),
 )
 @pytest.mark.parametrize("attention", [torch_attention, cudnn_attention], ids=["torch", "cudnn"])
@@ -98,6 +106,134 @@ def test_dense_attention_refuses_what_it_has_not(attention: Callable, change: di
     q, k, v = torch.randn(3, 1, 2, 1, 8).unbind()
     with pytest.raises(InputError, match=next(iter(change))):
         attention(q, k, v, dataclasses.replace(SPEC, **change))
+
+
+def test_torch_attention_tells_the_sums_when_asked() -> None:
+    q, k, v = torch.randn(3, 2, 9, 3, 16).unbind()
+    attended = torch_attention(q, k, v, dataclasses.replace(SPEC, log_sum_exp=True))
+    scores = torch.einsum("bqhd,bkhd->bqhk", q.double(), k.double()) * SPEC.scale
+    assert attended.log_sum_exp_BSH is not None
+    torch.testing.assert_close(attended.log_sum_exp_BSH.double(), scores.logsumexp(-1))
+    torch.testing.assert_close(attended.out_BSHD, torch_attention(q, k, v, SPEC).out_BSHD)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [torch_attention, pytest.param(cudnn_attention, marks=pytest.mark.gpu)],
+    ids=["torch", "cudnn"],
+)
+def test_folded_padding_counts_as_rows_of_zeros(attention: Callable) -> None:
+    q, k, v = torch.randn(3, 1, 7, 2, 8).unbind()
+    zeros = torch.zeros(1, 5, 2, 8)
+    spelled_out = formula(q, torch.cat((k, zeros), 1), torch.cat((v, zeros), 1), SPEC.scale)
+    folded = attention(q, k, v, dataclasses.replace(SPEC, zero_keys=5)).out_BSHD
+    torch.testing.assert_close(folded.double(), spelled_out, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("keys", [0, 5])
+def test_sums_of_torch_attention_count_folded_padding(keys: int) -> None:
+    q, k, v = torch.randn(3, 1, 7, 2, 8).unbind()
+    spec = dataclasses.replace(SPEC, zero_keys=keys, log_sum_exp=True)
+    scores = torch.einsum("bqhd,bkhd->bqhk", q.double(), k.double()) * SPEC.scale
+    exact = torch.nn.functional.pad(scores, (0, keys)).logsumexp(-1)
+    sums = torch_attention(q, k, v, spec).log_sum_exp_BSH
+    assert sums is not None
+    torch.testing.assert_close(sums.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def named(name: str, calls: list[str]) -> Callable:
+    def attend(q, k, v, spec, /):
+        calls.append(name)
+        return torch_attention(q, k, v, dataclasses.replace(spec, key_blocks=None))
+
+    return attend
+
+
+SELF, CROSS = AttentionSpec(0.1), AttentionSpec(0.1, "cross")
+CHOICES = {
+    "wheel_first": (("fa3", "hopper", "portable"), SELF, "fa3"),
+    "own_without_the_wheel": (("hopper", "portable"), SELF, "hopper"),
+    "cross": (("fa3", "hopper", "portable"), CROSS, "hopper"),
+    "folded": (("fa3", "hopper"), dataclasses.replace(CROSS, zero_keys=3), "hopper"),
+    "folded_after_a_failure": (("portable",), dataclasses.replace(CROSS, zero_keys=3), "portable"),
+    "listed": (("fa3", "hopper", "portable"), AttentionSpec(0.1, key_blocks=((0,),)), "portable"),
+    "nothing_passed": ((), SELF, "fallback"),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_table_chooses_by_class_and_by_what_passed(name: str) -> None:
+    passed, spec, expected = CHOICES[name]
+    calls: list[str] = []
+    backends: Any = {one: named(one, calls) for one in passed}
+    attend: Any = TableAttention((9, 0), backends, named("fallback", calls))
+    half = torch.randn(3, 1, 4, 2, 64).bfloat16().unbind()
+    attend(*half, spec)
+    assert calls == [expected]
+
+
+def test_what_no_kernel_takes_goes_to_the_fallback() -> None:
+    calls: list[str] = []
+    hopper = named("hopper", calls)
+    attend: Any = TableAttention((9, 0), {"hopper": hopper}, named("fallback", calls))
+    attend(*torch.randn(3, 1, 4, 2, 64).unbind(), SELF)  # float32
+    attend(*torch.randn(3, 1, 4, 2, 16).bfloat16().unbind(), SELF)  # heads of 16
+    attend(*torch.randn(3, 1, 4, 2, 68).bfloat16()[..., 1:65].unbind(), SELF)  # not TMA's steps
+    attend(*torch.randn(3, 1, 4, 2, 64).bfloat16().requires_grad_().unbind(), SELF)
+    assert calls == ["fallback"] * 4
+
+
+def test_the_report_names_what_runs_and_what_failed() -> None:
+    backends: Any = {"hopper": torch_attention}
+    attend = TableAttention((9, 0), backends, cudnn_attention, {"fa3": "relative error 1e+00"})
+    assert attend.folds_padding
+    assert attend.description == (
+        "self gluon (own, sm_90a), cross gluon (own, sm_90a); fa3 failed: relative error 1e+00"
+    )
+    assert (
+        TableAttention((8, 9), {}, torch_attention).description
+        == "self torch sdpa, cross torch sdpa"
+    )
+    assert not TableAttention((8, 9), {}, torch_attention).folds_padding
+
+
+def test_the_self_test_tells_right_from_wrong() -> None:
+    def biased(q, k, v, spec, /):
+        return torch_attention(q, k, v, dataclasses.replace(spec, scale=1.02 * spec.scale))
+
+    def forgetful(q, k, v, spec, /):
+        return torch_attention(q, k, v, dataclasses.replace(spec, zero_keys=0))
+
+    def broken(q, k, v, spec, /):
+        raise OSError("no compiler")
+
+    def unwritten(q, k, v, spec, /):
+        return torch_attention(q, k, v * (float("nan") if spec.zero_keys else 1), spec)
+
+    half = torch.bfloat16
+    assert self_test_error(torch_attention, 64, half, "cpu") <= ERROR_LIMIT[half] / 2
+    assert _failure(torch_attention, 128, half, "cpu") is None
+    for wrong in (biased, forgetful, unwritten):
+        assert "relative error" in str(_failure(wrong, 64, half, "cpu")), wrong
+    assert _failure(broken, 64, half, "cpu") == "OSError: no compiler"
+
+
+def test_every_row_of_the_table_covers_every_class() -> None:
+    for row in (*TABLE.values(), ELSEWHERE):
+        assert set(row) == set(ELSEWHERE)
+        assert all(row.values())
+    assert preferences((10, 3), "self") == TABLE[10, 0]["self"]
+    assert preferences((12, 0), "self") == ELSEWHERE["self"]
+    assert shape_class(dataclasses.replace(CROSS, zero_keys=1)) == "folded"
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_a_gpu_s_choice_is_right_and_says_so() -> None:
+    ops = Ops.select("cuda", torch.bfloat16)
+    assert "failed" not in ops.names["attention"]
+    for spec in (SELF, CROSS, dataclasses.replace(CROSS, zero_keys=212)):
+        assert self_test_error(ops.attention, 128, torch.bfloat16, "cuda") <= 5e-3, spec
 
 
 @pytest.fixture

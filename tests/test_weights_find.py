@@ -257,7 +257,7 @@ def test_the_model_is_told_by_its_folder(folder: str, known: str | None) -> None
 
 @pytest.mark.parametrize(
     "folder",
-    ["Cosmos-Predict2-2B-Sample-Action-Conditioned", "Cosmos-Predict2-2B-Multiview",
+    ["Cosmos-Predict2-14B-Multiview", "Cosmos-Predict2-2B-Multiview",
      "Cosmos-Predict2-0.6B-Text2Image", "Cosmos-Predict2-14B-Text2Image"],
 )  # fmt: skip
 def test_models_that_are_not_supported_are_refused_by_name(folder: str) -> None:

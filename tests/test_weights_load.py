@@ -122,7 +122,7 @@ def test_missing_tensor_is_named(made: Path, tmp_path: Path) -> None:
         ("net.blocks.2.mlp.layer1.weight", "left out silently"),
         ("blocks.0.mlp.layer1.weight", "left out silently"),
         ("net.blocks.0.self_attn.q_proj.lora_A.default.weight", "LoRA"),
-        ("net.action_embedder_B_D.fc1.weight", "action-conditioned"),
+        ("net.action_embedder_B_3D.fc2.weight", "action-conditioned"),
         ("net.view_embeddings.weight", "multiview"),
         ("net.crossattn_proj.0.weight", "Reason1"),
         ("net.pos_embedder.seq2", "left out silently"),

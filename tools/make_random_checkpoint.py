@@ -35,8 +35,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from cosmos_fast.config import DiTConfig, Profile, VAEConfig
-from cosmos_fast.types import Size
+from cosmos_fast.types import NO_TEXT, Size
 from cosmos_fast.weights import dit_keys, text_keys, vae_keys
+from cosmos_fast.weights.action_files import RELEASED_ACTIONS
 from cosmos_fast.weights.diffusers_folder import write_descriptions, write_json
 from cosmos_fast.weights.key_map import translation
 from cosmos_fast.weights.layout import DIFFUSERS_WEIGHTS
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-text-encoder", action="store_true", help="leave T5 out")
+    parser.add_argument("--actions", action="store_true", help="of 12 actions of 7 values")
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest diffusers shard")
     options = parser.parse_args()
     began = time.perf_counter()
@@ -94,6 +96,7 @@ def main() -> None:
         seed=options.seed,
         device=options.device,
         text_encoder=not options.no_text_encoder,
+        actions=options.actions,
         shard_bytes=int(options.shard_gb * 1e9),
         say=lambda line: print(f"{time.perf_counter() - began:6.1f} s  {line}", file=sys.stderr),
     )
@@ -107,6 +110,7 @@ def make_checkpoint(
     seed: int = 0,
     device: str = "cpu",
     text_encoder: bool = True,
+    actions: bool = False,
     shard_bytes: int = 5_000_000_000,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
@@ -117,6 +121,8 @@ def make_checkpoint(
     """
     name = f"Cosmos-Predict2-{'2B' if size == 'tiny' else size}-Video2World"
     profile = TINY if size == "tiny" else _released(out, size)
+    if actions:
+        profile = _with_actions(profile, size)
     original, pipeline = out / name, out / "diffusers" / name
     for folder in (original, pipeline):
         if folder.exists():
@@ -194,6 +200,22 @@ def _released(out: Path, size: str) -> Profile:
     profile = released_profile(out, ORIGINAL_VARIANT, dit, family)
     assert profile is not None
     return dataclasses.replace(profile, name=f"random/{size}")
+
+
+def _with_actions(profile: Profile, size: str) -> Profile:
+    """The same network with the released sample's actions, size and length."""
+    return dataclasses.replace(
+        profile,
+        name=f"{profile.name}-actions",
+        size=profile.size if size == "tiny" else Size(480, 640),
+        num_frames=RELEASED_ACTIONS.num_frames,
+        fps=RELEASED_ACTIONS.fps,
+        guidance=0.0,
+        negative_prompt=NO_TEXT,
+        conditional_frames=(1,),
+        dit=dataclasses.replace(profile.dit, action_inputs=RELEASED_ACTIONS.inputs),
+        actions=RELEASED_ACTIONS,
+    )
 
 
 def _specs(key_map: KeyMap, dtype: torch.dtype) -> dict[str, Spec]:

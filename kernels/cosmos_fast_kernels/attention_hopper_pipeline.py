@@ -33,8 +33,9 @@ class HopperConfig:
     """Keys in a block beyond ``keys``: 192 is 128 + 64, shapes being powers of two."""
     stages: int = 2
     """Blocks of keys, and of values, in flight."""
-    q_stages: int = 1
-    """Tiles whose queries are in flight."""
+    q_stages: int = 2
+    """Tiles whose queries are in flight: with two, the next Q arrives, and this tile's output
+    leaves, under the products."""
     loader: bool = True
     """A warp of its own starts the copies; without one, the only consumer has two warpgroups."""
     overlap: bool = True
@@ -47,6 +48,10 @@ class HopperConfig:
     """Of a thread of a consumer."""
     loader_registers: int = 24
     """Of a thread of the loader."""
+
+    def __post_init__(self) -> None:
+        if not self.loader and self.q_stages != 1:
+            raise ValueError(f"{self.q_stages = }: without a loader one tile is in flight")
 
     @property
     def type(self) -> constexpr_type:

@@ -5,7 +5,7 @@ are differentiable. Every one of them computes in float32 and rounds once, to th
 first argument.
 
 Axes: B batch, N tokens, H heads, D features (of a head in ``*_BNHD``, of a token in ``*_BND``),
-R = D / 2 rotation angles, T frames.
+R = D / 2 rotation angles, T frames; in the functions of the VAE C channels, H W rows and columns.
 """
 
 from __future__ import annotations
@@ -67,6 +67,65 @@ def gated_residual(
     return torch.addcmul(
         x_BND.unflatten(1, frames), gate_BTD[:, :, None], y_BND.unflatten(1, frames)
     ).flatten(1, 2)
+
+
+def gated_layernorm_modulate(
+    x_BND: torch.Tensor,
+    gate_BTD: torch.Tensor,
+    y_BND: torch.Tensor,
+    shift_BTD: torch.Tensor,
+    scale_BTD: torch.Tensor,
+    frame_N: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`gated_residual`, rounded, and :func:`layernorm_modulate` of it."""
+    total_BND = gated_residual(x_BND, gate_BTD, y_BND, frame_N)
+    return total_BND, layernorm_modulate(total_BND, shift_BTD, scale_BTD, frame_N, eps)
+
+
+def rms_silu(
+    x_BTHWC: torch.Tensor,
+    gamma_C: torch.Tensor | None,
+    bias_C: torch.Tensor | None,
+    residual_BTHWC: torch.Tensor | None,
+    residual_bias_C: torch.Tensor | None,
+    earlier_BTHWC: torch.Tensor | None,
+    history: int,
+    *,
+    keep_total: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """The end of one causal convolution and the way into the next.
+
+    The sum x + bias + residual + its bias, rounded; of that the SiLU of each position's channel
+    vector, scaled to length √C and by gamma (or the sum itself, where gamma is None), behind the
+    ``history`` frames before it (zeros where ``earlier`` is None); and the last frames of that.
+    """
+    total = x_BTHWC.float()
+    for addend in (bias_C, residual_bias_C, residual_BTHWC):
+        total = total if addend is None else total + addend.float()
+    value = total = total.to(x_BTHWC.dtype)
+    if gamma_C is not None:
+        wide = total.float()
+        square = wide.square().sum(-1, keepdim=True).clamp_min(1e-24)
+        gain = gamma_C.float() * x_BTHWC.shape[-1] ** 0.5
+        value = F.silu(wide * square.rsqrt() * gain).to(x_BTHWC.dtype)
+    if earlier_BTHWC is None:
+        earlier_BTHWC = value.new_zeros((value.shape[0], history, *value.shape[2:]))
+    padded = torch.cat((earlier_BTHWC, value), dim=1)
+    return total if keep_total else None, padded, padded[:, padded.shape[1] - history :].clone()
+
+
+def upsample(x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: bool) -> torch.Tensor:
+    """Every position four times, 2 x 2, with ``bias`` added before.
+
+    ``in_time``: x holds pairs, the channels of the earlier frame and then those of the later one,
+    and twice as many frames come out.
+    """
+    if bias_C is not None:
+        x_BTHWC = (x_BTHWC.float() + bias_C.float()).to(x_BTHWC.dtype)
+    if in_time:
+        x_BTHWC = x_BTHWC.unflatten(4, (2, -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+    return x_BTHWC.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
 def _normed(x_BNHD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:

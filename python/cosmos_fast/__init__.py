@@ -20,14 +20,29 @@ from cosmos_fast.errors import (
     InputError,
     MediaError,
     MemoryPlanError,
+    RankLost,
 )
+from cosmos_fast.jobs import BatchSummary, Rollout, best_of_n, rollout, run_batch
 from cosmos_fast.memory import Budget, Card, Plan, plan
+from cosmos_fast.parallel import Parallel
 from cosmos_fast.prompt import NoGuardrail
 from cosmos_fast.report import Report
-from cosmos_fast.types import NO_TEXT, Conditioning, Frames, Latents, Size, TextEmbedding
+from cosmos_fast.types import (
+    NO_TEXT,
+    ActionSpec,
+    Conditioning,
+    Frames,
+    Latents,
+    Size,
+    TextEmbedding,
+)
+from cosmos_fast.world import BatchFrames, World, WorldState, WorldStep
 
 __all__ = [
     "NO_TEXT",
+    "ActionSpec",
+    "BatchFrames",
+    "BatchSummary",
     "Budget",
     "Cancelled",
     "Card",
@@ -44,12 +59,21 @@ __all__ = [
     "MediaError",
     "MemoryPlanError",
     "NoGuardrail",
+    "Parallel",
     "Plan",
     "Profile",
+    "RankLost",
     "Report",
+    "Rollout",
     "Size",
     "TextEmbedding",
     "Video2World",
+    "World",
+    "WorldState",
+    "WorldStep",
     "__version__",
+    "best_of_n",
     "plan",
+    "rollout",
+    "run_batch",
 ]

@@ -300,3 +300,56 @@ class WeightReader:
     @property
     def direct(self) -> bool:
         """Whether bytes are read past the page cache."""
+
+@final
+class Journal:
+    """Records that several processes append to one file, and locks that end with their holder.
+
+    Safe between threads. What a killed writer left unfinished is ignored, and cut off by the next
+    writer; damage elsewhere costs the records it hit.
+    """
+
+    def __new__(cls, path: str | PathLike[str], *, fresh: bool) -> Self:
+        """Opens a journal, or starts an empty one.
+
+        Args:
+            path: no symbolic link is followed.
+            fresh: there must be none yet.
+
+        Raises:
+            InputError: the file cannot be opened, is none of ours, or of another version.
+            CosmosFastError: the file system offers no locks.
+        """
+
+    def read(self) -> list[bytes]:
+        """Records that were appended, by anyone, since the last call; in order."""
+
+    def append(self, records: list[bytes], *, sync: bool = True) -> None:
+        """Appends records, all in one write; ``sync`` waits until they are on disk.
+
+        Raises:
+            InputError: a record is empty or longer than 64 KiB, or the journal is closed.
+            CosmosFastError: the disk is full, or another process hangs with the journal locked.
+        """
+
+    def lock(self) -> None:
+        """Keeps other processes from appending, until :meth:`unlock`."""
+
+    def unlock(self) -> None:
+        """Ends :meth:`lock`; does nothing where there is none."""
+
+    def lease(self, item: int) -> bool:
+        """Takes item number ``item``; False where another opening of the journal has it.
+
+        The kernel gives it back when this one is closed or its process ends, in whatever way.
+        """
+
+    def release(self, item: int) -> None:
+        """Gives an item back."""
+
+    @property
+    def damaged(self) -> int:
+        """Bytes so far that belonged to no whole record."""
+
+    def close(self) -> None:
+        """Closes the file and ends its leases."""

@@ -115,6 +115,13 @@ class ClipWriter:
 
     def publish(self, report: Report, sidecar: Sidecar | None) -> Path:
         """Makes all files appear, the video last."""
+        if sidecar is not None:
+            text = sidecar_text(report.arguments, sidecar)
+            write_atomically(companions(self.path)[0], text.encode())
+        return self.publish_plain(report.as_dict())
+
+    def publish_plain(self, record: Mapping[str, Any]) -> Path:
+        """Makes the manifest, with ``record`` in it, and then the video appear."""
         manifest = {
             "schema": 1,
             "generated": True,
@@ -128,12 +135,9 @@ class ClipWriter:
                 "fps": self._fps,
                 "crf": self._crf if self.path.suffix.lower() == ".mp4" else None,
             },
-            **report.as_dict(),
+            **record,
         }
-        beside, manifest_path = companions(self.path)
-        if sidecar is not None:
-            text = sidecar_text(report.arguments, sidecar)
-            write_atomically(beside, text.encode())
+        _, manifest_path = companions(self.path)
         document = json.dumps(manifest, indent=2, ensure_ascii=False)
         write_atomically(manifest_path, f"{document}\n".encode())
         self._video.publish()

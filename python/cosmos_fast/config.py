@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from cosmos_fast.errors import InputError
-from cosmos_fast.types import LATENT_CHANNELS, NO_TEXT, LatentFrames, NoText, Size, latent_frames
+from cosmos_fast.types import (
+    LATENT_CHANNELS,
+    NO_TEXT,
+    ActionSpec,
+    LatentFrames,
+    NoText,
+    Size,
+    latent_frames,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,8 +49,12 @@ class DiTConfig:
     max_size: tuple[int, int, int] = (128, 240, 240)
     """Largest latent grid (T, h, w)."""
     qk_norm_eps: float = 1e-6
+    action_inputs: int = 0
+    """Numbers of a chunk of actions that the network sees; 0: none are given."""
 
     def __post_init__(self) -> None:
+        if self.action_inputs < 0:
+            raise InputError(f"{self.action_inputs = }: 0 or more is needed")
         for name in ("num_layers", "num_heads", "head_dim", "adaln_rank", "text_dim", "patch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: at least 1 is needed")
@@ -56,6 +68,11 @@ class DiTConfig:
     @property
     def mlp_width(self) -> int:
         return int(self.width * self.mlp_ratio)
+
+    @property
+    def action_hidden(self) -> int:
+        """Width of the hidden layer of both action MLPs (NVIDIA's: four times the model's)."""
+        return 4 * self.width
 
     @property
     def patch_features(self) -> int:
@@ -107,10 +124,33 @@ class Profile:
     """Pixel frames of conditioning that the checkpoint was trained with."""
     toy: bool = False
     """A small model that ships for trying out: guardrail and upsampler do not apply to it."""
+    actions: ActionSpec | None = None
+    """What the actions of an action-conditioned checkpoint mean; None: it takes none."""
 
     def __post_init__(self) -> None:
         check_size(self.size, self.dit)
         latent_frames(self.num_frames)
+        self._check_actions()
+
+    def _check_actions(self) -> None:
+        wanted, spec = self.dit.action_inputs, self.actions
+        if spec is None and wanted == 0:
+            return
+        if spec is None:
+            raise InputError(
+                f"{wanted} numbers of action enter {self.name}, and nothing says how many values "
+                f"an action has; describe them as an ActionSpec"
+            )
+        if spec.inputs != wanted:
+            raise InputError(
+                f"{spec.chunk} actions of {spec.dim} values are {spec.inputs} numbers; "
+                f"{wanted} enter {self.name}"
+            )
+        if (self.num_frames, self.conditional_frames) != (spec.num_frames, (1,)):
+            raise InputError(
+                f"{self.num_frames} frames of which {self.conditional_frames} are given: a chunk "
+                f"of {spec.chunk} actions is {spec.num_frames}, of which one is given"
+            )
 
     @property
     def num_latent_frames(self) -> LatentFrames:
@@ -154,3 +194,56 @@ class Environment:
             base = variables.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
             cache = str(Path(base) / "cosmos-fast")
         return cls(Path(ffmpeg) if ffmpeg else None, Path(cache).expanduser())
+
+
+@dataclass(frozen=True)
+class Seat:
+    """The place of this process among the ranks of one video."""
+
+    rank: int
+    size: int
+    local_rank: int
+    """Number among the ranks of this machine: which of its devices to take."""
+    address: str
+    port: int
+    store_is_served: bool
+    """Whether someone else serves the store at ``address`` and ``port``; else rank 0 does."""
+    attempt: str = "0"
+    """Ranks of different attempts do not meet."""
+
+    @classmethod
+    def from_torchrun(cls, variables: Mapping[str, str] = os.environ) -> Seat | None:
+        """The place that torchrun gave this process; None where there is one process.
+
+        Raises:
+            InputError: torchrun's variables are there in part, or make no sense.
+        """
+        if "RANK" not in variables or "WORLD_SIZE" not in variables:
+            return None
+        try:
+            seat = cls(
+                rank=int(variables["RANK"]),
+                size=int(variables["WORLD_SIZE"]),
+                local_rank=int(variables.get("LOCAL_RANK", variables["RANK"])),
+                address=variables["MASTER_ADDR"],
+                port=int(variables["MASTER_PORT"]),
+                store_is_served=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+                attempt=variables.get("TORCHELASTIC_RESTART_COUNT", "0"),
+            )
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"RANK and WORLD_SIZE are set as by torchrun, but {error} is missing or no number: "
+                f"start with torchrun, or unset both"
+            ) from error
+        if not 0 <= seat.rank < seat.size:
+            raise InputError(f"RANK = {seat.rank}, WORLD_SIZE = {seat.size}: ranks count from 0")
+        return seat if seat.size > 1 else None
+
+
+def keep_multicast_off() -> None:
+    """Tells the NCCL of this process, and of those it starts, not to use NVLink multicast.
+
+    For processes of the command line alone. No exchange here gains by it, and it takes device-wide
+    resources that other processes of the machine may depend on. A value that is there stays.
+    """
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import torch
 
@@ -18,7 +18,10 @@ from cosmos_fast.errors import Cancelled, CosmosFastError, DeviceLost, InputErro
 from cosmos_fast.media import Fit, frames_from
 from cosmos_fast.memory.residence import Residence
 from cosmos_fast.model.flops import forward_flops
-from cosmos_fast.model.pixels import to_pixels, to_video
+from cosmos_fast.model.graphs import GraphedDiT
+from cosmos_fast.model.modulations import StepModulations
+from cosmos_fast.model.pixels import to_pixels, to_video, with_host_copies
+from cosmos_fast.parallel import Parallel, Ranks
 from cosmos_fast.parts import (
     Parts,
     Precision,
@@ -26,6 +29,7 @@ from cosmos_fast.parts import (
     choose_device,
     choose_precision,
     load_parts,
+    vae_identity,
 )
 from cosmos_fast.prompt import Guardrail, GuardrailRecord, choose_guardrail
 from cosmos_fast.report import (
@@ -37,7 +41,14 @@ from cosmos_fast.report import (
     versions,
 )
 from cosmos_fast.request import Options, Recipe, Request, resolve
-from cosmos_fast.sampling import SIGMA_MAX, adams_bashforth, denoiser, guided, reference_noise
+from cosmos_fast.sampling import (
+    SIGMA_MAX,
+    adams_bashforth,
+    denoiser,
+    frame_times,
+    guided,
+    reference_noise,
+)
 from cosmos_fast.turns import Turns
 from cosmos_fast.types import (
     NO_TEXT,
@@ -51,17 +62,15 @@ from cosmos_fast.types import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from cosmos_fast.config import Profile
     from cosmos_fast.memory.plan import Memory, Plan
     from cosmos_fast.memory.residence import StageForm
-    from cosmos_fast.sampling import Predictor
+    from cosmos_fast.sampling import Predictor, Velocity
     from cosmos_fast.sampling.solver import CancelToken, StepCallback
 
 logger = logging.getLogger(__name__)
-
-Value = TypeVar("Value")
 
 
 class Video2World:
@@ -71,9 +80,14 @@ class Video2World:
     the caller's current CUDA stream. The process around it is left as it was.
     """
 
-    def __init__(self, parts: Parts, guardrail: GuardrailRecord) -> None:
+    def __init__(
+        self, parts: Parts, guardrail: GuardrailRecord, ranks: Ranks | None = None
+    ) -> None:
         self._parts = parts
         self._guardrail = guardrail
+        self._ranks = ranks or Ranks(None, parts.device)
+        self._dit = GraphedDiT(parts.dit)
+        parts.residence.on_move = self._dit.clear
         self._turns = Turns()
         self._lost: str | None = None
 
@@ -100,6 +114,7 @@ class Video2World:
         profile: Profile | None = None,
         rope_table: RopeTable = "reference",
         prompt_cache: bool = True,
+        parallel: Parallel | None = None,
         on_stage: StageCallback | None = None,
     ) -> Self:
         """Loads a checkpoint.
@@ -115,7 +130,7 @@ class Video2World:
             memory: this engine's whole share of the device, CUDA context and workspaces included:
                 "auto" (what is free), an amount such as "12GiB", bytes, or a ``Budget`` that also
                 limits host memory. Weights that do not fit are streamed while the device computes.
-                "resident" keeps all of them on the device whatever it takes.
+                "resident" keeps all of them on the device whatever it takes; ranks always do.
             offload: components ("text encoder", "vae encoder", "dit", "vae decoder") that must
                 leave the device when their stage ends.
             guardrail: "default", or ``NoGuardrail(reason=...)``.
@@ -127,38 +142,46 @@ class Video2World:
             profile: replaces what the checkpoint implies.
             rope_table: "reference" or "float32" rotary angles.
             prompt_cache: keep prompt embeddings on disk, keyed by their content.
+            parallel: the ranks that make each video together; all of them load an engine and make
+                the same calls.
             on_stage: told when a stage of loading starts and ends.
 
         Raises:
             CheckpointError: missing, ambiguous, incomplete or damaged checkpoint.
             InputError: a setting that does not exist.
             MemoryPlanError: the host has too little memory for any plan.
+            RankLost: another rank failed to load, or is gone.
         """
         place = choose_device(device)
-        parts = load_parts(
-            source,
-            residence=Residence(place, memory, offload=frozenset(offload)),
-            device=place,
-            dtype=choose_precision(precision, place),
-            rope_table=rope_table,
-            environment=Environment.read(),
-            prompt_cache=prompt_cache,
-            clock=Clock(place, on_stage),
-            text_precision=text_precision,
-            find={
-                "variant": variant,
-                "revision": revision,
-                "token": token,
-                "local_files_only": local_files_only,
-                "checkpoint_root": checkpoint_root,
-                "vae": vae,
-                "text_encoder": text_encoder,
-                "tokenizer": tokenizer,
-                "profile": profile,
-                "ema": ema,
-            },
-        )
-        return cls(parts, choose_guardrail(guardrail, toy=parts.profile.toy))
+        ranks = Ranks(parallel, place)
+        residence = Residence(place, memory, offload=frozenset(offload), shared=ranks.size > 1)
+        same = (str(source), variant, revision, precision, rope_table, ema, text_precision)
+        with ranks.together(same):
+            parts = load_parts(
+                source,
+                residence=residence,
+                device=place,
+                dtype=choose_precision(precision, place),
+                rope_table=rope_table,
+                environment=Environment.read(),
+                prompt_cache=prompt_cache,
+                clock=Clock(place, on_stage),
+                text_precision=text_precision,
+                ranks=ranks,
+                find={
+                    "variant": variant,
+                    "revision": revision,
+                    "token": token,
+                    "local_files_only": local_files_only,
+                    "checkpoint_root": checkpoint_root,
+                    "vae": vae,
+                    "text_encoder": text_encoder,
+                    "tokenizer": tokenizer,
+                    "profile": profile,
+                    "ema": ema,
+                },
+            )
+            return cls(parts, choose_guardrail(guardrail, toy=parts.profile.toy), ranks)
 
     @property
     def profile(self) -> Profile:
@@ -233,7 +256,7 @@ class Video2World:
             cancel: anything with ``is_set()``, looked at between evaluations and chunks.
 
         Raises:
-            InputError, MediaError, Cancelled, MemoryPlanError, DeviceLost.
+            InputError, MediaError, Cancelled, MemoryPlanError, DeviceLost, RankLost.
         """
         request = resolve(
             self.profile,
@@ -249,12 +272,23 @@ class Video2World:
             fit=fit,
             recipe=recipe,
         )
-        with self._run(on_stage) as clock:
+        return self._generate(request, source, on_step, on_stage, cancel)
+
+    def _generate(
+        self,
+        request: Request,
+        source: Any,
+        on_step: StepCallback | None,
+        on_stage: StageCallback | None,
+        cancel: CancelToken | None,
+    ) -> Clip:
+        with self._run(request, on_stage) as clock:
+            cancel = self._ranks.cancel(cancel)
             latents = self._sample(request, source, clock, on_step, cancel)
             with clock.stage("decode"):
                 frames = list(self._decode(latents, request, clock, cancel))
             report = self._report(request, latents, clock)
-        return Clip(_join(frames), Latents(latents, self._parts.vae_identity), report)
+        return Clip(_join(frames), Latents(latents, vae_identity(report.model)), report)
 
     def generate_to(
         self,
@@ -270,22 +304,29 @@ class Video2World:
         cancel: CancelToken | None = None,
         **options: Unpack[Options],
     ) -> Clip:
-        """:meth:`generate` and ``Clip.save`` in one: the video is encoded while it is decoded."""
+        """:meth:`generate` and ``Clip.save`` in one: the video is encoded while it is decoded.
+
+        Of several ranks, the first one writes.
+        """
         request = resolve(self.profile, prompt, negative_prompt, **options)
-        with self._run(on_stage) as clock:
+        if not self._ranks.first:
+            return self._generate(request, source, on_step, on_stage, cancel)
+        with self._run(request, on_stage) as clock:
+            cancel = self._ranks.cancel(cancel)
             model = self._parts.identity()
             with ClipWriter(path, request.size, request.fps, model, crf) as writer:
                 latents = self._sample(request, source, clock, on_step, cancel)
                 frames = []
                 with clock.stage("decode"):
-                    for chunk in self._decode(latents, request, clock, cancel):
-                        writer.write(chunk)
+                    chunks = self._decode(latents, request, clock, cancel)
+                    for chunk, on_host in with_host_copies(chunks):
+                        writer.write(on_host)
                         frames.append(chunk)
                 with clock.stage("write"):
                     writer.finish()
                 report = self._report(request, latents, clock)
                 writer.publish(report, sidecar)
-        return Clip(_join(frames), Latents(latents, self._parts.vae_identity), report)
+        return Clip(_join(frames), Latents(latents, vae_identity(model)), report)
 
     def stream(
         self,
@@ -314,18 +355,49 @@ class Video2World:
         on_stage: StageCallback | None,
         cancel: CancelToken | None,
     ) -> Iterator[Frames]:
-        with self._run(on_stage) as clock:
+        with self._run(request, on_stage) as clock:
+            cancel = self._ranks.cancel(cancel)
             latents = self._sample(request, source, clock, on_step, cancel)
             yield from self._decode(latents, request, clock, cancel)
 
+    @property
+    def guardrail(self) -> GuardrailRecord:
+        """What stands between this engine's videos and the world."""
+        return self._guardrail
+
     @contextmanager
-    def _run(self, on_stage: StageCallback | None) -> Iterator[Clock]:
+    def lend(self) -> Iterator[Parts]:
+        """The loaded networks, for the rooms above, for as long as it is the caller's turn.
+
+        Raises:
+            DeviceLost, MemoryPlanError: in place of what torch raises inside.
+            InputError: this engine's weights move, and are where they are needed in its own calls
+                only.
+        """
+        with self._run(None):
+            self._parts.residence.require_resident()
+            yield self._parts
+
+    def embed(self, prompt: Prompt) -> TextEmbedding:
+        """What the transformer attends to in place of ``prompt``; from the cache where it is."""
+        with self._run(None):
+            texts = self._parts.unknown([prompt])
+            if texts:
+                self._parts.place_for_texts()
+            with self._text_encoder(texts):
+                return self._embed(prompt)
+
+    @contextmanager
+    def _run(
+        self, request: Request | None, on_stage: StageCallback | None = None
+    ) -> Iterator[Clock]:
         """One caller at a time, in order of arrival; device errors become ours."""
         with self._turns:
             if self._lost:
                 raise DeviceLost(f"{self._lost}; start the process again")
             try:
-                yield Clock(self.device, on_stage)
+                with self._ranks.together(request.arguments() if request else None):
+                    yield Clock(self.device, on_stage)
             except torch.OutOfMemoryError as error:
                 raise MemoryPlanError(
                     f"out of memory on {self.device}: choose a smaller size or fewer frames, or "
@@ -378,20 +450,21 @@ class Video2World:
     ) -> torch.Tensor:
         residence = self._parts.residence
         with clock.stage("read"):
-            known = frames_from(
-                source,
-                size=request.size,
-                num_frames=request.num_conditional_frames,
-                fit=request.fit,
-                fps=request.fps,
+            known = self._ranks.on_first(
+                lambda: frames_from(
+                    source,
+                    size=request.size,
+                    num_frames=request.num_conditional_frames,
+                    fit=request.fit,
+                    fps=request.fps,
+                )
             )
-        with clock.stage("text"), self._text_encoder(request):
-            text = self._embed(request.prompt)
-            against = self._embed(request.negative_prompt) if request.uses_guidance else None
+        with clock.stage("text"), self._text_encoder(self._parts.unknown(request.prompts)):
+            texts = self._texts(request)
         with clock.stage("encode"), residence.stage("encode"):
             given = self._condition(known, request)
         with clock.stage("denoise"), residence.stage("denoise") as form:
-            predict = self._predictor(text, against, given, request, form)
+            predict = self._predictor(texts, given, request, form)
             noise = reference_noise(request.latent_shape, request.seed).to(self.device)
             latents = adams_bashforth(
                 predict,
@@ -407,15 +480,28 @@ class Video2World:
         return latents
 
     @contextmanager
-    def _text_encoder(self, request: Request) -> Iterator[None]:
-        """The text encoder's weights are there for the body, if it has to run at all."""
-        unknown = self._parts.unknown_prompts(request)
-        if not unknown:
+    def _text_encoder(self, unknown: list[str]) -> Iterator[None]:
+        """The text encoder's weights are there for the body, where texts need it."""
+        if not unknown or not self._ranks.first:
             yield
             return
         self._parts.text.load()
         with self._parts.residence.stage("text", passes=len(unknown)):
             yield
+
+    def _texts(self, request: Request) -> list[TextEmbedding]:
+        """What the conditional and, with guidance, the unconditional branch attend to."""
+        prompts = request.prompts
+
+        def embedded() -> list[torch.Tensor]:
+            made = [self._embed(prompt) for prompt in prompts]
+            lengths = torch.tensor([each.length for each in made])
+            return [torch.stack([each.rows.to(self.device) for each in made]), lengths]
+
+        rows, lengths = self._ranks.from_first(embedded)
+        return [
+            TextEmbedding(each, int(length)) for each, length in zip(rows, lengths, strict=True)
+        ]
 
     def _embed(self, prompt: Prompt) -> TextEmbedding:
         width = self.profile.dit.text_dim
@@ -430,34 +516,45 @@ class Video2World:
             return prompt
         return self._parts.text.embed(str(prompt))
 
-    def _condition(self, known: Frames, request: Request) -> Conditioning:
+    def _condition(self, known: Frames | None, request: Request) -> Conditioning:
         parts = self._parts
-        latents = parts.vae.encode(to_video(known, parts.device, parts.dtype))
+
+        def encoded() -> list[torch.Tensor]:
+            assert known is not None
+            return [parts.vae.encode(to_video(known, parts.device, parts.dtype))]
+
+        (latents,) = self._ranks.from_first(encoded)
         return Conditioning.from_first_frames(latents, request.num_latent_frames)
 
     def _predictor(
         self,
-        text: TextEmbedding,
-        against: TextEmbedding | None,
+        texts: list[TextEmbedding],
         given: Conditioning,
         request: Request,
         form: StageForm,
     ) -> Predictor:
         """Guided prediction; what does not change over the run is made here, once."""
-        dit, patch = self._parts.dit, self.profile.dit.patch
-        _, _, frames, height, width = request.latent_shape
-        layout = TokenLayout((frames, height // patch, width // patch))
+        dit, heads = self._parts.dit, self.profile.dit.num_heads
+        shares = self._ranks.share(self._layout(request).grid, heads, len(texts))
+        layout = shares.layout
         rope = dit.rope(layout)
-        modulations = OncePerStep(dit.modulations)
+        times_KT = torch.stack([frame_times(given, sigma) for sigma in request.sigmas])
         # Of weights that come and go, everything is made in the order of their coming.
-        context_of = dit.text_context if form.kept else dit.text_context_as_used
+        as_used = not form.kept
+        modulations = StepModulations(dit, times_KT, as_used=as_used)
 
-        def branch(embedding: TextEmbedding) -> Predictor:
-            context = context_of(embedding.rows[None].to(self.device))
+        def branch(embedding: TextEmbedding, slot: int) -> Velocity:
+            rows = embedding.rows[None].to(self.device)
+            context = dit.text_context(rows, embedding.length, as_used=as_used)
 
             def velocity(
                 x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
             ) -> torch.Tensor:
+                vectors = modulations(step)
+                if form.kept and form.cut is None:
+                    return self._dit(
+                        x, times, mask, context, layout, rope=rope, modulations=vectors, slot=slot
+                    )
                 flow: torch.Tensor = dit(
                     x,
                     times,
@@ -465,15 +562,19 @@ class Video2World:
                     context,
                     layout,
                     rope=rope,
-                    modulations=modulations(times, step) if form.kept else None,
+                    modulations=vectors,
                     cut=form.cut,
                 )
                 return flow
 
-            return denoiser(velocity, given)
+            return velocity
 
-        unconditional = None if against is None else branch(against)
-        return guided(branch(text), unconditional, request.guidance)
+        own = [
+            branch(text, index) if shares.computes(index) else None
+            for index, text in enumerate(texts)
+        ]
+        predictors = [denoiser(velocity, given) for velocity in shares.joined(own)]
+        return guided(predictors[0], predictors[1] if texts[1:] else None, request.guidance)
 
     def _decode(
         self, latents: torch.Tensor, request: Request, clock: Clock, cancel: CancelToken | None
@@ -493,8 +594,12 @@ class Video2World:
     def _decoded(
         self, latents: torch.Tensor, request: Request, cancel: CancelToken | None
     ) -> Iterator[Frames]:
-        with self._parts.residence.stage("decode") as form:
-            chunks = self._parts.vae.decode_chunks(latents, frame_by_frame=form.frame_by_frame)
+        vae, ranks = self._parts.vae, self._ranks
+        with (
+            self._parts.residence.stage("decode") as form,
+            ranks.rows(*vae.shareable, rows=latents.shape[-2]) as gathered,
+        ):
+            chunks = vae.decode_chunks(latents, frame_by_frame=form.frame_by_frame)
             while True:
                 if cancel is not None and cancel.is_set():
                     raise Cancelled("cancelled while decoding")
@@ -502,26 +607,39 @@ class Video2World:
                     chunk = next(chunks, None)
                     if chunk is None:
                         return
-                    pixels = to_pixels(chunk)
+                    pixels = gathered(to_pixels(chunk))
                 yield Frames(pixels, request.fps)
+
+    def _launches(self, request: Request) -> str:
+        plan = self._parts.residence.plan
+        moves = plan is not None and plan.stage("denoise").holdings[0] != "kept"
+        graphs = not moves and self._dit.replays(self._layout(request), self.device)
+        return "cuda graph" if graphs else "one by one"
+
+    def _layout(self, request: Request) -> TokenLayout:
+        _, _, frames, height, width = request.latent_shape
+        patch = self.profile.dit.patch
+        return TokenLayout((frames, height // patch, width // patch))
 
     def _report(self, request: Request, latents: torch.Tensor, clock: Clock) -> Report:
         parts = self._parts
         branches = 2 if request.uses_guidance else 1
+        shared = (stage.seconds for stage in clock.stages if stage.name in ("denoise", "decode"))
         return Report(
             arguments=request.arguments(),
             stages=tuple(clock.stages),
             step_seconds=clock.step_seconds(),
             forwards_per_step=branches,
             flops_per_forward=forward_flops(self.profile.dit, request.latent_shape[2:]).total,
-            backends=dict(parts.ops.names),
+            backends={**parts.ops.names, "launches": self._launches(request)},
             device=parts.device_name,
             precision=str(parts.dtype).removeprefix("torch."),
             guardrail=self._guardrail.__dict__,
-            model=parts.identity(),
+            model=self._ranks.same(parts.identity),
             latents_sha256=hashlib.sha256(latents.cpu().numpy().tobytes()).hexdigest(),
             peak_device_bytes=peak_device_bytes(self.device),
             peak_host_bytes=peak_host_bytes(),
+            parallel=self._ranks.account(sum(shared)),
             memory=self._memory(clock),
             notes=(*request.notes, *clock.notes),
             versions=versions(),
@@ -535,19 +653,6 @@ class Video2World:
         measured = {stage.name: stage.seconds for stage in clock.stages}
         peak = peak_device_bytes(self.device)
         return plan.compared(measured, None if peak is None else peak + plan.fixed_bytes)
-
-
-class OncePerStep(Generic[Value]):
-    """A function of time that both branches of guidance share: evaluated once a step."""
-
-    def __init__(self, function: Callable[[torch.Tensor], Value]) -> None:
-        self._function = function
-        self._last: tuple[int, Value] | None = None
-
-    def __call__(self, times: torch.Tensor, step: int) -> Value:
-        if self._last is None or self._last[0] != step:
-            self._last = (step, self._function(times))
-        return self._last[1]
 
 
 def _marking(clock: Clock, on_step: StepCallback | None) -> StepCallback:

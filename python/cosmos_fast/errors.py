@@ -57,5 +57,9 @@ class DeviceLost(CosmosFastError):
     """The accelerator's context is beyond repair; the process must be started again."""
 
 
+class RankLost(CosmosFastError):
+    """Another rank of a parallel run died, failed or fell silent; the ranks must start again."""
+
+
 class Cancelled(CosmosFastError):
     """The caller's ``cancel`` was set; nothing was written."""

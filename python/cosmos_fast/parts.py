@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import torch
@@ -24,6 +24,7 @@ from cosmos_fast.model.text import (
     load_tokenizer,
 )
 from cosmos_fast.model.vae import VAE
+from cosmos_fast.types import Size
 from cosmos_fast.weights import digests, find_checkpoint, load_dit, load_text_encoder, load_vae
 from cosmos_fast.weights.load import (
     describe_text_encoder,
@@ -35,15 +36,17 @@ from cosmos_fast.weights.load import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import nn
 
     from cosmos_fast.config import Environment, Profile, RopeTable
     from cosmos_fast.memory.components import Components
     from cosmos_fast.memory.plan import Plan
+    from cosmos_fast.parallel import Ranks
     from cosmos_fast.report import Clock
     from cosmos_fast.request import Request
+    from cosmos_fast.types import Prompt
     from cosmos_fast.weights import CheckpointFiles
     from cosmos_fast.weights.load import Place, Sources
     from cosmos_fast.weights.text_keys import TextShape
@@ -115,11 +118,6 @@ class Parts:
     """Where the weights are."""
 
     @property
-    def vae_identity(self) -> str:
-        """Digest of the VAE's file: latents belong to it."""
-        return next(value for name, value in self.digests.get().items() if name.startswith("vae/"))
-
-    @property
     def device_name(self) -> str:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
@@ -143,14 +141,23 @@ class Parts:
             num_steps=request.num_steps,
             guided=request.uses_guidance,
             dtype=self.dtype,
-            text=shape if self.text.loaded or self.unknown_prompts(request) else None,
+            fused=self.ops.names["rms_silu"] != "torch",
+            text=shape if self.text.loaded or self.unknown(request.prompts) else None,
             text_dtype=text_dtype,
         )
         return self.residence.prepare(workload)
 
-    def unknown_prompts(self, request: Request) -> list[str]:
-        """The texts of ``request`` that the encoder has to run for."""
-        prompts = [request.prompt, *([request.negative_prompt] * request.uses_guidance)]
+    def place_for_texts(self) -> None:
+        """Weights go where embedding a text needs them."""
+        profile = self.profile
+        if self.residence.managed:
+            small = replace(_first_workload(profile, self.dtype, self.text_stage), num_frames=5)
+            self.residence.prepare(replace(small, size=Size(64, 64), num_conditional_frames=1))
+        else:
+            self.residence.wake()
+
+    def unknown(self, prompts: Iterable[Prompt]) -> list[str]:
+        """Those of ``prompts`` that the text encoder has to run for."""
         return [text for text in prompts if isinstance(text, str) and not self.text.knows(text)]
 
     def identity(self) -> dict[str, Any]:
@@ -168,6 +175,12 @@ class Parts:
         }
 
 
+def vae_identity(model: Mapping[str, Any]) -> str:
+    """Digest of the VAE's file, from :meth:`Parts.identity`: latents belong to it."""
+    digests_by_name: Mapping[str, str] = model["sha256"]
+    return next(value for name, value in digests_by_name.items() if name.startswith("vae/"))
+
+
 def load_parts(
     source: str | os.PathLike[str],
     *,
@@ -179,6 +192,7 @@ def load_parts(
     environment: Environment,
     prompt_cache: bool,
     clock: Clock,
+    ranks: Ranks,
     text_precision: TextPrecision = "stored",
 ) -> Parts:
     """Finds and loads a checkpoint; the text encoder waits for the first unknown prompt.
@@ -186,6 +200,7 @@ def load_parts(
     Args:
         residence: decides where weights go.
         find: the further arguments of :func:`find_checkpoint`.
+        ranks: who shares the work. Only the first has digests of the files and embeds prompts.
     """
     if rope_table not in ("reference", "float32"):
         raise InputError(f'{rope_table = }: "reference" or "float32" is needed')
@@ -193,7 +208,8 @@ def load_parts(
         raise InputError(f'{text_precision = }: "stored", "bf16" or "fp32" is needed')
     with clock.stage("find checkpoint"):
         files = find_checkpoint(source if isinstance(source, str) else str(source), **find)
-    ops = Ops.select(device, dtype)
+    ops = Ops.select(device, dtype, head_dim=files.profile.dit.head_dim)
+    ops = replace(ops, attention=ranks.attention(ops.attention))
     text_dtype = _DTYPES.get(text_precision)
     text_stage = _text_stage(files, text_dtype) if residence.managed else (None, dtype)
     residence.begin(_first_workload(files.profile, dtype, text_stage))
@@ -207,9 +223,11 @@ def load_parts(
             dtype,
         )
     with clock.stage("load VAE"):
+        # Ranks share the decoder's rows through its modules, which the fused decoder leaves out.
+        fused = ops if ranks.size == 1 else None
         vae = _loaded(
             residence,
-            lambda: VAE(files.profile.vae),
+            lambda: VAE(files.profile.vae, fused),
             vae_blocks,
             lambda place: load_vae(files, _place_of(device, place), dtype, place),
             lambda: locate_vae(files, dtype),
@@ -234,7 +252,7 @@ def load_parts(
         text=CachedTextEncoder(lambda: _load_text(files, device, residence, text_dtype), cache),
         ops=ops,
         files=files,
-        digests=Later(lambda: digests(files)),
+        digests=Later(lambda: digests(files) if ranks.first else {}),
         load_stages={stage.name: round(stage.seconds, 3) for stage in clock.stages},
         residence=residence,
     )

@@ -111,6 +111,8 @@ class Report:
     peak_host_bytes: int
     memory: Mapping[str, Any] | None = None
     """The memory plan beside what was measured; None where nothing was planned."""
+    parallel: Mapping[str, Any] = field(default_factory=dict)
+    """How the ranks shared the work and what they waited for one another; empty for one."""
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -149,10 +151,21 @@ class Report:
         if self.memory is not None:
             rows.append(("memory plan", str(self.memory["summary"])))
         rows.append(("peak host memory", f"{self.peak_host_bytes / 2**30:.2f} GiB"))
+        if self.parallel:
+            rows += _parallel_rows(self.parallel)
         rows += [(f"backend: {name}", backend) for name, backend in self.backends.items()]
         rows.append(("guardrail", str(self.guardrail.get("verdict"))))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _parallel_rows(parallel: Mapping[str, Any]) -> list[tuple[str, str]]:
+    way = f"{parallel['guidance_branches']} of guidance x {parallel['context']} of context"
+    share, waited = parallel["communication_share"], parallel["communication_seconds"]
+    return [
+        ("ranks", f"{parallel['ranks']}: {way} ({parallel['attention']}), {parallel['backend']}"),
+        ("communication", f"{waited:.3f} s, {share:.1%} of denoising and decoding"),
+    ]
 
 
 def peak_device_bytes(device: torch.device) -> int | None:

@@ -77,6 +77,11 @@ class Request:
         return self.guidance != 0 and self.negative_prompt != ""
 
     @property
+    def prompts(self) -> list[Prompt]:
+        """What the conditional and, with guidance, the unconditional branch attend to."""
+        return [self.prompt, self.negative_prompt][: 1 + self.uses_guidance]
+
+    @property
     def sigmas(self) -> tuple[float, ...]:
         return sigmas(self.num_steps)
 
@@ -119,6 +124,10 @@ def resolve(
         InputError: a value is of the wrong type or out of range.
     """
     notes: list[str] = []
+    if profile.actions is not None:
+        raise InputError(
+            f"{profile.name} predicts what follows actions: use cosmos_fast.World and its step()"
+        )
     if recipe != "lossless":
         raise InputError(f'{recipe = }: only "lossless" exists in this version')
     if fit not in get_args(Fit):

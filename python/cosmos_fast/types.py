@@ -6,7 +6,7 @@ Axes: B batch, T frames (pixel or latent, as stated), H/W pixels, h/w latent pos
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NewType, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, NewType, overload
 
 import numpy as np
 import torch
@@ -203,6 +203,64 @@ NO_TEXT: Final = NoText()
 
 Prompt = str | TextEmbedding | NoText
 """What may stand in place of a prompt."""
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What the actions of an action-conditioned checkpoint mean.
+
+    Its weights tell only how many numbers a chunk of actions has, not whether 84 of them are 12
+    actions of 7 values or 14 of 6. The network sees ``(action - mean) / std * scale``, value by
+    value; without statistics ``action * scale``.
+    """
+
+    dim: int
+    """Values of one action."""
+    chunk: int
+    """Actions, and new frames, of one evaluation of the world: a multiple of 4."""
+    names: tuple[str, ...]
+    """What each value is."""
+    units: tuple[str, ...]
+    """What each value is measured in; "1" for a plain number."""
+    scale: tuple[float, ...]
+    """Factor of each value; positive."""
+    frame: str
+    """Frame of reference that the values are given in."""
+    fps: float
+    """Actions, and frames, a second."""
+    mean: tuple[float, ...] | None = None
+    """Of the actions trained on, in their units."""
+    std: tuple[float, ...] | None = None
+    """Of the actions trained on, in their units; positive. Given with ``mean``, or neither."""
+
+    FARTHEST: ClassVar[float] = 20.0
+    """Largest magnitude of a value as the network sees it; beyond it a unit must be wrong."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or self.chunk < 1 or self.chunk % TEMPORAL_STRIDE:
+            raise InputError(
+                f"actions of {self.dim} values in chunks of {self.chunk}: at least one value and a "
+                f"multiple of {TEMPORAL_STRIDE} actions are needed"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise InputError("an action's mean and std are given together or not at all")
+        for name in ("names", "units", "scale", "mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.dim:
+                raise InputError(f"{name} = {values}: {self.dim} are needed, one a value")
+        positive = (*self.scale, *(self.std or ()), self.fps)
+        if not all(0 < value < float("inf") for value in positive):
+            raise InputError(f"{self.scale = }, {self.std = }, {self.fps = }: all above 0")
+
+    @property
+    def inputs(self) -> int:
+        """Numbers that enter the network with a chunk."""
+        return self.chunk * self.dim
+
+    @property
+    def num_frames(self) -> PixelFrames:
+        """Frames of a chunk with the given one."""
+        return PixelFrames(self.chunk + 1)
 
 
 @dataclass(frozen=True)

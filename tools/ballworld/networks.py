@@ -66,7 +66,7 @@ def training_dit(device: torch.device) -> DiT:
     dit = DiT(DIT, dataclasses.replace(Ops(), attention=training_attention)).to(device)
     with torch.no_grad():
         for name, weight in dit.named_parameters():
-            _begin(name, weight)
+            begin(name, weight)
     return dit
 
 
@@ -75,7 +75,7 @@ def running_dit(device: torch.device, dtype: torch.dtype) -> DiT:
     return DiT(DIT, Ops()).to(device, dtype).eval().requires_grad_(False)
 
 
-def _begin(name: str, weight: nn.Parameter) -> None:
+def begin(name: str, weight: nn.Parameter) -> None:
     """Every gate and the output start at zero, as in DiT (arXiv 2212.09748)."""
     if weight.ndim == 1:
         cross = "cross_attn" in name
@@ -96,14 +96,14 @@ def muon_matrices(dit: DiT) -> dict[str, int]:
     }
 
 
-def training_vae(device: torch.device) -> VAE:
+def training_vae(device: torch.device, config: VAEConfig = RAW_VAE) -> VAE:
     """A VAE that treats every frame alike: temporal kernels see the present only, at first.
 
     Single frames then teach weights that hold for clips at once: the older taps of the causal
     convolutions start at zero, and single frames leave them there; time is halved by keeping the
     last frame, and doubled by showing a frame twice.
     """
-    vae = VAE(RAW_VAE).to(device)
+    vae = VAE(config).to(device)
     with torch.no_grad():
         for name, weight in vae.named_parameters():
             if weight.ndim == 5 and weight.shape[2] == 3 and "time_conv" not in name:

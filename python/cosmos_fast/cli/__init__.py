@@ -15,6 +15,9 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
+from cosmos_fast.cli.batch import BATCH_FLAGS, batch
+from cosmos_fast.cli.bench import BENCH_FLAGS, bench
+from cosmos_fast.cli.best_of_n import BEST_OF_N_FLAGS, best_of_n
 from cosmos_fast.cli.convert import CONVERT_FLAGS, convert
 from cosmos_fast.cli.demo import DEMO_FLAGS, demo
 from cosmos_fast.cli.doctor import DOCTOR_FLAGS, doctor
@@ -25,17 +28,22 @@ from cosmos_fast.cli.future_commands import add_future_commands
 from cosmos_fast.cli.interrupt import Interrupted, interruptible
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.plan import PLAN_FLAGS, plan
+from cosmos_fast.cli.rollout import ROLLOUT_FLAGS, rollout
 from cosmos_fast.cli.video2world import video2world
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
 
 _PROGRAM = "cosmos-fast"
 FLAGS_OF: Final = {
     "video2world": VIDEO2WORLD_FLAGS,
+    "batch": BATCH_FLAGS,
+    "rollout": ROLLOUT_FLAGS,
+    "best-of-n": BEST_OF_N_FLAGS,
     "demo": DEMO_FLAGS,
     "download": DOWNLOAD_FLAGS,
     "convert": CONVERT_FLAGS,
     "plan": PLAN_FLAGS,
     "doctor": DOCTOR_FLAGS,
+    "bench": BENCH_FLAGS,
 }
 """The flags of every command."""
 
@@ -56,11 +64,19 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_program)
     app.command()(video2world)
+    app.command()(batch)
+    app.command()(rollout)
+    app.command("best-of-n")(best_of_n)
+    for name in ("video2world-lvg", "video2world_lvg"):
+        app.command(name, hidden=True)(rollout)
+    for name in ("best_of_n", "video2world-bestofn", "video2world_bestofn"):
+        app.command(name, hidden=True)(best_of_n)
     app.command()(demo)
     app.command()(download)
     app.command()(convert)
     app.command()(plan)
     app.command()(doctor)
+    app.command()(bench)
     add_future_commands(app)
     return app
 

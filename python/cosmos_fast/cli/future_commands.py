@@ -14,16 +14,10 @@ import typer
 from cosmos_fast.cli.exits import MissingPartError
 
 FUTURE_COMMANDS: Final[dict[str, str]] = {
-    "batch": "batch part",
-    "bench": "benchmark part",
-    "rollout": "world part",
-    "best-of-n": "best-of-N part",
     "text2image": "text-to-image part",
     "text2world": "text-to-world part",
     "multiview": "multiview part",
     "video2video-sdedit": "SDEdit part",
-    "video2world-lvg": "long-video part",
-    "video2world-bestofn": "best-of-N part",
     "video2world-gr00t": "GR00T part",
     "video2world-action": "action part",
     "video2world-lora": "LoRA part",

@@ -67,10 +67,10 @@ def _watch(inlet: int, done: threading.Event) -> None:
         return
     _next_signal(inlet, GRACE)
     if not done.is_set():
-        _force_end(SIGNALS[first])
+        force_end(SIGNALS[first], "interrupted")
 
 
-def _force_end(code: ExitCode) -> None:
+def force_end(code: ExitCode, why: str) -> None:
     """Ends this process from a side thread; its children and unfinished files go with it."""
     children = _children()
     unfinished = [path for pid in ("self", *map(str, children)) for path in _temporaries(pid)]
@@ -80,7 +80,7 @@ def _force_end(code: ExitCode) -> None:
     for path in unfinished:
         with contextlib.suppress(OSError):
             path.unlink()
-    os.write(2, b"error: interrupted\n")
+    os.write(2, f"error: {why}\n".encode() if why else b"")
     os._exit(code)
 
 

@@ -29,19 +29,17 @@ def _given(value: Any) -> bool:
     return value not in (None, False)
 
 
-def _more_than_one(value: Any) -> bool:
-    return value is not None and value > 1
-
-
 _NEEDS: Final[tuple[tuple[str, Callable[[Any], bool], str, str], ...]] = (
-    ("num_gpus", _more_than_one, "parallel part", "run on one GPU, without --num_gpus"),
-    ("batch_input_path", _given, "batch part", "run one command a video"),
-    ("batch_input_json", _given, "batch part", "run one command a video"),
     ("natten", _given, "sparse-attention part", "leave --natten out"),
     ("use_cuda_graphs", _given, "CUDA-graphs part", "leave --use_cuda_graphs out"),
     ("benchmark", _given, "benchmark part", "leave --benchmark out; every report has stage times"),
     ("require_guardrail", _given, "guardrail", "leave --require_guardrail out to run unchecked"),
 )
+
+
+def is_batch(given: Mapping[str, Any]) -> bool:
+    """Whether these flags are those of a list of videos, which GPUs share one by one."""
+    return "batch_input_path" in given or "batch_input_json" in given
 
 
 def missing_parts(

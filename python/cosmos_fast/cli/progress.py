@@ -30,8 +30,15 @@ class Display(Protocol):
 
 
 @contextlib.contextmanager
-def showing() -> Iterator[Display]:
-    """A display for this process's stderr; the engine's warnings go through it as well."""
+def showing(visible: bool = True) -> Iterator[Display]:
+    """A display for this process's stderr; the engine's warnings go through it as well.
+
+    Args:
+        visible: False shows nothing: another process shows the run.
+    """
+    if not visible:
+        yield NoDisplay()
+        return
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -44,6 +51,15 @@ def showing() -> Iterator[Display]:
             yield display
         finally:
             logger.removeHandler(handler)
+
+
+class NoDisplay:
+    """Shows nothing."""
+
+    def stage(self, name: str, state: Literal["start", "end"], seconds: float | None) -> None: ...
+    def step(self, step: int, total: int, x0: Any) -> None: ...
+    def amount(self, done: int, total: int) -> None: ...
+    def say(self, text: str) -> None: ...
 
 
 class PlainDisplay:

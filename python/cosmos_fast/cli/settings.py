@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from cosmos_fast.cli.exits import MissingPartError, UsageError
-from cosmos_fast.cli.missing_parts import MissingPart, idle_notes, missing_parts
+from cosmos_fast.cli.missing_parts import MissingPart, idle_notes, is_batch, missing_parts
 from cosmos_fast.cli.size_classes import FRAMES_OF_RATE, SIZES
 from cosmos_fast.cli.video2world_flags import EXCLUSIVE_FLAGS, ORIGINAL_GENERATION_FLAGS
 
@@ -64,6 +64,8 @@ class Settings:
     sidecar: Literal["original", "later"]
     output: Path
     device: str
+    num_gpus: int | None
+    """GPUs that share one video; None is one, or as many as torchrun started processes."""
     precision: Literal["auto", "bf16", "fp32"]
     memory: str
     offload: tuple[str, ...]
@@ -73,6 +75,13 @@ class Settings:
     upsampler: Literal["on", "off", "not applicable"]
     guardrail: Literal["default", "off", "not applicable"]
     dry_run: bool
+    batch: Path | None = None
+    """The list of videos to make, where the command is for more than one."""
+    batch_folder: Path | None = None
+    """Folder of its videos."""
+    input_root: Path = Path()
+    """Folder that its inputs lie below."""
+    resume: bool = False
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """Where each field that a flag can set got its value."""
     notes: tuple[str, ...] = ()
@@ -150,6 +159,7 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
         sidecar="original" if original else "later",
         output=_output(values),
         device=values.pick("device", "device", default="auto").lower(),
+        num_gpus=values.pick("num_gpus", "num_gpus", default=None),
         precision=values.pick("precision", "precision", default="auto"),
         memory=values.pick("memory", "memory", default="auto").lower(),
         offload=_offload(values),
@@ -160,6 +170,10 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
         upsampler="off" if off else "on",
         guardrail="off" if given.get("disable_guardrail") else "default",
         dry_run=bool(given.get("dry_run")),
+        batch=values.pick("batch", "batch_input_path", "batch_input_json", default=None),
+        batch_folder=_batch_folder(values),
+        input_root=values.pick("input_root", "input_root", default=Path()),
+        resume=values.pick("resume", "resume", default=False),
         notes=(*idle_notes(given, upsampler_is_off=off), *_quality_notes(given)),
         missing=missing_parts(given, upsampler_is_off=off, generation=generation),
     )
@@ -377,6 +391,15 @@ def _output(values: _Values) -> Path:
     return Path(folder, f"{name}.mp4")
 
 
+def _batch_folder(values: _Values) -> Path | None:
+    """The later tool's outputs are relative to the working directory."""
+    if not is_batch(values.given):
+        return None
+    default = Path("outputs") if values.generation == "original" else Path()
+    folder: Path = values.pick("batch_folder", "out", "video_save_folder", default=default)
+    return folder
+
+
 def _writable(path: Path) -> Path:
     """``path``, whose name says a kind of video.
 
@@ -411,8 +434,9 @@ def _quality_notes(given: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _require_input(settings: Settings, given: Mapping[str, Any]) -> None:
-    batch = "batch_input_path" in given or "batch_input_json" in given
-    if settings.input is None and not batch:
+    if is_batch(given):
+        return  # each job brings its own
+    if settings.input is None:
         raise UsageError("no input: give a picture or a video with --input_path")
     if settings.missing:
         return  # a better message than the one below: the part may be what brings the prompt

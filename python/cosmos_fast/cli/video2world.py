@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cosmos_fast.cli.config_file import merge, read_config
 from cosmos_fast.cli.exits import ExitCode, UsageError
 from cosmos_fast.cli.flags import parse_flags, takes
+from cosmos_fast.cli.launch import sharing
 from cosmos_fast.cli.output import print_json, print_rows
 from cosmos_fast.cli.video2world_flags import EXCLUSIVE_FLAGS, VIDEO2WORLD_FLAGS
 
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cosmos_fast import Clip, Profile, Video2World
+    from cosmos_fast.cli.launch import Place
     from cosmos_fast.cli.progress import Display
     from cosmos_fast.cli.settings import Settings
+    from cosmos_fast.request import Options
 
 NO_GUARDRAIL_REASON: Final = "--disable_guardrail"
 
@@ -35,9 +38,17 @@ def video2world(**given: object) -> int:
     """
     flags = parse_flags(VIDEO2WORLD_FLAGS, given)
     settings = read_settings(flags)
+    if settings.batch is not None:
+        from cosmos_fast.cli.batch import run_list
+
+        return run_list(settings, given)
     if settings.dry_run:
         return dry_run(settings, as_json=bool(flags.get("json")))
-    clip = make_video(settings)
+    refuse_bad_paths(settings)
+    with sharing(flags, settings) as place:
+        clip = make_video(settings, place)
+    if not place.first:
+        return ExitCode.OK
     if flags.get("json"):
         print_json(result(settings, clip))
     else:
@@ -93,11 +104,15 @@ def local_profile(settings: Settings) -> Profile | None:
     ).profile
 
 
-def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
-    """Prints what would be done, and every path that is wrong; exit code 2 if one is."""
+def dry_run(settings: Settings, *, as_json: bool, problems: list[str] | None = None) -> ExitCode:
+    """Prints what would be done, and everything that is wrong; exit code 2 if anything is.
+
+    Args:
+        problems: what is wrong; None looks at the paths of one video.
+    """
     from cosmos_fast.cli.paths import path_problems
 
-    problems = path_problems(settings)
+    problems = path_problems(settings) if problems is None else problems
     code = ExitCode.USAGE if problems else ExitCode.OK
     plain = settings.as_dict()
     if as_json:
@@ -106,6 +121,9 @@ def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
     else:
         origins, notes = plain.pop("origins"), plain.pop("notes")
         del plain["missing"], plain["dry_run"]
+        if settings.batch is None:
+            for name in ("batch", "batch_folder", "input_root", "resume"):
+                del plain[name]
         print_rows(
             (name, origins.get(name, ""), "-" if value is None else str(value))
             for name, value in plain.items()
@@ -116,23 +134,32 @@ def dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
     return code
 
 
-def make_video(settings: Settings) -> Clip:
-    """Loads the model and makes the video, with progress on stderr.
+def refuse_bad_paths(settings: Settings) -> None:
+    """
+    Raises:
+        UsageError: a path is wrong.
+    """
+    from cosmos_fast.cli.paths import path_problems
+
+    problems = path_problems(settings)
+    if problems:
+        raise UsageError("; ".join(problems))
+
+
+def make_video(settings: Settings, place: Place | None = None) -> Clip:
+    """Loads the model and makes the video, with progress on stderr; of several ranks on the first.
 
     Raises:
         UsageError: a path is wrong.
         CosmosFastError: whatever loading or generating raises.
     """
-    from cosmos_fast.cli.paths import path_problems
     from cosmos_fast.cli.progress import showing
 
-    problems = path_problems(settings)
-    if problems:
-        raise UsageError("; ".join(problems))
-    with showing() as display:
+    refuse_bad_paths(settings)
+    with showing(place is None or place.first) as display:
         for note in settings.notes:
             display.say(f"note: {note}")
-        engine = load(settings, display)
+        engine = load(settings, display, place)
         clip = generate(engine, settings, display)
         for note in clip.report.notes:
             display.say(f"note: {note}")
@@ -142,8 +169,8 @@ def make_video(settings: Settings) -> Clip:
     return clip
 
 
-def load(settings: Settings, display: Display) -> Video2World:
-    """The engine that the settings ask for."""
+def load(settings: Settings, display: Display, place: Place | None = None) -> Video2World:
+    """The engine that the settings ask for, for this rank where there are several."""
     from cosmos_fast import NoGuardrail, Video2World
 
     off = settings.guardrail == "off"
@@ -158,7 +185,8 @@ def load(settings: Settings, display: Display) -> Video2World:
         text_precision="bf16" if settings.downcast_text_encoder else "stored",
         tokenizer=settings.tokenizer,
         ema=settings.load_ema,
-        device=settings.device,
+        device=place.device if place is not None else settings.device,
+        parallel=place.parallel if place is not None else None,
         precision=settings.precision,
         memory=settings.memory,
         offload=settings.offload,
@@ -174,8 +202,6 @@ def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
 
     settings = with_profile(settings, engine.profile)
     assert settings.input is not None
-    assert settings.height is not None
-    assert settings.width is not None
     return engine.generate_to(
         settings.output,
         settings.input,
@@ -183,17 +209,27 @@ def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
         settings.negative_prompt,
         crf=settings.crf,
         sidecar=settings.sidecar,
-        size=(settings.height, settings.width),
-        num_frames=settings.num_frames,
-        fps=settings.fps,
-        num_conditional_frames=settings.num_conditional_frames,
-        num_steps=settings.num_steps,
-        guidance=settings.guidance,
-        seed=settings.seed,
-        fit=settings.fit,
         on_step=display.step,
         on_stage=display.stage,
+        **options_of(settings),
     )
+
+
+def options_of(settings: Settings) -> Options:
+    """What ``generate`` is told of the settings; None is the profile's value."""
+    size = None
+    if settings.height is not None and settings.width is not None:
+        size = (settings.height, settings.width)
+    return {
+        "size": size,
+        "num_frames": settings.num_frames,
+        "fps": settings.fps,
+        "num_conditional_frames": settings.num_conditional_frames,
+        "num_steps": settings.num_steps,
+        "guidance": settings.guidance,
+        "seed": settings.seed,
+        "fit": settings.fit,
+    }
 
 
 def written(output: Path) -> list[Path]:

@@ -156,8 +156,10 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
         "H.264 quality, 0 (best) to 51. Default: 15, original: 25.",
         _OUTPUT,
     ),
-    Flag("batch_input_json", Location(), "JSON list of videos to make (not yet).", _OUTPUT),
-    Flag("batch_input_path", Location(), "The same as JSON lines (original; not yet).", _OUTPUT),
+    Flag("batch_input_json", Location(), "JSON list of videos to make; see batch.", _OUTPUT),
+    Flag("batch_input_path", Location(), "The same as JSON lines (original).", _OUTPUT),
+    Flag("input_root", Location(), "Folder that the list's inputs lie below. Default: .", _OUTPUT),
+    Flag("resume", None, "Keep what earlier runs of the list finished, and go on.", _OUTPUT),
     Flag(
         "disable_prompt_upsampler",
         None,
@@ -202,7 +204,13 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
         "Position table: rounded as NVIDIA's code does, or exact. Default: reference.",
         _MACHINE,
     ),
-    Flag("num_gpus", Integer(1), "GPUs that share one video (only 1 so far).", _MACHINE),
+    Flag(
+        "num_gpus",
+        Integer(1),
+        "GPUs: of one video they share the work, a process each; of a list each makes videos by "
+        "itself. Default: 1, or as many as torchrun started.",
+        _MACHINE,
+    ),
     Flag(
         "offload_diffusion_transformer",
         None,
@@ -241,6 +249,11 @@ ORIGINAL_GENERATION_FLAGS: Final = (
 )
 """Any of these means that the command is one of the original's."""
 
+OF_LISTS: Final = frozenset(
+    {"batch_input_path", "batch_input_json", "input_root", "resume", "num_gpus"}
+)
+"""Flags that are about many videos."""
+
 EXCLUSIVE_FLAGS: Final[tuple[tuple[str, ...], ...]] = (
     ("input_path", "input_image_or_video_path"),
     ("num_conditional_frames", "num_input_frames"),
@@ -251,6 +264,9 @@ EXCLUSIVE_FLAGS: Final[tuple[tuple[str, ...], ...]] = (
     ("save_path", "video_save_folder"),
     ("batch_input_json", "batch_input_path"),
     ("batch_input_json", "input_path"),
+    ("batch_input_path", "input_image_or_video_path"),
+    ("batch_input_json", "save_path"),
+    ("batch_input_path", "video_save_name"),
     ("disable_guardrail", "require_guardrail"),
 )
 """Flags that say the same thing in different words: at most one of each group."""

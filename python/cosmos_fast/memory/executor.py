@@ -74,6 +74,8 @@ class Executor:
         self._running: StageRun | None = None
         self._kept: torch.Tensor | None = None
         self.plan = plan
+        self.on_move: Callable[[], None] = _nothing
+        """Called when what is kept leaves its place on the device."""
         self.peak_arena_bytes = 0
         """Most bytes that this executor has held on the device at a time."""
         for name, blocks in components.items():
@@ -217,6 +219,8 @@ class Executor:
         """Takes everything off the device."""
         if self._running is not None:
             raise CosmosFastError("a stage is running: weights cannot leave the device now")
+        if self._kept is not None:
+            self.on_move()
         for component in self._components.values():
             for block in component.blocks.values():
                 block.rest()
@@ -260,3 +264,7 @@ class Executor:
                         f"block {block.name!r} has {known[block.name].bytes} bytes, the plan has "
                         f"{block.bytes}: it was made for another model"
                     )
+
+
+def _nothing() -> None:
+    """Nobody has to know."""

@@ -45,16 +45,26 @@ class _AsOnDevices(TorchFunctionMode):
             query = args[0]
             return torch.empty_like(query, memory_format=torch.contiguous_format)
         if function in (torch.conv2d, torch.conv3d):
-            return args[0].new_empty(_convolved(*args[:5]))
+            return _convolution(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
+
+
+def _convolution(x: torch.Tensor, *others: Any, **more: Any) -> torch.Tensor:
+    """Channels come last in the result where they do in ``x``, as cuDNN has it."""
+    result = x.new_empty(_convolved(x, *others, **more))
+    form = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    if x.is_contiguous() or not x.is_contiguous(memory_format=form):
+        return result
+    return torch.empty_like(result, memory_format=form)
 
 
 def _convolved(
     x: torch.Tensor,
     weight: torch.Tensor,
-    _: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
     stride: Sequence[int] | int = 1,
     padding: Sequence[int] | int = 0,
+    *_more: Any,
 ) -> tuple[int, ...]:
     """Shape of a convolution without dilation or groups."""
     axes = x.ndim - 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -25,6 +25,7 @@ from cosmos_fast.model.dit import DiT
 from cosmos_fast.model.flops import forward_flops
 from cosmos_fast.model.ops import Ops
 from cosmos_fast.model.vae import VAE
+from cosmos_fast.model.vae_fused import FusedDecoder
 from cosmos_fast.types import (
     LATENT_CHANNELS,
     SPATIAL_STRIDE,
@@ -84,6 +85,8 @@ class Workload:
     """Two forwards a step, and two prompts."""
     dtype: torch.dtype = torch.bfloat16
     """Of the transformer and the VAE."""
+    fused: bool = True
+    """The VAE's decoder runs between kernels; see ``model/vae_fused.py``."""
     text: TextShape | None = T5_11B
     """None: no prompt has to be encoded."""
     text_dtype: torch.dtype = torch.bfloat16
@@ -227,6 +230,11 @@ def decode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
 
     def peak(frame_by_frame: bool) -> int:
         def decode() -> None:
+            if workload.fused and not frame_by_frame:
+                fused = FusedDecoder(vae.decoder, vae.post_quant_conv, _METERED)
+                for chunk in latents.to(workload.dtype).split(1, dim=2):
+                    fused.chunk(chunk)
+                return
             for _ in vae.decode_chunks(latents, frame_by_frame=frame_by_frame):
                 pass
 
@@ -251,6 +259,26 @@ def decode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
         _vae_nanos(workload, card, 0, workload.num_frames),
         shapes,
     )
+
+
+def _metered_rms_silu(
+    x: torch.Tensor, *others: Any, keep_total: bool
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    history: int = others[-1]
+    padded = x.new_empty((x.shape[0], history + x.shape[1], *x.shape[2:]))
+    kept = x.new_empty((x.shape[0], history, *x.shape[2:]))
+    return (torch.empty_like(x) if keep_total else None), padded, kept
+
+
+def _metered_upsample(x: torch.Tensor, _: torch.Tensor | None, *, in_time: bool) -> torch.Tensor:
+    batch, frames, height, width, channels = x.shape
+    if in_time:
+        frames, channels = 2 * frames, channels // 2
+    return x.new_empty((batch, frames, 2 * height, 2 * width, channels))
+
+
+_METERED: Final = Ops(rms_silu=_metered_rms_silu, upsample=_metered_upsample)
+"""What the kernels allocate, and nothing computed."""
 
 
 def dit_bytes(config: DiTConfig, dtype: torch.dtype) -> tuple[int, int]:

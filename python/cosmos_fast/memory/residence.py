@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from cosmos_fast.errors import MemoryPlanError
+from cosmos_fast.errors import InputError, MemoryPlanError
 from cosmos_fast.memory.cards import card_of
 from cosmos_fast.memory.executor import Executor
 from cosmos_fast.memory.files import Window, file_blocks
@@ -82,6 +82,7 @@ class Residence:
         *,
         offload: frozenset[str] = frozenset(),
         card: Card | None = None,
+        shared: bool = False,
     ) -> None:
         """
         Args:
@@ -90,15 +91,22 @@ class Residence:
                 plan nothing.
             offload: components that must leave the device when their stage ends.
             card: None: the one of ``device``.
+            shared: several ranks make each video together: every one keeps its weights.
 
         Raises:
             InputError: ``memory`` is no budget.
         """
+        asked = bool(offload) or memory not in ("auto", "resident")
+        if shared and asked:
+            raise InputError(
+                f"{memory = }, offload = {sorted(offload)}: ranks that share a video keep all "
+                f'weights on their devices; use memory="resident"'
+            )
         self.device: Final = device
         self.offload: Final = offload
-        self.managed: Final = (
-            device.type == "cuda" or bool(offload) or memory not in ("auto", "resident")
-        )
+        self.managed: Final = (device.type == "cuda" and not shared) or asked
+        self.on_move: Callable[[], None] = _nothing
+        """Called before weights change their places on the device: captured graphs are void."""
         self._card: Final = (card or card_of(device)) if self.managed else None
         self._resident: Final = memory == "resident" and not offload
         self._budget = self._read(memory)
@@ -174,6 +182,19 @@ class Residence:
                     return None  # an estimate is no reason to refuse what was asked for
         return solve(workload, card, self._budget)
 
+    def require_resident(self) -> None:
+        """Every weight is on the device from now on, for work that this object knows nothing of.
+
+        Raises:
+            InputError: the plan moves weights.
+        """
+        if self.executor is not None:
+            raise InputError(
+                "this engine's plan moves weights, and they are on the device in its own calls "
+                'only; load it with memory="resident" for worlds'
+            )
+        self.wake()
+
     def rests_in(self, component: str) -> str:
         """ "device", "pinned" or "files": where a component that is about to be loaded goes."""
         if self.executor is None or self.plan is None:
@@ -236,6 +257,7 @@ class Residence:
 
     def sleep(self) -> None:
         """Takes all weights off the device; page-locked copies of them stay in host memory."""
+        self.on_move()
         if self.executor is not None:
             self.executor.sleep()
             return
@@ -255,6 +277,7 @@ class Residence:
         if self.executor is not None:
             self.executor.wake()
         elif self._asleep:
+            self.on_move()
             for blocks in self._copies.values():
                 for block in blocks:
                     memory = torch.empty(block.bytes, dtype=torch.uint8, device=self.device)
@@ -264,7 +287,9 @@ class Residence:
 
     def _take_over(self, plan: Plan) -> None:
         self._copies.clear()
+        self.on_move()
         executor = Executor(plan, {}, self.device)
+        executor.on_move = lambda: self.on_move()
         for component in self._owned:
             self._hand_over(executor, component, in_files=False)
         self.executor = executor
@@ -288,6 +313,10 @@ class Residence:
         return StageForm(
             cut=None if cut == Cut() else cut, frame_by_frame=planned.shape == FRAME_BY_FRAME
         )
+
+
+def _nothing() -> None:
+    """There is no graph."""
 
 
 def _free_bytes(device: torch.device, card: Card) -> int:

@@ -56,7 +56,12 @@ class StageRun:
         """Watches the networks for as long as the body runs."""
         handles: list[RemovableHandle] = []
         try:
-            for index, block in enumerate(self._blocks):
+            # What is held is there from the start: networks ask its weights for their device, and
+            # layers that nobody listens at may be run by a fused kernel in their place.
+            first = 1 if self._held[0] else 0
+            if first:
+                self.touch(0)
+            for index, block in enumerate(self._blocks[first:], start=first):
                 last = block.modules[-1]
                 handles.append(last.register_forward_hook(self._after(index), always_call=True))
                 handles += [
@@ -65,9 +70,6 @@ class StageRun:
                     for module in top.modules()
                     if next(module.parameters(recurse=False), None) is not None
                 ]
-            if self._held[0]:
-                # What is held is there from the start: networks ask its weights for their device.
-                self.touch(0)
             yield
         finally:
             for handle in handles:

@@ -6,7 +6,7 @@ whatever a projection wrote; only the last axis has to be contiguous.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -25,6 +25,9 @@ class AttentionSpec:
     """Which attention of a block it is: sharding and sparsity concern the first only."""
     log_sum_exp: bool = False
     """Whether the log-sum-exp of each row is needed too (to merge parts of the keys)."""
+    zero_keys: int = 0
+    """Further keys of zeros with values of zeros, counted by the softmax and kept nowhere: the
+    padding of a prompt."""
     key_blocks: tuple[tuple[int, ...], ...] | None = None
     """For each block of 128 queries, the blocks of 128 keys that it attends to; None: all."""
     precision: Literal["input", "8bit"] = "input"
@@ -57,7 +60,10 @@ def torch_attention(
     q_BSHD: torch.Tensor, k_BSHD: torch.Tensor, v_BSHD: torch.Tensor, spec: AttentionSpec, /
 ) -> Attended:
     """Dense attention through ``scaled_dot_product_attention``, with the backend torch prefers."""
+    if spec.log_sum_exp:
+        return attention_with_sums(q_BSHD, k_BSHD, v_BSHD, spec)
     refuse_unsupported(spec, "torch's attention")
+    k_BSHD, v_BSHD = padded(k_BSHD, v_BSHD, spec.zero_keys)
     out_BHSD = F.scaled_dot_product_attention(
         q_BSHD.transpose(1, 2), k_BSHD.transpose(1, 2), v_BSHD.transpose(1, 2), scale=spec.scale
     )
@@ -74,7 +80,12 @@ def cudnn_attention(
     Inputs that cuDNN cannot take, gradients, or a host that has switched cuDNN attention off, go
     the way of :func:`torch_attention`.
     """
+    if spec.log_sum_exp:
+        return attention_with_sums(q_BSHD, k_BSHD, v_BSHD, spec)
     refuse_unsupported(spec, "cuDNN's attention")
+    if spec.zero_keys:
+        k_BSHD, v_BSHD = padded(k_BSHD, v_BSHD, spec.zero_keys)
+        spec = replace(spec, zero_keys=0)
     q, k, v = q_BSHD.transpose(1, 2), k_BSHD.transpose(1, 2), v_BSHD.transpose(1, 2)
     params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
     needs_gradient = torch.is_grad_enabled() and (
@@ -86,6 +97,45 @@ def cudnn_attention(
         q, k, v, None, False, 0.0, False, False, scale=spec.scale
     )[0]
     return Attended(out_BHSD.transpose(1, 2))
+
+
+def attention_with_sums(
+    q_BSHD: torch.Tensor, k_BSHD: torch.Tensor, v_BSHD: torch.Tensor, spec: AttentionSpec, /
+) -> Attended:
+    """Dense attention with the log-sum-exp of each row, through the fastest of torch's that has it.
+
+    ``scaled_dot_product_attention`` computes the sums and keeps them from its callers: the
+    operators behind it are called directly. No gradients.
+    """
+    refuse_unsupported(replace(spec, log_sum_exp=False), "torch's attention with log-sum-exp")
+    k_BSHD, v_BSHD = padded(k_BSHD, v_BSHD, spec.zero_keys)
+    q, k, v = (each.transpose(1, 2) for each in (q_BSHD, k_BSHD, v_BSHD))
+    aten, scale = torch.ops.aten, spec.scale
+    if q.device.type == "cpu":
+        found = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
+    else:
+        params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
+        if torch.backends.cuda.can_use_cudnn_attention(params):
+            found = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, scale=scale)
+        elif torch.backends.cuda.can_use_flash_attention(params):
+            found = aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)
+        else:
+            found = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, scale=scale)
+    out_BHSD, sums = found[:2]
+    # cuDNN keeps an axis of one behind the rows, the efficient kernel pads them.
+    sums_BHS = sums.reshape(*sums.shape[:3])[:, :, : q.shape[2]]
+    return Attended(out_BHSD.transpose(1, 2), sums_BHS.transpose(1, 2))
+
+
+def padded(
+    k_BSHD: torch.Tensor, v_BSHD: torch.Tensor, zero_keys: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values with ``zero_keys`` rows of zeros behind them, for who cannot fold them."""
+    if not zero_keys:
+        return k_BSHD, v_BSHD
+    batch, _, heads, features = k_BSHD.shape
+    rows = k_BSHD.new_zeros(batch, zero_keys, heads, features)
+    return torch.cat((k_BSHD, rows), dim=1), torch.cat((v_BSHD, rows), dim=1)
 
 
 def refuse_unsupported(spec: AttentionSpec, name: str) -> None:

@@ -8,7 +8,7 @@ rows, so the bytes may differ; the mathematics does not.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from cosmos_fast.model.dit import Block, Placement
+
+LAYER_NORM_EPS: Final = 1e-6
+"""Of the norms that AdaLN modulates."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,13 @@ def in_pieces(
     x_BND: torch.Tensor,
     modulation_KBTE: torch.Tensor,
     placement: Placement,
-    text_BS2HD: torch.Tensor,
+    text: tuple[torch.Tensor, int],
 ) -> torch.Tensor:
-    """``block`` of ``x_BND``, which is overwritten."""
+    """``block`` of ``x_BND``, which is overwritten.
+
+    Args:
+        text: keys and values (B, S, 2, heads, head_dim), and how many rows of zeros follow them.
+    """
     self_attn, cross_attn, mlp = modulation_KBTE.unbind(0)
     frames = self_attn.shape[1]
     stretches = list(_stretches(cut.chunks, x_BND.shape[1], frames, placement.frame_N))
@@ -78,7 +85,8 @@ def in_pieces(
         _by_stretches(block, x_BND, self_attn, whole, lambda y: block.self_attn(y, placement.rope))
     else:
         _self_attention(block, cut.groups, x_BND, self_attn, placement, stretches)
-    _by_stretches(block, x_BND, cross_attn, stretches, lambda y: block.cross_attn(y, text_BS2HD))
+    if text[0].shape[1]:  # padding alone adds nothing
+        _by_stretches(block, x_BND, cross_attn, stretches, lambda y: block.cross_attn(y, *text))
     _by_stretches(block, x_BND, mlp, stretches, block.mlp)
     return x_BND
 
@@ -107,7 +115,7 @@ def _by_stretches(
     """x + gate * layer(modulated x), in the place of x."""
     for tokens, frames, frame_N in stretches:
         piece = x_BND[:, tokens].contiguous()
-        y_BND, gate_BTD = block.modulated(piece, modulation_BTE[:, frames], frame_N)
+        y_BND, gate_BTD = _modulated(block, piece, modulation_BTE[:, frames], frame_N)
         y_BND = layer(y_BND)
         _replace(x_BND, tokens, block.ops.gated_residual(piece, gate_BTD, y_BND, frame_N))
         del piece, y_BND
@@ -123,7 +131,7 @@ def _self_attention(
 ) -> None:
     layer = block.self_attn
     _, heads, width = layer.heads
-    y_BND, gate_BTD = block.modulated(x_BND, modulation_BTE, placement.frame_N)
+    y_BND, gate_BTD = _modulated(block, x_BND, modulation_BTE, placement.frame_N)
     attended_BNHD = y_BND.new_empty((*y_BND.shape[:2], heads, width))
     weight_3HDE = layer.qkv_proj.weight.unflatten(0, layer.heads)
     step = -(-heads // groups)
@@ -142,6 +150,15 @@ def _self_attention(
         out_BND = layer.output_proj(attended_BNHD[:, tokens].flatten(2))
         gated = block.ops.gated_residual(piece, gate_BTD[:, frames], out_BND, frame_N)
         _replace(x_BND, tokens, gated)
+
+
+def _modulated(
+    block: Block, x_BND: torch.Tensor, modulation_BTE: torch.Tensor, frame_N: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x normed, scaled and shifted (B, N, D), and the gate (B, T, D)."""
+    shift_BTD, scale_BTD, gate_BTD = modulation_BTE.chunk(3, dim=-1)
+    modulate = block.ops.layernorm_modulate
+    return modulate(x_BND, shift_BTD, scale_BTD, frame_N, LAYER_NORM_EPS), gate_BTD
 
 
 def _replace(x_BND: torch.Tensor, tokens: slice, result_BND: torch.Tensor) -> None:

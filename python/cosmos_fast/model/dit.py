@@ -7,7 +7,8 @@ Axes: B batch, C channels, T latent frames, H W latent rows and columns, N token
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 
 from cosmos_fast.errors import InputError
 from cosmos_fast.model.attention import AttentionSpec
-from cosmos_fast.model.cuts import Cut, in_pieces
+from cosmos_fast.model.cuts import LAYER_NORM_EPS, Cut, in_pieces
 from cosmos_fast.model.patches import patchify, unpatchify
 from cosmos_fast.model.rope import Rope, rope
 from cosmos_fast.types import TokenLayout
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from cosmos_fast.config import DiTConfig, RopeTable
     from cosmos_fast.model.ops import Ops
 
-_LAYER_NORM_EPS = 1e-6
 _TIME_NORM_EPS = 1e-6
+_TEXT_BLOCK = 128
+"""Rows of text are kept in multiples of this: keys in one step of our attention kernels."""
 
 
 class TextContext(NamedTuple):
@@ -36,19 +38,25 @@ class TextContext(NamedTuple):
 
     blocks: Sequence[torch.Tensor]
     """One tensor a block: network dtype, shape (B or 1, S, 2, heads, head_dim), keys normed."""
+    zero_keys: int = 0
+    """Further rows of padding, whose keys and values are zeros, that are counted and not kept."""
 
 
 class Modulations(NamedTuple):
     """Every AdaLN vector of a forward pass: a function of time alone, so a run can tabulate it."""
 
-    blocks_LKBTE: torch.Tensor
+    blocks_LKBTE: torch.Tensor | Sequence[torch.Tensor]
     """Network dtype, shape (L, 3, B, T, 3·D): per block and sub-layer shift, scale and gate."""
     final_BTE: torch.Tensor
     """Network dtype, shape (B, T, 2·D): shift and scale of the final layer."""
 
     def at(self, index_BT: torch.Tensor) -> Modulations:
         """Rows of a table that was made from times of shape (1, R): index (B, T) of 0 to R - 1."""
-        return Modulations(self.blocks_LKBTE[:, :, 0, index_BT], self.final_BTE[0, index_BT])
+        table = self.blocks_LKBTE
+        if isinstance(table, torch.Tensor):
+            return Modulations(table[:, :, 0, index_BT], self.final_BTE[0, index_BT])
+        rows = AsUsed(lambda index: table[index][:, 0, index_BT], len(table))
+        return Modulations(rows, self.final_BTE[0, index_BT])
 
 
 class Placement(NamedTuple):
@@ -60,6 +68,43 @@ class Placement(NamedTuple):
     cut: Cut = Cut()
 
 
+class ActionContext(NamedTuple):
+    """What a chunk of actions adds to every latent frame's time embedding; constant over a run."""
+
+    time_B1D: torch.Tensor
+    """Network dtype: added to the sinusoid, before its norm."""
+    modulation_B1E: torch.Tensor
+    """Network dtype: added to what all modulations share."""
+
+
+class ActionMLP(nn.Module):
+    """The only linears of the network with a bias, and the only GELU in its tanh form."""
+
+    def __init__(self, config: DiTConfig, outputs: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.action_inputs, config.action_hidden)
+        self.fc2 = nn.Linear(config.action_hidden, outputs)
+
+    def forward(self, x_BA: torch.Tensor) -> torch.Tensor:
+        out_BE: torch.Tensor = self.fc2(F.gelu(self.fc1(x_BA), approximate="tanh"))
+        return out_BE
+
+
+class ActionEmbedding(nn.Module):
+    """A chunk of actions as two vectors (NVIDIA ``ActionConditionedMinimalV1LVGDiT``)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.to_time = ActionMLP(config, config.width)
+        self.to_modulation = ActionMLP(config, 3 * config.width)
+
+    def forward(self, actions_BA: torch.Tensor) -> ActionContext:
+        actions_BA = actions_BA.to(self.to_time.fc1.weight.dtype)
+        return ActionContext(
+            self.to_time(actions_BA)[:, None], self.to_modulation(actions_BA)[:, None]
+        )
+
+
 class TimeEmbedding(nn.Module):
     """Sinusoid of t, and what every modulation is made of."""
 
@@ -69,7 +114,9 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, 3 * width, bias=False)
         self.norm = nn.RMSNorm(width, eps=_TIME_NORM_EPS)
 
-    def forward(self, t_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, t_BT: torch.Tensor, action: ActionContext | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Returns:
             SiLU of the normed sinusoid (B, T, D), the input of every AdaLN bottleneck, and the
@@ -78,6 +125,9 @@ class TimeEmbedding(nn.Module):
         dtype = self.linear_1.weight.dtype
         sinusoid_BTD = _sinusoid(t_BT.to(dtype), self.linear_1.in_features).to(dtype)
         shared_BTE = self.linear_2(F.silu(self.linear_1(sinusoid_BTD)))
+        if action is not None:
+            sinusoid_BTD = sinusoid_BTD + action.time_B1D
+            shared_BTE = shared_BTE + action.modulation_B1E
         # In float32, and not nn.RMSNorm's own forward: one rounding on every torch and device.
         normed_BTD = F.rms_norm(sinusoid_BTD.float(), self.norm.normalized_shape, eps=self.norm.eps)
         return F.silu((normed_BTD * self.norm.weight.float()).to(dtype)), shared_BTE
@@ -134,11 +184,14 @@ class CrossAttention(nn.Module):
         k, v = self.kv_proj(rows_BSC).unflatten(-1, (2, *self.heads)).unbind(2)
         return torch.stack((self.ops.head_norm(k, self.k_norm.weight, self.eps), v), dim=2)
 
-    def forward(self, x_BND: torch.Tensor, text_BS2HD: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x_BND: torch.Tensor, text_BS2HD: torch.Tensor, zero_keys: int = 0
+    ) -> torch.Tensor:
         q = self.q_proj(x_BND).unflatten(-1, self.heads)
         q = self.ops.head_norm(q, self.q_norm.weight, self.eps)
         k, v = text_BS2HD.expand(x_BND.shape[0], -1, -1, -1, -1).unbind(2)
-        attended = self.ops.attention(q, k, v, self.spec).out_BSHD
+        spec = replace(self.spec, zero_keys=zero_keys) if zero_keys else self.spec
+        attended = self.ops.attention(q, k, v, spec).out_BSHD
         out_BND: torch.Tensor = self.output_proj(attended.flatten(2))
         return out_BND
 
@@ -155,7 +208,23 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and MLP, each with its own AdaLN."""
+    """Self-attention, cross-attention and MLP, each with its own AdaLN.
+
+    What moves through memory besides the matrix products and attention, in reads and writes of a
+    tensor of N x D, with the kernels of :mod:`cosmos_fast.model.ops`:
+
+    ========================================================  =====
+    norm and modulation before self-attention                     2
+    norm and rotation of q and k, where the projection put them   4
+    gate, residual, norm, modulation: twice                       8
+    norm of the queries of cross-attention                        2
+    GELU between the two layers of the MLP, 4 D wide              8
+    gate and residual at the end                                  3
+    ========================================================  =====
+
+    27 in all: 21 reads or writes of a tensor, whatever its width. At 27,216 tokens of the 2B that
+    is 3.0 GB, 0.72 ms at the 4.2 TB/s that a copy reaches on an H200, 20 ms of a forward.
+    """
 
     def __init__(self, config: DiTConfig, ops: Ops) -> None:
         super().__init__()
@@ -183,28 +252,39 @@ class Block(nn.Module):
         modulation_KBTE: torch.Tensor,
         placement: Placement,
         text_BS2HD: torch.Tensor,
+        zero_keys: int = 0,
     ) -> torch.Tensor:
         if placement.cut != Cut():
-            return in_pieces(self, placement.cut, x_BND, modulation_KBTE, placement, text_BS2HD)
-        self_attn, cross_attn, mlp = modulation_KBTE.unbind(0)
-        frame_N, gated = placement.frame_N, self.ops.gated_residual
+            text = (text_BS2HD, zero_keys)
+            return in_pieces(self, placement.cut, x_BND, modulation_KBTE, placement, text)
+        self_attn, cross_attn, mlp = (part.chunk(3, dim=-1) for part in modulation_KBTE.unbind(0))
+        frame_N, ops = placement.frame_N, self.ops
 
-        y_BND, gate_BTD = self.modulated(x_BND, self_attn, frame_N)
-        x_BND = gated(x_BND, gate_BTD, self.self_attn(y_BND, placement.rope), frame_N)
+        shift_BTD, scale_BTD, gate_BTD = self_attn
+        y_BND = ops.layernorm_modulate(x_BND, shift_BTD, scale_BTD, frame_N, LAYER_NORM_EPS)
+        y_BND = self.self_attn(y_BND, placement.rope)
 
-        y_BND, gate_BTD = self.modulated(x_BND, cross_attn, frame_N)
-        x_BND = gated(x_BND, gate_BTD, self.cross_attn(y_BND, text_BS2HD), frame_N)
+        # Padding alone has values of zeros: without a prompt this sub-layer adds nothing.
+        if text_BS2HD.shape[1]:
+            x_BND, y_BND = self._joined(x_BND, gate_BTD, y_BND, cross_attn, frame_N)
+            y_BND, gate_BTD = self.cross_attn(y_BND, text_BS2HD, zero_keys), cross_attn[2]
 
-        y_BND, gate_BTD = self.modulated(x_BND, mlp, frame_N)
-        return gated(x_BND, gate_BTD, self.mlp(y_BND), frame_N)
+        x_BND, y_BND = self._joined(x_BND, gate_BTD, y_BND, mlp, frame_N)
+        return ops.gated_residual(x_BND, mlp[2], self.mlp(y_BND), frame_N)
 
-    def modulated(
-        self, x_BND: torch.Tensor, modulation_BTE: torch.Tensor, frame_N: torch.Tensor | None
+    def _joined(
+        self,
+        x_BND: torch.Tensor,
+        gate_BTD: torch.Tensor,
+        y_BND: torch.Tensor,
+        following: tuple[torch.Tensor, ...],
+        frame_N: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x normed, scaled and shifted (B, N, D), and the gate (B, T, D)."""
-        shift_BTD, scale_BTD, gate_BTD = modulation_BTE.chunk(3, dim=-1)
-        modulate = self.ops.layernorm_modulate
-        return modulate(x_BND, shift_BTD, scale_BTD, frame_N, _LAYER_NORM_EPS), gate_BTD
+        """The residual stream with one sub-layer added, and what the following one reads."""
+        shift_BTD, scale_BTD, _ = following
+        return self.ops.gated_layernorm_modulate(
+            x_BND, gate_BTD, y_BND, shift_BTD, scale_BTD, frame_N, LAYER_NORM_EPS
+        )
 
 
 class FinalLayer(nn.Module):
@@ -218,7 +298,7 @@ class FinalLayer(nn.Module):
         self, x_BND: torch.Tensor, modulation_BTE: torch.Tensor, frame_N: torch.Tensor | None
     ) -> torch.Tensor:
         shift_BTD, scale_BTD = modulation_BTE.chunk(2, dim=-1)
-        y_BND = self.ops.layernorm_modulate(x_BND, shift_BTD, scale_BTD, frame_N, _LAYER_NORM_EPS)
+        y_BND = self.ops.layernorm_modulate(x_BND, shift_BTD, scale_BTD, frame_N, LAYER_NORM_EPS)
         out_BNE: torch.Tensor = self.linear(y_BND)
         return out_BNE
 
@@ -234,8 +314,10 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         self.rope_table: RopeTable = rope_table
+        self.folds_padding = ops.folds_padding
         self.patch_embed = nn.Linear(config.patch_features, config.width, bias=False)
         self.time_embed = TimeEmbedding(config.width)
+        self.action_embed = ActionEmbedding(config) if config.action_inputs else None
         self.blocks = nn.ModuleList(Block(config, ops) for _ in range(config.num_layers))
         self.final_layer = FinalLayer(config, ops)
 
@@ -244,11 +326,17 @@ class DiT(nn.Module):
         """dtype of the weights, of the residual stream, and of x and t as the network sees them."""
         return self.patch_embed.weight.dtype
 
-    def text_context(self, rows_BSC: torch.Tensor) -> TextContext:
+    def text_context(
+        self, rows_BSC: torch.Tensor, length: int | None = None, *, as_used: bool = False
+    ) -> TextContext:
         """Cross-attention keys and values of every block; all rows count, zero rows too.
 
         Args:
             rows_BSC: text embedding, any float dtype, shape (B, 512, text_dim).
+            length: rows from this one on are known to be zeros: no projection has a bias, so that
+                their keys and values are zeros, and they need not be kept. None: keep all.
+            as_used: each block's part is made when the block first asks for it: for weights that
+                are on the device for the moment of their use only.
 
         Raises:
             InputError: the rows have another width.
@@ -258,23 +346,54 @@ class DiT(nn.Module):
                 f"text of shape {tuple(rows_BSC.shape)}: (B, rows, {self.config.text_dim}) is "
                 f"what this network attends to"
             )
-        rows_BSC = rows_BSC.to(self.dtype)
-        return TextContext(
-            tuple(block.cross_attn.keys_and_values(rows_BSC) for block in self._blocks())
-        )
+        kept = self._kept_rows(rows_BSC.shape[1], length)
+        given_BSC = rows_BSC[:, :kept].to(self.dtype)
+        blocks = list(self._blocks())
 
-    def text_context_as_used(self, rows_BSC: torch.Tensor) -> TextContext:
-        """The same, each block's part made when the block first asks for it: for weights that are
-        on the device for the moment of their use only. Arguments as for :meth:`text_context`."""
-        return TextContext(_LaterKeys(list(self._blocks()), rows_BSC.to(self.dtype)))
+        def make(index: int) -> torch.Tensor:
+            return blocks[index].cross_attn.keys_and_values(given_BSC)
 
-    def modulations(self, t_BT: torch.Tensor) -> Modulations:
-        """The AdaLN vectors at times ``t_BT`` (float, 0 to 1), to pass to :meth:`forward`."""
-        time = self.time_embed(t_BT)
+        made = AsUsed(make, len(blocks))
+        return TextContext(made if as_used else tuple(made), rows_BSC.shape[1] - kept)
+
+    def action_context(self, actions_BCD: torch.Tensor | None) -> ActionContext | None:
+        """What a chunk of actions adds to the time embedding; None for networks without actions.
+
+        Args:
+            actions_BCD: float (B, chunk, dim) in the network's scale, of ``action_inputs`` values.
+
+        Raises:
+            InputError: actions of another size, none where they are needed, or needless ones.
+        """
+        wanted = self.config.action_inputs
+        given = 0 if actions_BCD is None else actions_BCD[:1].numel()
+        if given != wanted:
+            raise InputError(
+                f"{given} numbers of action, where {wanted} enter this network with each chunk"
+            )
+        if actions_BCD is None or self.action_embed is None:
+            return None
+        context: ActionContext = self.action_embed(actions_BCD.flatten(1))
+        return context
+
+    def modulations(self, t_BT: torch.Tensor, action: ActionContext | None = None) -> Modulations:
+        """The AdaLN vectors at times ``t_BT`` (float, 0 to 1), to pass to :meth:`forward`.
+
+        Args:
+            action: from :meth:`action_context`, of batch B or 1.
+        """
+        time = self.time_embed(t_BT, self._needed(action))
         return Modulations(
             torch.stack([block.modulations(*time) for block in self._blocks()]),
             self.final_layer.modulation(*time),
         )
+
+    def modulations_as_used(self, t_BT: torch.Tensor) -> Modulations:
+        """The same, each block's part made when it is first asked for."""
+        time = self.time_embed(t_BT, self._needed(None))
+        blocks = list(self._blocks())
+        made = AsUsed(lambda index: blocks[index].modulations(*time), len(blocks))
+        return Modulations(made, self.final_layer.modulation(*time))
 
     def rope(self, layout: TokenLayout) -> Rope:
         """The rotation of each token of ``layout``, to pass to :meth:`forward`."""
@@ -290,6 +409,7 @@ class DiT(nn.Module):
         *,
         rope: Rope | None = None,
         modulations: Modulations | None = None,
+        action: ActionContext | None = None,
         cut: Cut | None = None,
     ) -> torch.Tensor:
         """
@@ -302,6 +422,7 @@ class DiT(nn.Module):
             text: from :meth:`text_context`, of batch B or 1.
             layout: which tokens to compute, in which order; None: all, in raster order.
             rope, modulations: what the methods of these names return, to make them once a run.
+            action: from :meth:`action_context`; not needed where ``modulations`` are given.
             cut: how far activations are cut up to save memory; None: not at all.
 
         Returns:
@@ -316,15 +437,27 @@ class DiT(nn.Module):
         if layout.raster_index is not None:
             frame_N = layout.positions(x_BCTHW.device)[:, 0]
         placement = Placement(rope or self.rope(layout), frame_N, cut or Cut())
-        modulation = self._each_modulation(x_BCTHW, t_BT, modulations)
+        modulation = self._each_modulation(x_BCTHW, t_BT, modulations, action)
 
         x_BND = self.patch_embed(self._patches(x_BCTHW, mask_B1THW, layout))
         for block, text_BS2HD in zip(self._blocks(), text.blocks, strict=True):
-            x_BND = block(x_BND, next(modulation), placement, text_BS2HD)
+            x_BND = block(x_BND, next(modulation), placement, text_BS2HD, text.zero_keys)
         return self._unpatchify(self.final_layer(x_BND, next(modulation), frame_N), layout)
 
+    def _kept_rows(self, rows: int, length: int | None) -> int:
+        """Whole blocks of rows, so that prompts of many lengths make few different shapes."""
+        if length == 0:
+            return 0
+        if length is None or not self.folds_padding:
+            return rows
+        return min(rows, -(-length // _TEXT_BLOCK) * _TEXT_BLOCK)
+
     def _each_modulation(
-        self, x_BCTHW: torch.Tensor, t_BT: torch.Tensor, modulations: Modulations | None
+        self,
+        x_BCTHW: torch.Tensor,
+        t_BT: torch.Tensor,
+        modulations: Modulations | None,
+        action: ActionContext | None,
     ) -> Iterator[torch.Tensor]:
         """The modulation of each block, then the final layer's, each made when it is asked for."""
         batch, frames = x_BCTHW.shape[0], x_BCTHW.shape[2]
@@ -335,13 +468,23 @@ class DiT(nn.Module):
                 f"either place fits x of shape {tuple(x_BCTHW.shape)}"
             )
         if modulations is not None:
-            yield from modulations.blocks_LKBTE.expand(-1, -1, batch, frames, -1)
+            for own_KBTE in modulations.blocks_LKBTE:
+                yield own_KBTE.expand(-1, batch, frames, -1)
             yield modulations.final_BTE.expand(batch, frames, -1)
             return
-        time = self.time_embed(t_BT.expand(batch, frames))
+        time = self.time_embed(t_BT.expand(batch, frames), self._needed(action))
         for block in self._blocks():
             yield block.modulations(*time)
         yield self.final_layer.modulation(*time)
+
+    def _needed(self, action: ActionContext | None) -> ActionContext | None:
+        if (action is None) != (self.action_embed is None):
+            raise InputError(
+                "this network sees actions and was given none: use cosmos_fast.World"
+                if action is None
+                else "actions for a network that takes none"
+            )
+        return action
 
     def _blocks(self) -> Iterator[Block]:
         return cast("Iterator[Block]", iter(self.blocks))
@@ -397,22 +540,22 @@ class DiT(nn.Module):
         return unpatchify(values_BNE, layout.grid, self.config.patch).float()
 
 
-class _LaterKeys(Sequence[torch.Tensor]):
-    """Keys and values of a prompt, block by block, made when they are first asked for."""
+class AsUsed(Sequence[torch.Tensor]):
+    """One tensor a block, each made when it is first asked for, and kept."""
 
-    def __init__(self, blocks: list[Block], rows_BSC: torch.Tensor) -> None:
-        self._blocks = blocks
-        self._rows_BSC = rows_BSC
+    def __init__(self, make: Callable[[int], torch.Tensor], count: int) -> None:
+        self._make = make
+        self._count = count
         self._made: dict[int, torch.Tensor] = {}
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return self._count
 
     def __getitem__(self, index: Any) -> Any:
-        if index >= len(self):
+        if index >= self._count:
             raise IndexError(index)
         if index not in self._made:
-            self._made[index] = self._blocks[index].cross_attn.keys_and_values(self._rows_BSC)
+            self._made[index] = self._make(index)
         return self._made[index]
 
 

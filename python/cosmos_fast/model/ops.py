@@ -5,18 +5,36 @@ Asked once, when a network is made. :attr:`Ops.names` says what was taken, for t
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import shutil
 import sysconfig
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
 from cosmos_fast.errors import InputError
-from cosmos_fast.model.attention import Attention, cudnn_attention, torch_attention
+from cosmos_fast.model.attention import (
+    Attended,
+    Attention,
+    AttentionSpec,
+    cudnn_attention,
+    padded,
+    refuse_unsupported,
+    torch_attention,
+)
+from cosmos_fast.model.attention_table import (
+    ERROR_LIMIT,
+    Backend,
+    preferences,
+    self_test_error,
+    shape_class,
+)
 from cosmos_fast_kernels import reference
 
 QkNormRope = Callable[
@@ -38,8 +56,34 @@ LayerNormModulate = Callable[
 GatedResidual = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor
 ]
+GatedLayerNormModulate = Callable[
+    [
+        torch.Tensor,
+        torch.Tensor,
+        torch.Tensor,
+        torch.Tensor,
+        torch.Tensor,
+        torch.Tensor | None,
+        float,
+    ],
+    tuple[torch.Tensor, torch.Tensor],
+]
+RmsSilu = Callable[
+    ...,
+    tuple[torch.Tensor | None, torch.Tensor, torch.Tensor],
+]
+Upsample = Callable[..., torch.Tensor]
 
-_FUSED: Final = ("qk_norm_rope", "head_norm", "layernorm_modulate", "gated_residual", "attention")
+_FUSED: Final = (
+    "qk_norm_rope",
+    "head_norm",
+    "layernorm_modulate",
+    "gated_residual",
+    "gated_layernorm_modulate",
+    "rms_silu",
+    "upsample",
+    "attention",
+)
 
 
 @dataclass(frozen=True)
@@ -60,10 +104,25 @@ class Ops:
     """(x_BND, shift_BTD, scale_BTD, frame_N or None for raster order, eps) -> y; keeps x"""
     gated_residual: GatedResidual = reference.gated_residual
     """(x_BND, gate_BTD, y_BND, frame_N or None) -> x + gate * y"""
+    gated_layernorm_modulate: GatedLayerNormModulate = reference.gated_layernorm_modulate
+    """(x_BND, gate_BTD, y_BND, shift_BTD, scale_BTD, frame_N or None, eps) -> (x + gate * y, its
+    LayerNorm, modulated); y may be overwritten too"""
+    rms_silu: RmsSilu = reference.rms_silu
+    """(x_BTHWC, gamma_C, bias_C, residual_BTHWC, residual_bias_C, earlier_BTHWC, history,
+    keep_total=...) -> (sum or None, padded, kept); every tensor but x may be None"""
+    upsample: Upsample = reference.upsample
+    """(x_BTHWC, bias_C or None, in_time=...) -> twice as many rows and columns"""
     attention: Attention = torch_attention
     """(q_BSHD, k_BSHD, v_BSHD, spec) -> Attended"""
+    folds_padding: bool = False
+    """Whether ``attention`` counts keys of zeros without reading them: then it pays to fold."""
     names: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(_FUSED, "torch"))
     """What runs each operation, for the report."""
+
+    def decodes(self, *tensors: torch.Tensor) -> bool:
+        """Whether the VAE's decoder should run between kernels for these tensors."""
+        on_device = all(tensor.device.type == "cuda" for tensor in tensors)
+        return self.names["rms_silu"] != "torch" and on_device and not _needs_gradient(*tensors)
 
     @classmethod
     def select(
@@ -71,13 +130,18 @@ class Ops:
         device: torch.device | str,
         dtype: torch.dtype,
         *,
+        head_dim: int = 128,
         kernels: bool | None = None,
     ) -> Ops:
         """What is best on ``device`` for tensors of ``dtype``.
 
+        Each attention that the table names for this device is run once on a small input and
+        compared with the exact result; one that fails is passed over, with one warning.
+
         Args:
             device: where the network runs.
             dtype: dtype of its weights.
+            head_dim: features of its heads.
             kernels: True: Triton kernels, or an error; False: plain torch; None: kernels on CUDA
                 where they can run, otherwise torch with one warning that says why.
 
@@ -102,7 +166,195 @@ class Ops:
                 stacklevel=2,
             )
             return cls(attention=attention, names=names)
-        return _with_kernels(attention, names)
+        chosen = TableAttention.tested(device, dtype, head_dim, fallback=attention)
+        return _with_kernels(
+            chosen, names | {"attention": chosen.description}, folds_padding=chosen.folds_padding
+        )
+
+
+class TableAttention:
+    """The attention that the shipped table prefers, for each class of shapes.
+
+    Whatever a backend cannot take where it lies (strides, gradients, other dtypes) goes to the
+    fallback.
+    """
+
+    def __init__(
+        self,
+        capability: tuple[int, int],
+        backends: Mapping[Backend, Attention],
+        fallback: Attention,
+        failures: Mapping[Backend, str] | None = None,
+    ) -> None:
+        self._capability = capability
+        self._backends = dict(backends)
+        self._fallback = fallback
+        self._failures = dict(failures or {})
+
+    @classmethod
+    def tested(
+        cls, device: torch.device, dtype: torch.dtype, head_dim: int, fallback: Attention
+    ) -> TableAttention:
+        """With the backends of ``device`` that pass their test for heads of this size."""
+        capability = torch.cuda.get_device_capability(device)
+        passed: dict[Backend, Attention] = {}
+        failures: dict[Backend, str] = {}
+        for name, attend in _candidates(capability, dtype, head_dim).items():
+            with torch.cuda.device(device):
+                failure = _failure(attend, head_dim, dtype, str(device))
+            if failure is None:
+                passed[name] = attend
+            else:
+                failures[name] = failure
+        if failures:
+            warnings.warn(
+                f"attention falls back: {failures}; please report this with your versions",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return cls(capability, passed, fallback, failures)
+
+    @property
+    def folds_padding(self) -> bool:
+        """Whether a prompt's padding is folded by what cross-attention would take."""
+        return self._chosen(AttentionSpec(1.0, "cross", zero_keys=1)) in ("hopper", "portable")
+
+    @property
+    def description(self) -> str:
+        """For the report: what runs self-attention and cross-attention, and what failed."""
+        self_name = self._name(self._chosen(AttentionSpec(1.0)))
+        cross_name = self._name(
+            self._chosen(AttentionSpec(1.0, "cross", zero_keys=int(self.folds_padding)))
+        )
+        failed = "".join(f"; {name} failed: {why}" for name, why in self._failures.items())
+        return f"self {self_name}, cross {cross_name}{failed}"
+
+    def __call__(
+        self,
+        q_BSHD: torch.Tensor,
+        k_BSHD: torch.Tensor,
+        v_BSHD: torch.Tensor,
+        spec: AttentionSpec,
+        /,
+    ) -> Attended:
+        chosen = self._chosen(spec)
+        plain = q_BSHD.shape[-1] in (64, 128) and q_BSHD.dtype in ERROR_LIMIT
+        if chosen is None or not plain or _needs_gradient(q_BSHD, k_BSHD, v_BSHD):
+            return self._fallback(q_BSHD, k_BSHD, v_BSHD, spec)
+        if chosen == "hopper" and not _reachable_by_tma(q_BSHD, k_BSHD, v_BSHD):
+            return self._fallback(q_BSHD, k_BSHD, v_BSHD, spec)
+        return self._backends[chosen](q_BSHD, k_BSHD, v_BSHD, spec)
+
+    def _chosen(self, spec: AttentionSpec) -> Backend | None:
+        if spec.precision != "input":
+            return None
+        for name in preferences(self._capability, shape_class(spec)):
+            if name in ("cudnn", "sdpa"):
+                return None
+            if name in self._backends:
+                return name
+        return None
+
+    def _name(self, chosen: Backend | None) -> str:
+        if chosen is None:
+            return "cudnn" if self._fallback is cudnn_attention else "torch sdpa"
+        names = {"hopper": "gluon (own, sm_90a)", "portable": "triton (own)"}
+        return names.get(chosen) or f"fa3-fwd {metadata.version('fa3-fwd')}"
+
+
+def _candidates(
+    capability: tuple[int, int], dtype: torch.dtype, head_dim: int
+) -> dict[Backend, Attention]:
+    """Backends beyond torch's own that could run on this device, none of them tested yet."""
+    if dtype not in ERROR_LIMIT or head_dim not in (64, 128):
+        return {}
+    found: dict[Backend, Attention] = {"portable": _portable_attention()}
+    if capability == (9, 0):
+        found["hopper"] = _hopper_attention()
+        if importlib.util.find_spec("fa3_fwd_interface") is not None:
+            found["fa3"] = _fa3_attention()
+    return found
+
+
+def _failure(attend: Attention, head_dim: int, dtype: torch.dtype, device: str) -> str | None:
+    """Why this attention must not be used; None if it is right."""
+    try:
+        error = self_test_error(attend, head_dim, dtype, device)
+    except torch.AcceleratorError:
+        raise  # the device is lost to this process: nothing can fall back
+    except Exception as problem:  # whatever a compiler or a foreign wheel raises; it is reported
+        return f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
+    if not error <= ERROR_LIMIT[dtype]:
+        return f"relative error {error:.1e} where {ERROR_LIMIT[dtype]:.0e} is the limit"
+    return None
+
+
+def _portable_attention() -> Attention:
+    from cosmos_fast_kernels.attention import KeyBlocks, attention
+
+    lists: dict[int, tuple[object, KeyBlocks]] = {}
+
+    def blocks_of(spec: AttentionSpec, device: torch.device) -> KeyBlocks | None:
+        """On the device, copied there once for each list; the list is kept, so is its id."""
+        if spec.key_blocks is None:
+            return None
+        if id(spec.key_blocks) not in lists:
+            made = KeyBlocks.from_lists(spec.key_blocks, device)
+            lists[id(spec.key_blocks)] = (spec.key_blocks, made)
+        return lists[id(spec.key_blocks)][1]
+
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, /
+    ) -> Attended:
+        blocks = blocks_of(spec, q.device)
+        with torch.cuda.device_of(q):
+            out, sums = attention(
+                q,
+                k,
+                v,
+                scale=spec.scale,
+                zero_keys=spec.zero_keys,
+                log_sum_exp=spec.log_sum_exp,
+                key_blocks=blocks,
+            )
+        return Attended(out, sums)
+
+    return attend
+
+
+def _hopper_attention() -> Attention:
+    from cosmos_fast_kernels.attention_hopper import hopper_attention
+
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, /
+    ) -> Attended:
+        out, sums = hopper_attention(
+            q, k, v, scale=spec.scale, zero_keys=spec.zero_keys, log_sum_exp=spec.log_sum_exp
+        )
+        return Attended(out, sums)
+
+    return attend
+
+
+def _reachable_by_tma(*tensors_BSHD: torch.Tensor) -> bool:
+    from cosmos_fast_kernels.attention_hopper import obstacle
+
+    return obstacle(*tensors_BSHD) is None
+
+
+def _fa3_attention() -> Attention:
+    """The wheel ``fa3-fwd``, where its user has installed it."""
+
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, /
+    ) -> Attended:
+        function: Any = importlib.import_module("fa3_fwd_interface").flash_attn_func
+        refuse_unsupported(spec, "the FlashAttention-3 wheel")
+        k, v = padded(k, v, spec.zero_keys)
+        out = function(q, k, v, softmax_scale=spec.scale)
+        return Attended(out[0] if isinstance(out, tuple) else out)
+
+    return attend
 
 
 def _attention_for(device: torch.device, dtype: torch.dtype) -> tuple[Attention, str]:
@@ -148,9 +400,17 @@ def _launcher_obstacle() -> str | None:
     return None
 
 
-def _with_kernels(attention: Attention, names: dict[str, str]) -> Ops:
+def _with_kernels(
+    attention: Attention, names: dict[str, str], *, folds_padding: bool = False
+) -> Ops:
+    from cosmos_fast_kernels.gated_layernorm_modulate import (
+        gated_layernorm_modulate,
+        gated_residual,
+    )
     from cosmos_fast_kernels.layernorm_modulate import layernorm_modulate
     from cosmos_fast_kernels.qk_norm_rope import head_norm, qk_norm_rope
+    from cosmos_fast_kernels.rms_silu import rms_silu
+    from cosmos_fast_kernels.upsample import upsample
 
     def qk_norm_rope_op(
         q: torch.Tensor,
@@ -181,8 +441,33 @@ def _with_kernels(attention: Attention, names: dict[str, str]) -> Ops:
             return reference.layernorm_modulate(x, shift, scale, frame, eps)
         return layernorm_modulate(x, shift, scale, frame, eps)
 
-    fused = ("qk_norm_rope", "head_norm", "layernorm_modulate")
+    def gated_residual_op(
+        x: torch.Tensor, gate: torch.Tensor, y: torch.Tensor, frame: torch.Tensor | None
+    ) -> torch.Tensor:
+        if _needs_gradient(x, gate, y):
+            return reference.gated_residual(x, gate, y, frame)
+        return gated_residual(x, gate, y, frame, out=x)
+
+    def gated_layernorm_modulate_op(
+        x: torch.Tensor,
+        gate: torch.Tensor,
+        y: torch.Tensor,
+        shift: torch.Tensor,
+        scale: torch.Tensor,
+        frame: torch.Tensor | None,
+        eps: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if _needs_gradient(x, gate, y, shift, scale):
+            return reference.gated_layernorm_modulate(x, gate, y, shift, scale, frame, eps)
+        return gated_layernorm_modulate(x, gate, y, shift, scale, frame, eps, out=(x, y))
+
+    fused = tuple(name for name in _FUSED if name != "attention")
     return Ops(
+        gated_residual=gated_residual_op,
+        gated_layernorm_modulate=gated_layernorm_modulate_op,
+        folds_padding=folds_padding,
+        rms_silu=rms_silu,
+        upsample=upsample,
         qk_norm_rope=qk_norm_rope_op,
         head_norm=head_norm_op,
         layernorm_modulate=layernorm_modulate_op,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cosmos_fast.config import VAEConfig
+    from cosmos_fast.model.ops import Ops
 
 _NORM_EPS = 1e-12
 """Shortest channel vector that the norms divide by."""
@@ -286,18 +287,27 @@ class VAE(nn.Module):
     training. Both give the same numbers up to the rounding of the convolutions.
     """
 
-    def __init__(self, config: VAEConfig) -> None:
+    def __init__(self, config: VAEConfig, ops: Ops | None = None) -> None:
+        """``ops``: whose kernels decode chunks where it has some; None: plain torch."""
         super().__init__()
         self.config = config
+        self.ops = ops
         self.encoder = Encoder(config)
         self.quant_conv = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
         self.post_quant_conv = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
         self.decoder = Decoder(config)
+        self._moved: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """dtype of the weights, in which everything between pixels and latents is computed."""
         return self.quant_conv.weight.dtype
+
+    @property
+    def shareable(self) -> tuple[nn.Module, tuple[nn.Module, ...]]:
+        """The last part of the decoder that mixes distant rows, and what follows it."""
+        decoder = self.decoder
+        return decoder.mid_block, (decoder.up_blocks, decoder.norm_out, decoder.conv_out)
 
     def encode(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         """Normalised posterior mean of a clip, its first frame alone and then 4 frames at a time.
@@ -358,10 +368,23 @@ class VAE(nn.Module):
         return video_BCTHW.float()
 
     def _decoded(self, z_BCTHW: torch.Tensor, frame_by_frame: bool) -> Iterator[torch.Tensor]:
+        if not frame_by_frame and self.ops is not None and self._fuses(self.ops, z_BCTHW):
+            # It stands on this module; imported where it is used, it adds no cycle.
+            from cosmos_fast.model.vae_fused import FusedDecoder
+
+            fused = FusedDecoder(self.decoder, self.post_quant_conv, self.ops)
+            yield from map(fused.chunk, _chunks(z_BCTHW, step=1))
+            return
         past = Past()
         for chunk in _chunks(z_BCTHW, step=1):
             z_chunk = self.post_quant_conv(chunk, past)
             yield self.decoder(z_chunk, past, frame_by_frame=frame_by_frame).float()
+
+    def _fuses(self, ops: Ops, z_BCTHW: torch.Tensor) -> bool:
+        """Whether the layers may be computed without being called: nobody listens at one."""
+        called = (self.post_quant_conv, *self.decoder.modules())
+        listening = any(one._forward_hooks or one._forward_pre_hooks for one in called)
+        return not listening and ops.decodes(z_BCTHW, self.decoder.conv_in.weight)
 
     def _moments(self, video_BCTHW: torch.Tensor, past: Past) -> torch.Tensor:
         hidden_BCTHW = self.encoder(video_BCTHW.to(self.dtype), past)
@@ -381,11 +404,18 @@ class VAE(nn.Module):
         return latents_BCTHW.to(self.dtype) / inverse_std + mean
 
     def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and 1 / std of each channel, in the network's dtype: the reference rounds both."""
+        """Mean and 1 / std of each channel, in the network's dtype: the reference rounds both.
+
+        Made once: bringing them to a device makes the host wait for it.
+        """
+        moved = self._moved
+        if moved and (moved[0].device, moved[0].dtype) == (like.device, self.dtype):
+            return moved
         shape = (1, self.config.z_dim, 1, 1, 1)
         mean = torch.tensor(self.config.latents_mean, dtype=self.dtype, device=like.device)
         std = torch.tensor(self.config.latents_std, dtype=self.dtype, device=like.device)
-        return mean.view(shape), (1.0 / std).view(shape)
+        self._moved = mean.view(shape), (1.0 / std).view(shape)
+        return self._moved
 
 
 def _chunks(x_BCTHW: torch.Tensor, step: int) -> Iterator[torch.Tensor]:

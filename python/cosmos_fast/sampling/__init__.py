@@ -5,7 +5,14 @@ parameterisations are functions that take predictors and return predictors.
 """
 
 from cosmos_fast.sampling.noise import reference_noise
-from cosmos_fast.sampling.predictor import Predictor, Velocity, denoiser, flow_time, guided
+from cosmos_fast.sampling.predictor import (
+    Predictor,
+    Velocity,
+    denoiser,
+    flow_time,
+    frame_times,
+    guided,
+)
 from cosmos_fast.sampling.schedule import SIGMA_MAX, SIGMA_MIN, sigmas
 from cosmos_fast.sampling.solver import adams_bashforth
 
@@ -17,6 +24,7 @@ __all__ = [
     "adams_bashforth",
     "denoiser",
     "flow_time",
+    "frame_times",
     "guided",
     "reference_noise",
     "sigmas",

@@ -26,6 +26,15 @@ def flow_time(sigma: float) -> float:
     return float(level / (np.float32(1) + level))
 
 
+def frame_times(given: Conditioning, sigma: float) -> torch.Tensor:
+    """Flow time of each latent frame at noise level ``sigma``: float32 (T,).
+
+    Frames that are given as a whole have a near-zero time of their own, whatever ``sigma``.
+    """
+    whole = given.mask if given.mask.ndim == 1 else given.mask.amin(dim=(1, 2))
+    return torch.where(whole > 0, given.sigma / (1 + given.sigma), flow_time(sigma))
+
+
 def denoiser(velocity: Velocity, given: Conditioning) -> Predictor:
     """A rectified-flow network as a predictor, with frame-replace conditioning.
 
@@ -36,13 +45,11 @@ def denoiser(velocity: Velocity, given: Conditioning) -> Predictor:
     mask = given.mask_11THW
     batch, _, frames, height, width = given.latents.shape
     network_mask = mask.expand(batch, 1, frames, height, width)
-    whole = given.mask if given.mask.ndim == 1 else given.mask.amin(dim=(1, 2))
-    time_given = given.sigma / (1 + given.sigma)
 
     def predict(x: torch.Tensor, sigma: float, step: int) -> torch.Tensor:
         time = flow_time(sigma)
         network_x = torch.lerp((1 - time) * x, given.latents, mask)
-        times = torch.where(whole > 0, time_given, time).expand(batch, frames)
+        times = frame_times(given, sigma).expand(batch, frames)
         flow = velocity(network_x, times, network_mask, step)
         x0 = (1 - time) * x - time * flow
         return torch.where(mask > 0, given.latents, x0)

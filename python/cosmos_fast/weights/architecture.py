@@ -39,6 +39,8 @@ _PROBES: Final = {
         "block": r"transformer_blocks\.(\d+)\.",
     },
 }
+_ACTION: Final = "action_embedder_B_D.fc1.weight"
+"""The same name in both layouts; its columns are the numbers of a chunk of actions."""
 _PATCH: Final = 2
 _SMALLEST_HEAD: Final = 12
 """Below it an axis of the rotary embedding has no second frequency."""
@@ -81,6 +83,7 @@ def infer_dit(file: TensorFile, ema: bool = False) -> DiTConfig:
             f"{file.path}: width {width} and head dimension {head_dim}; whole heads of at least "
             f"{_SMALLEST_HEAD} are needed"
         )
+    action = f"{prefix}{_ACTION}" in file.entries
     block = re.compile(re.escape(prefix) + probes["block"])
     blocks = {match[1] for name in file.entries if (match := block.match(name))}
     try:
@@ -93,6 +96,7 @@ def infer_dit(file: TensorFile, ema: bool = False) -> DiTConfig:
             text_dim=size("text", 1),
             in_channels=in_channels,
             out_channels=size("out", 0) // _PATCH**2,
+            action_inputs=file.entries[f"{prefix}{_ACTION}"].shape[-1] if action else 0,
         )
     except InputError as error:
         raise CheckpointError(f"{file.path}: no possible transformer: {error}") from error
@@ -113,7 +117,7 @@ def same_network(one: DiTConfig, other: DiTConfig) -> bool:
 def differences(found: DiTConfig, expected: DiTConfig) -> Iterator[str]:
     """What tells two architectures apart, in words; RoPE, which has no tensors, is left out."""
     for name in ("num_layers", "num_heads", "head_dim", "mlp_ratio", "adaln_rank", "text_dim",
-                 "in_channels", "out_channels"):  # fmt: skip
+                 "in_channels", "out_channels", "action_inputs"):  # fmt: skip
         here, there = getattr(found, name), getattr(expected, name)
         if here != there:
             yield f"{name} = {here}, expected {there}"

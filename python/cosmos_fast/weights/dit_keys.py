@@ -38,7 +38,7 @@ def nvidia_keys(config: DiTConfig, prefix: str = "net.") -> KeyMap:
     targets = {
         ours: tuple(map(Piece, (f"{name}.weight" for name in theirs), shapes))
         for ours, theirs, _, shapes in _rows(config)
-    }
+    } | _action_targets(config)
     return KeyMap("NVIDIA", targets, prefix, ignored + others)
 
 
@@ -47,7 +47,7 @@ def diffusers_keys(config: DiTConfig) -> KeyMap:
     targets = {
         ours: tuple(map(Piece, (f"{name}.weight" for name in theirs), shapes))
         for ours, _, theirs, shapes in _rows(config)
-    }
+    } | _action_targets(config)
     return KeyMap("diffusers", targets)
 
 
@@ -73,6 +73,26 @@ def detect(names: Collection[str], ema: bool = False) -> tuple[Layout, str]:
         f"no {wanted} (NVIDIA) and no patch_embed.proj.weight (diffusers) among the names; found "
         f"{', '.join(sorted(names)[:4]) or 'none'}. A Cosmos-Predict2 transformer is needed"
     )
+
+
+def _action_targets(config: DiTConfig) -> dict[str, tuple[Piece, ...]]:
+    """The action MLPs; diffusers has no such network, so both layouts use NVIDIA's names."""
+    targets: dict[str, tuple[Piece, ...]] = {}
+    if not config.action_inputs:
+        return targets
+    hidden, inputs = config.action_hidden, config.action_inputs
+    for ours, theirs, outputs in (
+        ("to_time", "action_embedder_B_D", config.width),
+        ("to_modulation", "action_embedder_B_3D", 3 * config.width),
+    ):
+        for name, shape in (
+            ("fc1.weight", (hidden, inputs)),
+            ("fc1.bias", (hidden,)),
+            ("fc2.weight", (outputs, hidden)),
+            ("fc2.bias", (outputs,)),
+        ):
+            targets[f"action_embed.{ours}.{name}"] = (Piece(f"{theirs}.{name}", shape),)
+    return targets
 
 
 def _rows(config: DiTConfig) -> Iterator[Row]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cosmos_fast.weights.dit_keys import Layout
 
 _ASSETS: Final = Path(__file__).resolve().parent.parent / "assets"
+_NOT_YET_PACKAGED: Final = ("pusherworld",)
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -137,6 +138,12 @@ def find_checkpoint(
         local, tried = _local(source, root)
         hub = None
         if local is None:
+            if source in _NOT_YET_PACKAGED:
+                raise CheckpointError(
+                    f"{source}: this small world does not ship with this version; its training is "
+                    f"in tools/{source} of the repository, whose export puts it where this name "
+                    f"is looked for"
+                )
             if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
                 raise CheckpointError(
                     f"{source}: no checkpoint there; looked for {', '.join(tried)}. A folder, "

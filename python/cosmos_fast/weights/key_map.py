@@ -145,7 +145,7 @@ def _cure_for_extra(names: Collection[str]) -> str:
     if any(".lora_" in name or ".base_layer." in name for name in names):
         return "It holds LoRA adapters: merge them into the weights first"
     if any("action_embedder" in name for name in names):
-        return "It is an action-conditioned network, which is not supported"
+        return "It holds part of an action-conditioned network; the rest is missing"
     if any("view_embeddings" in name or "n_cameras_" in name for name in names):
         return "It is a multiview network, which is not supported"
     if any("crossattn_proj" in name for name in names):

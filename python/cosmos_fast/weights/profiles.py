@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cosmos_fast.config import VAEConfig
 from cosmos_fast.errors import CheckpointError
+from cosmos_fast.weights.action_files import ACTIONS, read_actions
 from cosmos_fast.weights.architecture import differences, diffusers_rope, diffusers_vae, infer_dit
 from cosmos_fast.weights.dit_keys import Layout, detect
 from cosmos_fast.weights.released import family_of, released_profile
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cosmos_fast.config import DiTConfig, Profile
+    from cosmos_fast.types import ActionSpec
     from cosmos_fast.weights.architecture import RopeScale
     from cosmos_fast.weights.layout import Candidate
 
@@ -51,9 +53,11 @@ def implied_profile(
         inferred = dataclasses.replace(inferred, max_size=limit)
     vae_json = vae.parent / "config.json"
     stated = diffusers_vae(vae_json) if vae_json.is_file() else None
+    actions = _actions_beside(chosen)
     if described.is_file():
-        return names, _from_sidecar(described, inferred, rope, stated)
-    profile = released_profile(chosen.dit, chosen.variant, inferred, family_of(chosen.dit))
+        return names, _from_sidecar(described, inferred, rope, stated, actions)
+    family = family_of(chosen.dit)
+    profile = released_profile(chosen.dit, chosen.variant, inferred, family, actions)
     if profile is None:
         raise CheckpointError(
             f"{chosen.dit}: {inferred.num_layers} layers of width {inferred.width} and the name "
@@ -69,10 +73,25 @@ def implied_profile(
     return names, dataclasses.replace(profile, vae=stated) if stated else profile
 
 
+def _actions_beside(chosen: Candidate) -> ActionSpec | None:
+    for folder in (chosen.dit.parent, chosen.home):
+        if (folder / ACTIONS).is_file():
+            return read_actions(folder / ACTIONS)
+    return None
+
+
 def _from_sidecar(
-    path: Path, inferred: DiTConfig, rope: RopeScale | None, stated: VAEConfig | None
+    path: Path,
+    inferred: DiTConfig,
+    rope: RopeScale | None,
+    stated: VAEConfig | None,
+    actions: ActionSpec | None,
 ) -> Profile:
     sidecar = read_sidecar(path)
+    if actions is not None:
+        if sidecar.actions not in (None, actions):
+            raise CheckpointError(f"{path}: its actions differ from those of {ACTIONS} beside it")
+        sidecar = dataclasses.replace(sidecar, actions=actions)
     ratios = sidecar.rope_scale or rope
     if ratios is None:
         raise CheckpointError(f"{path}: rope_scale is missing, and no config.json tells it either")

@@ -7,16 +7,19 @@ weights differ. No tensor tells the ratios, the resolution or the rate: names do
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from cosmos_fast.config import DiTConfig, Profile
 from cosmos_fast.errors import CheckpointError
 from cosmos_fast.types import Size
+from cosmos_fast.weights.action_files import ACTIONS, RELEASED_ACTIONS
 from cosmos_fast.weights.architecture import differences, same_network
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from cosmos_fast.types import ActionSpec
 
 NEGATIVE_PROMPT: Final = (
     "The video captures a series of frames showing ugly scenes, static with no motion, motion "
@@ -48,8 +51,9 @@ REVISIONS: Final = {
 """The commits that the reference itself fetches; nothing else is used unless asked for."""
 
 _FAMILY = re.compile(r"Cosmos-Predict2-(?P<size>[\d.]+B)-(?P<kind>[A-Za-z0-9-]+)")
-_SUPPORTED = {"Video2World", "Sample-GR00T-Dreams-GR1", "Sample-GR00T-Dreams-DROID"}
-PLAIN_VARIANT: Final = re.compile(r"(?P<rows>480|720)p-(?P<fps>10|16)fps(?P<sparse>-natten)?")
+_ACTION_KIND: Final = "Sample-Action-Conditioned"
+_SUPPORTED = {_ACTION_KIND, "Video2World", "Sample-GR00T-Dreams-GR1", "Sample-GR00T-Dreams-DROID"}
+PLAIN_VARIANT: Final = re.compile(r"(?P<rows>480|720)p-(?P<fps>4|10|16)fps(?P<sparse>-natten)?")
 
 
 @dataclass(frozen=True)
@@ -72,15 +76,19 @@ def family_of(path: Path) -> Family | None:
             family = Family(match[0], match["size"], match["kind"])
             if family.kind not in _SUPPORTED or family.size not in ARCHITECTURES:
                 raise CheckpointError(
-                    f"{path}: {family.name} is not supported; Video2World 2B and 14B, and the two "
-                    f"GR00T-Dreams samples are"
+                    f"{path}: {family.name} is not supported; Video2World 2B and 14B, the two "
+                    f"GR00T-Dreams samples and the action-conditioned one are"
                 )
             return family
     return None
 
 
 def released_profile(
-    path: Path, variant: str, inferred: DiTConfig, family: Family | None
+    path: Path,
+    variant: str,
+    inferred: DiTConfig,
+    family: Family | None,
+    actions: ActionSpec | None = None,
 ) -> Profile | None:
     """The profile of a released file, or None where its names say too little.
 
@@ -89,12 +97,15 @@ def released_profile(
         variant: which of the released ones it is, such as ``480p-16fps``.
         inferred: what its tensors say.
         family: what its folder says.
+        actions: what a file beside it says of its actions; None: those of the released network.
 
     Raises:
         CheckpointError: name and tensors contradict each other, or the variant is not supported.
     """
     if family is not None:
         expected = ARCHITECTURES[family.size]
+        if family.kind == _ACTION_KIND:
+            expected = replace(expected, action_inputs=(actions or RELEASED_ACTIONS).inputs)
         if found := "; ".join(differences(inferred, expected)):
             raise CheckpointError(
                 f"{path}: its folder says {family.name}, its tensors say otherwise ({found}). "
@@ -102,11 +113,15 @@ def released_profile(
             )
         size = family.size
     else:
-        sizes = [name for name, known in ARCHITECTURES.items() if same_network(inferred, known)]
+        plain = replace(inferred, action_inputs=0)
+        sizes = [name for name, known in ARCHITECTURES.items() if same_network(plain, known)]
         if not sizes:
             return None
         size = sizes[0]
-    name = family.name if family else f"Cosmos-Predict2-{size}-Video2World"
+    kind = _ACTION_KIND if inferred.action_inputs else "Video2World"
+    name = family.name if family else f"Cosmos-Predict2-{size}-{kind}"
+    if inferred.action_inputs:
+        return _action_profile(f"{name}/{variant}", size, inferred, actions, path)
     clip = _clip_of(variant, family, path)
     if clip is None:
         return None
@@ -121,8 +136,35 @@ def released_profile(
     )
 
 
+def _action_profile(
+    name: str, size: str, inferred: DiTConfig, actions: ActionSpec | None, path: Path
+) -> Profile:
+    """480 x 640, one frame given, no text and one branch, as the sample was trained."""
+    spec = actions or RELEASED_ACTIONS
+    if spec.inputs != inferred.action_inputs:
+        raise CheckpointError(
+            f"{path}: {inferred.action_inputs} numbers of action enter the network, which "
+            f"{spec.chunk} x {spec.dim} are not; describe its actions in {ACTIONS} beside it"
+        )
+    return Profile(
+        name=name,
+        size=Size(480, 640),
+        num_frames=spec.num_frames,
+        fps=spec.fps,
+        dit=replace(ARCHITECTURES[size], action_inputs=inferred.action_inputs),
+        guidance=0.0,
+        conditional_frames=(1,),
+        actions=spec,
+    )
+
+
 def _clip_of(variant: str, family: Family | None, path: Path) -> tuple[Size, int, float] | None:
     if match := PLAIN_VARIANT.fullmatch(variant):
+        if match["fps"] == "4":
+            raise CheckpointError(
+                f"{path}: {variant!r} is the action-conditioned network, and no action MLPs are in "
+                f"the file"
+            )
         if match["sparse"]:
             raise CheckpointError(
                 f"{path}: tuned for sparse (NATTEN) attention, which is not supported; take "

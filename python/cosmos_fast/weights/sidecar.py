@@ -15,6 +15,7 @@
       "vae": {"base_dim": 16, ...}               optional: VAEConfig, where no vae/config.json is
     }
 
+An action-conditioned network has a further ``actions``, the object of ``actions.json``.
 Unknown, missing and ill-typed keys are refused: a misspelt one would be a guess.
 """
 
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cosmos_fast.config import Profile, VAEConfig
 from cosmos_fast.errors import CheckpointError, InputError
 from cosmos_fast.types import NO_TEXT, NoText, Size
+from cosmos_fast.weights.action_files import actions_json, actions_of
 from cosmos_fast.weights.architecture import vae_config
 from cosmos_fast.weights.tensor_files import read_json
 
@@ -33,12 +35,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cosmos_fast.config import DiTConfig
+    from cosmos_fast.types import ActionSpec
     from cosmos_fast.weights.architecture import RopeScale
 
 SIDECAR: Final = "cosmos_fast.json"
 
 _REQUIRED = ("name", "size", "num_frames", "fps", "num_steps", "guidance", "negative_prompt")
-_OPTIONAL = ("rope_scale", "conditional_frames", "toy", "max_size", "vae")
+_OPTIONAL = ("rope_scale", "conditional_frames", "toy", "max_size", "vae", "actions")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Sidecar:
     conditional_frames: tuple[int, ...]
     toy: bool
     vae: VAEConfig | None
+    actions: ActionSpec | None
 
     def profile(self, dit: DiTConfig, vae: VAEConfig) -> Profile:
         """
@@ -77,6 +81,7 @@ class Sidecar:
                 negative_prompt=self.negative_prompt,
                 conditional_frames=self.conditional_frames,
                 toy=self.toy,
+                actions=self.actions,
             )
         except InputError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
@@ -125,6 +130,7 @@ def read_sidecar(path: Path) -> Sidecar:
         conditional_frames=conditional,
         toy=toy,
         vae=None if vae is None else vae_config(vae, path),
+        actions=actions_of(values["actions"], path) if "actions" in values else None,
     )
 
 
@@ -132,7 +138,7 @@ def sidecar_json(profile: Profile) -> dict[str, Any]:
     """What to write beside a checkpoint so that it is read back with this profile."""
     negative = profile.negative_prompt
     vae = {field.name: getattr(profile.vae, field.name) for field in fields(VAEConfig)}
-    return {
+    described = {
         "name": profile.name,
         "size": list(profile.size),
         "num_frames": profile.num_frames,
@@ -146,6 +152,7 @@ def sidecar_json(profile: Profile) -> dict[str, Any]:
         "max_size": list(profile.dit.max_size),
         "vae": {key: list(v) if isinstance(v, tuple) else v for key, v in vae.items()},
     }
+    return described | ({"actions": actions_json(profile.actions)} if profile.actions else {})
 
 
 @dataclass(frozen=True)

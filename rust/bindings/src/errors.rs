@@ -18,6 +18,7 @@ pub fn to_python(py: Python<'_>, error: &Error) -> PyErr {
         Error::Argument(_) => "InputError",
         Error::Memory(_) => "MemoryPlanError",
         Error::Checkpoint(_) => "CheckpointError",
+        Error::Journal(_) => "CosmosFastError",
         Error::Cancelled => "Cancelled",
         Error::Spawn { .. }
         | Error::Exit { .. }

@@ -2,6 +2,7 @@
 
 mod buffers;
 mod errors;
+mod journal;
 mod media;
 mod pack;
 mod plan;
@@ -13,6 +14,8 @@ mod _core {
     #[pymodule_export]
     use crate::media::{Encoder, ProcessLimits, capture, decode_tail, inspect};
 
+    #[pymodule_export]
+    use crate::journal::Journal;
     #[pymodule_export]
     use crate::pack::{denormalize, normalize, resize};
     #[pymodule_export]

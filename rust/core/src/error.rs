@@ -46,6 +46,9 @@ pub enum Error {
     /// A media file that is damaged, cut, or of a kind that is not read.
     #[error("{0}")]
     File(String),
+    /// A journal that cannot be kept: its locks or its disk fail.
+    #[error("{0}")]
+    Journal(String),
     /// The caller stopped the work.
     #[error("stopped on request")]
     Cancelled,

@@ -1,0 +1,334 @@
+"""A contest: ours and the rivals at one shape, checked, then held in turns, in one process.
+
+Each contender is first checked against the exact result on inputs made for that. Those that are
+right are timed in rounds, everybody once a round and each round in another order, so that clocks
+and heat are everybody's; a round fills its share of the seconds with calls back to back. What is
+wrong is refused: a rival loses its row, one of ours ends the run.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from harness import WrongResult, copy_bandwidth, machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+ROUNDS = 10
+SCHEMA = 2
+
+if not torch.cuda.is_available():
+    # Read when Triton is first imported: the tiny shapes then run in its interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who takes part."""
+
+    name: str
+    call: Callable[[], object]
+    """The work that is timed, enqueued on the current stream."""
+    error: Callable[[], float]
+    """Runs it on inputs whose exact result is known, and returns the relative error."""
+    ours: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One operation at one shape."""
+
+    operation: str
+    shape: str
+    contenders: tuple[Contender, ...]
+    error_limit: float
+    """Beyond it a contender is not timed."""
+    flops: float = 0.0
+    """Floating-point operations of a call, as spec'd by the model and not by who computes it."""
+    moved_bytes: float = 0.0
+    """Fewest bytes that a call has to read and write."""
+    seconds: float = 4.0
+    """How long each contender is held."""
+    rounds: int = ROUNDS
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender at one shape, or why it is not there."""
+
+    operation: str
+    shape: str
+    contender: str
+    ours: bool
+    median_ms: float | None = None
+    p10_ms: float | None = None
+    p90_ms: float | None = None
+    calls: int = 0
+    seconds: float = 0.0
+    teraflops: float | None = None
+    share_of_gemm: float | None = None
+    gigabytes_per_second: float | None = None
+    share_of_copy: float | None = None
+    error: float | None = None
+    error_limit: float | None = None
+    speed: float | None = None
+    """Times as fast as the fastest of ours: below 1 is slower."""
+    peak_gib: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the device reached in this run."""
+
+    gemm_teraflops: float
+    """bfloat16, 8192 x 8192 x 8192 (a small one on a CPU)."""
+    copy_gigabytes_per_second: float
+    """Read and written, within the device."""
+
+
+class Clocks:
+    """What nvidia-smi says of the card, twice a second, while the block runs."""
+
+    FIELDS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+
+    def __enter__(self) -> Self:
+        self.lines: list[str] = []
+        self._process = None
+        if shutil.which("nvidia-smi"):
+            self._process = subprocess.Popen(
+                [
+                    "nvidia-smi",
+                    f"--query-gpu={','.join(self.FIELDS)}",
+                    "--format=csv,noheader,nounits",
+                    "--loop-ms=500",
+                ],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self.lines = self._process.communicate()[0].splitlines()
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Least, median and most of each reading."""
+        rows = [[float(cell) for cell in line.split(",")] for line in self.lines if "[" not in line]
+        return {
+            name: {"min": min(column), "median": statistics.median(column), "max": max(column)}
+            for name, column in zip(self.FIELDS, zip(*rows, strict=True), strict=False)
+        }
+
+
+def hold(call: Callable[[], object], calls: int, device: torch.device) -> float:
+    """Milliseconds of one call, over ``calls`` of them back to back."""
+    if device.type == "cpu":
+        began = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return (time.perf_counter() - began) * 1e3 / calls
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / calls
+
+
+def calls_in(call: Callable[[], object], seconds: float, device: torch.device) -> int:
+    """How many calls fill ``seconds``, after a first one that may compile."""
+    hold(call, 1, device)
+    return max(1, round(seconds * 1e3 / max(1e-3, hold(call, 1, device))))
+
+
+def ceilings(device: torch.device, seconds: float = 2.0) -> Ceilings:
+    """Measures what the device can do at best."""
+    size = 256 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    calls = calls_in(lambda: a @ b, seconds / 5, device)
+    gemm = statistics.median(hold(lambda: a @ b, calls, device) for _ in range(5))
+    copied = 2**20 if device.type == "cpu" else 2**29
+    return Ceilings(2.0 * size**3 / gemm / 1e9, copy_bandwidth(device, copied))
+
+
+def held(contest: Contest, device: torch.device, top: Ceilings) -> list[Row]:
+    """The rows of a contest: errors first, then times.
+
+    Raises:
+        WrongResult: one of ours is wrong.
+    """
+    rows, right = [], []
+    for one in contest.contenders:
+        place = (contest.operation, contest.shape, one.name, one.ours)
+        try:
+            error = one.error()
+        except Exception as problem:  # a rival that does not run here is a row that says so
+            if one.ours:
+                raise
+            why = f"not run: {type(problem).__name__}: {problem}".splitlines()[0][:200]
+            rows.append(Row(*place, note=why))
+            continue
+        if error <= contest.error_limit:
+            right.append((one, error))
+        elif one.ours:
+            raise WrongResult(
+                f"{contest.operation} by {one.name} at {contest.shape}: relative error {error:.2e} "
+                f"is beyond {contest.error_limit:.2e}"
+            )
+        else:
+            limit = f"{error:.2e} is beyond {contest.error_limit:.2e}"
+            rows.append(Row(*place, error=error, note=f"refused: relative error {limit}"))
+    return _timed(contest, right, device, top) + rows
+
+
+def _timed(
+    contest: Contest,
+    contenders: list[tuple[Contender, float]],
+    device: torch.device,
+    top: Ceilings,
+) -> list[Row]:
+    share = contest.seconds / contest.rounds
+    calls, peaks = {}, {}
+    for one, _ in contenders:
+        _reset_peak(device)
+        calls[one.name] = calls_in(one.call, share, device)
+        peaks[one.name] = _peak(device)
+    taken: dict[str, list[float]] = {one.name: [] for one, _ in contenders}
+    for turn in range(contest.rounds):
+        for step in range(len(contenders)):
+            one, _ = contenders[(turn + step) % len(contenders)]
+            taken[one.name].append(hold(one.call, calls[one.name], device))
+    best = min((statistics.median(taken[one.name]) for one, _ in contenders if one.ours), default=0)
+    rows = []
+    for one, error in contenders:
+        times = sorted(taken[one.name])
+        middle = statistics.median(times)
+        rate, bandwidth = contest.flops / middle / 1e9, contest.moved_bytes / middle / 1e6
+        rows.append(
+            Row(
+                contest.operation,
+                contest.shape,
+                one.name,
+                one.ours,
+                median_ms=middle,
+                p10_ms=times[len(times) // 10],
+                p90_ms=times[-1 - len(times) // 10],
+                calls=calls[one.name] * contest.rounds,
+                seconds=sum(times) * calls[one.name] / 1e3,
+                teraflops=rate or None,
+                share_of_gemm=rate / top.gemm_teraflops or None,
+                gigabytes_per_second=bandwidth or None,
+                share_of_copy=bandwidth / top.copy_gigabytes_per_second or None,
+                error=error,
+                error_limit=contest.error_limit,
+                speed=best / middle or None,
+                peak_gib=peaks[one.name],
+                note=one.note,
+            )
+        )
+    return rows
+
+
+def _reset_peak(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    return torch.cuda.max_memory_allocated(device) / 2**30
+
+
+@dataclass
+class Report:
+    """The rows of one bench, on their way to the screen and to a file."""
+
+    bench: str
+    device: torch.device
+    settings: Mapping[str, Any]
+    save: Path | None = None
+    rows: list[Row] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, contests: list[Callable[[], Contest]]) -> None:
+        """Holds one contest after the other; each is made when its turn comes, and then forgotten.
+
+        Raises:
+            WrongResult: one of ours is wrong; what was measured before is still written.
+        """
+        top = ceilings(self.device)
+        self.extra["ceilings"] = asdict(top)
+        print(
+            f"ceilings of this run: GEMM {top.gemm_teraflops:.0f} TFLOP/s, copy "
+            f"{top.copy_gigabytes_per_second:.0f} GB/s"
+        )
+        with Clocks() as clocks:
+            try:
+                for make in contests:
+                    self.add(held(make(), self.device, top))
+            finally:
+                _reset_peak(self.device)
+        self.extra["clocks"] = clocks.summary()
+
+    def add(self, rows: list[Row]) -> None:
+        """Prints rows, keeps them, and writes the file anew: a run that is cut short has those."""
+        self.rows += rows
+        for row in rows:
+            print(line_of(row), flush=True)
+        self.write()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "bench": self.bench,
+            "command": " ".join(["python", *sys.argv]),
+            "machine": machine(self.device),
+            "settings": dict(self.settings),
+            **self.extra,
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    def write(self) -> None:
+        if self.save is not None:
+            self.save.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.save.with_name(self.save.name + ".partial")
+            partial.write_text(json.dumps(self.as_dict(), indent=1) + "\n", "utf-8")
+            partial.replace(self.save)
+
+    def finish(self) -> None:
+        """Writes, and ends the output with the same JSON object in one line."""
+        self.write()
+        print(json.dumps(self.as_dict()))
+
+
+def line_of(row: Row) -> str:
+    """One row, for a terminal."""
+    name = f"{row.operation:12} {row.shape:24} {row.contender:34}"
+    if row.median_ms is None:
+        return f"{name} {row.note}"
+    parts = [f"{name} {row.median_ms:10.3f} ms [{row.p10_ms:.3f}, {row.p90_ms:.3f}]"]
+    if row.teraflops:
+        parts.append(f"{row.teraflops:6.0f} TFLOP/s {row.share_of_gemm or 0:4.0%} of GEMM")
+    if row.gigabytes_per_second:
+        parts.append(f"{row.gigabytes_per_second:6.0f} GB/s {row.share_of_copy or 0:4.0%} of copy")
+    parts.append(f"speed {row.speed or 0:.2f}, error {row.error:.1e} of {row.error_limit:.1e}")
+    return ", ".join(parts)

@@ -1,0 +1,229 @@
+"""``--num_gpus``: the ranks of one video, started by torchrun or by the command itself.
+
+A command of its own starts the other ranks as processes and is rank 0. Whoever dies, by whatever
+hand, the others end within seconds, and rank 0 says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from cosmos_fast.cli.exits import ExitCode, UsageError, exit_code_of, message_of
+from cosmos_fast.cli.interrupt import GRACE, Interrupted, force_end, interruptible
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
+    from cosmos_fast import Parallel
+    from cosmos_fast.cli.settings import Settings
+    from cosmos_fast.config import Seat
+
+_PARTING: Final = 5.0
+"""Seconds that a rank has to end after the video is finished."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among the ranks of a video."""
+
+    device: str
+    first: bool = True
+    """Whether it shows progress, writes and prints."""
+    parallel: Parallel | None = None
+    """None for one rank."""
+
+
+@contextlib.contextmanager
+def sharing(flags: dict[str, Any], settings: Settings) -> Iterator[Place]:
+    """The place of this process, with the others around it while the block runs.
+
+    Args:
+        flags: the command's, to be carried out by the ranks that this process starts.
+
+    Raises:
+        UsageError: more GPUs than there are, or not as many as torchrun started processes.
+        RankLost: a rank died or failed.
+    """
+    from cosmos_fast.config import Seat
+
+    seat, asked = Seat.from_torchrun(), settings.num_gpus
+    if seat is not None:
+        if asked not in (None, seat.size):
+            raise UsageError(
+                f"--num_gpus {asked}: torchrun started {seat.size} processes; give the same "
+                f"number, or leave --num_gpus out"
+            )
+        with _seated(seat, settings) as place:
+            yield place
+    elif asked in (None, 1):
+        yield Place(settings.device)
+    else:
+        assert asked is not None
+        with _launched(asked, flags, settings) as place:
+            yield place
+
+
+def run_rank(flags: dict[str, Any], seat: Seat) -> None:
+    """What a rank that this program has started does: its share of a video, without a word.
+
+    Ends the process.
+    """
+    from cosmos_fast.cli.video2world import make_video, read_settings
+    from cosmos_fast.errors import CosmosFastError
+
+    threading.Thread(target=_end_with_parent, daemon=True, name="parent").start()
+    code, seated = ExitCode.OK, False
+    try:
+        with interruptible():
+            settings = read_settings(flags)
+            with _seated(seat, settings) as place:
+                seated = True
+                make_video(settings, place)
+    except Interrupted as interrupted:
+        code = interrupted.exit_code
+    except Exception as error:
+        code = exit_code_of(error)
+        if not seated or not isinstance(error, CosmosFastError):
+            print(f"error: rank {seat.rank}: {message_of(error)}", file=sys.stderr, flush=True)
+    os._exit(code)  # taking torch down in good order takes seconds
+
+
+@contextlib.contextmanager
+def _seated(seat: Seat, settings: Settings, store: Any = None) -> Iterator[Place]:
+    """This process as a rank: its device, its group, and an end should another rank be lost."""
+    import torch
+
+    from cosmos_fast import Parallel
+    from cosmos_fast.config import keep_multicast_off
+    from cosmos_fast.parallel import join
+
+    keep_multicast_off()
+    device = torch.device(_device_of(seat, settings.device))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    over = threading.Event()
+
+    def end(lost: Exception) -> None:
+        if not over.wait(GRACE):
+            force_end(ExitCode.FAILED, str(lost) if seat.rank == 0 else "")
+
+    try:
+        group = join(seat, device, store)
+        yield Place(str(device), seat.rank == 0, Parallel(group, on_loss=end))
+    finally:
+        over.set()
+
+
+def _device_of(seat: Seat, asked: str) -> str:
+    import torch
+
+    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if asked not in ("auto", "cuda"):
+        raise UsageError(f"--device {asked}: each of {seat.size} ranks takes its own GPU; use cuda")
+    there = torch.cuda.device_count()
+    if seat.local_rank >= there:
+        raise UsageError(
+            f"rank {seat.rank} is process {seat.local_rank} of this machine, where torch sees "
+            f"{there} CUDA devices: start as many processes as there are GPUs"
+        )
+    return f"cuda:{seat.local_rank}"
+
+
+@contextlib.contextmanager
+def _launched(size: int, flags: dict[str, Any], settings: Settings) -> Iterator[Place]:
+    """This process as rank 0 of ``size``, the others as its children."""
+    import torch
+
+    from cosmos_fast.config import Seat, keep_multicast_off
+    from cosmos_fast.errors import RankLost
+    from cosmos_fast.parallel import LOOPBACK, serve_store
+
+    there = torch.cuda.device_count()
+    if settings.device != "cpu" and there < size:
+        raise UsageError(
+            f"--num_gpus {size}: torch sees {there} CUDA devices; ask for fewer, or for ranks on "
+            f"the CPU with --device cpu"
+        )
+    keep_multicast_off()
+    store = serve_store(size)
+    seats = [
+        Seat(rank, size, rank, LOOPBACK, store.port, store_is_served=True) for rank in range(size)
+    ]
+    others = _Others(flags, seats[1:])
+    try:
+        with _seated(seats[0], settings, store) as place:
+            yield place
+        others.part()
+    except RankLost as error:
+        raise RankLost(others.explained(str(error))) from error
+    finally:
+        others.end()
+
+
+class _Others:
+    """The ranks that this process has started."""
+
+    def __init__(self, flags: dict[str, Any], seats: list[Seat]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._over = threading.Event()
+        self._ranks: dict[int, SpawnProcess] = {}
+        for seat in seats:
+            process = context.Process(target=run_rank, args=(flags, seat), daemon=True)
+            process.start()
+            self._ranks[seat.rank] = process
+        threading.Thread(target=self._look, daemon=True, name="ranks").start()
+
+    def explained(self, message: str) -> str:
+        """``message``, and how those ranks ended that have."""
+        for process in self._ranks.values():
+            process.join(0.2)
+        return "; ".join([message, *self._ends()])
+
+    def part(self) -> None:
+        """Lets the others end by themselves: the video is finished."""
+        self._over.set()
+        for process in self._ranks.values():
+            process.join(_PARTING)
+
+    def end(self) -> None:
+        """Ends those that have not."""
+        self._over.set()
+        for process in self._ranks.values():
+            process.terminate()
+        for process in self._ranks.values():
+            process.join(GRACE)
+            process.kill()
+
+    def _look(self) -> None:
+        """Ends this process if another has failed and this one does not notice by itself."""
+        waiting = {process.sentinel for process in self._ranks.values()}
+        while waiting and not self._over.is_set():
+            waiting -= set(multiprocessing.connection.wait(list(waiting)))
+            if self._ends() and not self._over.wait(GRACE):
+                force_end(ExitCode.FAILED, "; ".join(self._ends()))
+
+    def _ends(self) -> list[str]:
+        return [
+            f"rank {rank} was ended by {signal.Signals(-process.exitcode).name}"
+            if process.exitcode < 0
+            else f"rank {rank} ended with exit code {process.exitcode}"
+            for rank, process in self._ranks.items()
+            if process.exitcode
+        ]
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(ExitCode.FAILED)

@@ -1,0 +1,78 @@
+"""A page that shows videos side by side: one file, nothing fetched, no script."""
+
+from __future__ import annotations
+
+import base64
+import html
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_FRAME: Final = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; media-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem; color: #222; background: #fafafa }}
+main {{ display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)) }}
+figure {{ margin: 0; background: #fff; border: 1px solid #ddd; padding: 1rem }}
+figure:first-child {{ border-color: #2a7d46; border-width: 2px }}
+video {{ width: 100%; background: #000 }}
+b {{ font-size: 1.3rem }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: .5rem }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p>{prompt}</p>
+<main>
+{figures}
+</main>
+<p>AI-generated videos, made with cosmos-fast.</p>
+</body>
+</html>
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A video and what is said about it."""
+
+    video: Path
+    percent: int
+    answers: tuple[str, ...]
+    seed: int | None
+    prompt: str
+
+
+def page(title: str, videos: Sequence[Shown], *, answers: bool = False) -> str:
+    """The page as HTML, the videos inside it.
+
+    Args:
+        videos: in their order; the first is marked.
+        answers: show what the critic said.
+    """
+    return _FRAME.format(
+        title=html.escape(title),
+        prompt=html.escape(videos[0].prompt),
+        figures="\n".join(_figure(one, answers) for one in videos),
+    )
+
+
+def _figure(one: Shown, answers: bool) -> str:
+    data = base64.b64encode(one.video.read_bytes()).decode("ascii")
+    told = [f"<b>{one.percent} %</b>", html.escape(one.video.name)]
+    told += [f"seed {one.seed}"] if one.seed is not None else []
+    told += [f"{len(one.answers)} answers"] if one.answers else []
+    said = "".join(f"<pre>{html.escape(text)}</pre>" for text in one.answers) if answers else ""
+    return (
+        f'<figure><video controls loop muted src="data:video/mp4;base64,{data}"></video>'
+        f"<figcaption>{'<br>'.join(told)}</figcaption>{said}</figure>"
+    )

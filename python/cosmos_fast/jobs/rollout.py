@@ -1,0 +1,250 @@
+"""Long videos: clip after clip, each beginning with the last frames of the one before.
+
+As NVIDIA's ``video2world_lvg``, but the frames are handed over in memory: the reference writes them
+to a JPEG or an H.264 file and reads them back, which costs quality in every chunk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Unpack, get_args
+
+import numpy as np
+
+from cosmos_fast.clip import DEFAULT_CRF, ClipWriter, companions, sidecar_text
+from cosmos_fast.errors import InputError
+from cosmos_fast.files import write_atomically
+from cosmos_fast.jobs.drift import ChunkDrift, drift_table, measure
+from cosmos_fast.media import VideoWriter, frames_from
+from cosmos_fast.report import Report, Stage
+from cosmos_fast.request import resolve
+from cosmos_fast.types import Frames, Prompt
+
+if TYPE_CHECKING:
+    import os
+
+    from cosmos_fast.clip import Clip, Sidecar
+    from cosmos_fast.engine import Video2World
+    from cosmos_fast.report import StageCallback
+    from cosmos_fast.request import Options, Request
+    from cosmos_fast.sampling.solver import CancelToken, StepCallback
+
+Handover = Literal["memory", "file"]
+"""How frames reach the next chunk: as they are, or through a lossy file as in the reference."""
+
+Prompts = Prompt | Sequence[str] | Callable[[int, Frames | None], Prompt]
+"""One for all chunks, one a chunk, or a function of the chunk's number, from 0, and of the frames
+that it continues (None for the first, which continues the source)."""
+
+NUM_CHUNKS: Final = 6
+"""The reference's default."""
+_JPEG_QUALITY: Final = 85
+_FILE_CRF: Final = 15
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What :func:`rollout` returns."""
+
+    frames: Frames
+    """uint8 (T, H, W, 3) on the host; each frame at a seam is there once."""
+    prompts: tuple[str, ...]
+    """One a chunk."""
+    drift: tuple[ChunkDrift, ...]
+    """One a chunk."""
+    report: Report
+    """Of all chunks together."""
+
+    def drift_table(self) -> str:
+        """The drift as text."""
+        return drift_table(self.drift)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        crf: int = DEFAULT_CRF,
+        sidecar: Sidecar | None = "later",
+    ) -> Path:
+        """Writes the video, its manifest and its text; as :meth:`Clip.save`."""
+        with ClipWriter(path, self.frames.size, self.frames.fps, self.report.model, crf) as writer:
+            writer.write(self.frames)
+            writer.finish()
+            if sidecar is None or len(set(self.prompts)) == 1:
+                return writer.publish(self.report, sidecar)
+            text = _sections(self.prompts, sidecar_text(self.report.arguments, sidecar), sidecar)
+            write_atomically(companions(Path(path))[0], text.encode())
+            return writer.publish(self.report, None)
+
+
+def rollout(
+    engine: Video2World,
+    source: Any,
+    prompts: Prompts,
+    negative_prompt: Prompt | None = None,
+    *,
+    num_chunks: int = NUM_CHUNKS,
+    handover: Handover = "memory",
+    on_chunk: Callable[[ChunkDrift, int], None] | None = None,
+    on_step: StepCallback | None = None,
+    on_stage: StageCallback | None = None,
+    cancel: CancelToken | None = None,
+    **options: Unpack[Options],
+) -> Rollout:
+    """A video of ``num_chunks`` clips, each continuing the last 1 or 5 frames of the one before.
+
+    Chunk c takes seed + c. Of every chunk but the first, the frames it was given are dropped, so
+    that the result has F + (num_chunks - 1) (F - k) frames: F of a clip, k given.
+
+    Args:
+        source, negative_prompt: as ``generate``'s.
+        prompts: see :data:`Prompts`.
+        num_chunks: at least 1.
+        handover: "memory"; "file" is the reference's lossy way, for comparison.
+        on_chunk: told (its drift, number of chunks) after each chunk.
+        on_step, on_stage, cancel, options: as ``generate``'s.
+
+    Raises:
+        InputError, and whatever ``generate`` raises.
+    """
+    if num_chunks < 1:
+        raise InputError(f"{num_chunks = }: at least 1 is needed")
+    if handover not in get_args(Handover):
+        raise InputError(f'{handover = }: "memory" or "file" is needed')
+    if isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) < num_chunks:
+        raise InputError(f"{len(prompts)} prompts for {num_chunks} chunks: one for each is needed")
+    first = _prompt_of(prompts, 0, None)
+    request = resolve(engine.profile, first, negative_prompt, **options)
+    chain = _Chain(engine, request, negative_prompt, options, handover)
+    for chunk in range(num_chunks):
+        prompt = first if chunk == 0 else _prompt_of(prompts, chunk, chain.tail)
+        row = chain.add(
+            source if chunk == 0 else chain.tail,
+            prompt,
+            {"on_step": on_step, "on_stage": on_stage, "cancel": cancel},
+        )
+        if on_chunk is not None:
+            on_chunk(row, num_chunks)
+    return chain.finish()
+
+
+class _Chain:
+    """The chunks so far."""
+
+    def __init__(
+        self,
+        engine: Video2World,
+        request: Request,
+        negative_prompt: Prompt | None,
+        options: Options,
+        handover: Handover,
+    ) -> None:
+        self.tail: Frames | None = None
+        """The last k frames, as the next chunk is given them."""
+        self._last: np.ndarray | None = None
+        """The same as the chunk before made them."""
+        self._engine, self._request, self._options = engine, request, options
+        self._negative_prompt, self._handover = negative_prompt, handover
+        self._frames: list[np.ndarray] = []
+        self._drift: list[ChunkDrift] = []
+        self._reports: list[Report] = []
+
+    def add(self, source: Any, prompt: Prompt, callbacks: dict[str, Any]) -> ChunkDrift:
+        """Generates the next chunk."""
+        chunk, given = len(self._drift), self._request.num_conditional_frames
+        seed = (self._request.seed + chunk) % 2**32
+        options: Options = {**self._options, "seed": seed}
+        clip: Clip = self._engine.generate(
+            source, prompt, self._negative_prompt, **options, **callbacks
+        )
+        frames = clip.frames.to("np")
+        seam = None
+        if chunk:
+            assert self._last is not None
+            seam = (self._last, frames[:given])
+            frames = frames[given:]
+        self._frames.append(frames)
+        self._drift.append(measure(chunk, seed, frames, seam))
+        self._reports.append(clip.report)
+        self.tail = clip.frames[-given:]
+        self._last = np.asarray(self.tail)
+        if self._handover == "file":
+            self.tail = through_file(self.tail, self._request)
+        return self._drift[-1]
+
+    def finish(self) -> Rollout:
+        frames = Frames(np.concatenate(self._frames), self._request.fps)
+        prompts = tuple(str(report.arguments["prompt"]) for report in self._reports)
+        return Rollout(frames, prompts, tuple(self._drift), self._report(prompts, len(frames)))
+
+    def _report(self, prompts: tuple[str, ...], frames: int) -> Report:
+        first, last = self._reports[0], self._reports[-1]
+        stages: dict[str, float] = {}
+        for report in self._reports:
+            for stage in report.stages:
+                stages[stage.name] = stages.get(stage.name, 0.0) + stage.seconds
+        digests = "".join(report.latents_sha256 for report in self._reports)
+        return replace(
+            last,
+            arguments={
+                **first.arguments,
+                "num_frames": frames,
+                "num_chunks": len(self._drift),
+                "handover": self._handover,
+                "chunk_prompts": list(prompts) if len(set(prompts)) > 1 else None,
+                "drift": [row.as_dict() for row in self._drift],
+            },
+            stages=tuple(Stage(name, seconds) for name, seconds in stages.items()),
+            step_seconds=tuple(s for report in self._reports for s in report.step_seconds),
+            latents_sha256=hashlib.sha256(digests.encode()).hexdigest(),
+            notes=tuple(dict.fromkeys(n for report in self._reports for n in report.notes)),
+        )
+
+
+def through_file(tail: Frames, request: Request) -> Frames:
+    """``tail`` as the reference hands it over: written to a lossy file, and read back.
+
+    One frame is a JPEG of quality 85, whatever its name says; several are H.264 at CRF 15.
+
+    Raises:
+        InputError: Pillow, which writes the JPEG, is not installed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if len(tail) == 1:
+            path = Path(folder, "tail.png")
+            _write_jpeg(path, np.asarray(tail)[0])
+        else:
+            path = Path(folder, "tail.mp4")
+            with VideoWriter(path, size=tail.size, fps=tail.fps, crf=_FILE_CRF) as writer:
+                writer.write(tail)
+        return frames_from(
+            path, size=tail.size, num_frames=len(tail), fit=request.fit, fps=tail.fps
+        )
+
+
+def _write_jpeg(path: Path, picture: np.ndarray) -> None:
+    try:
+        from PIL import Image  # optional: only the comparison with the reference needs it
+    except ImportError as error:
+        raise InputError('handover="file" writes a JPEG: pip install pillow') from error
+    Image.fromarray(picture).save(path, "JPEG", quality=_JPEG_QUALITY)
+
+
+def _prompt_of(prompts: Prompts, chunk: int, tail: Frames | None) -> Prompt:
+    if callable(prompts):
+        return prompts(chunk, tail)
+    if isinstance(prompts, Sequence) and not isinstance(prompts, str):
+        return prompts[chunk]
+    return prompts
+
+
+def _sections(prompts: Sequence[str], text: str, form: Sidecar) -> str:
+    """The sidecar of a video whose chunks have prompts of their own."""
+    if form == "original":
+        return "\n".join(prompts)
+    own = (f"[Prompt for chunk {chunk}]\n{prompt}\n" for chunk, prompt in enumerate(prompts))
+    return "\n".join([text, *own])

@@ -1,0 +1,11 @@
+"""One video on several devices: guidance branches and tokens shared out over torch.distributed.
+
+Everything moves through one collective of one process group, an all-to-all with sizes per rank:
+subgroups, rings, broadcasts and gathers are all-to-alls in which most sizes are zero. So a group
+that a host program lends is used as it is, and no other group is made, not even the default one.
+"""
+
+from cosmos_fast.parallel.ranks import Parallel, Ranks
+from cosmos_fast.parallel.rendezvous import LOOPBACK, join, serve_store
+
+__all__ = ["LOOPBACK", "Parallel", "Ranks", "join", "serve_store"]

@@ -1,0 +1,376 @@
+"""What an engine asks of its ranks. With one rank everything here is what it would be without."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+import torch
+
+from cosmos_fast.errors import Cancelled, InputError, RankLost
+from cosmos_fast.parallel.attention import SharedAttention
+from cosmos_fast.parallel.cancelling import SharedCancel
+from cosmos_fast.parallel.exchange import Exchange
+from cosmos_fast.parallel.shards import Mesh, Shards
+from cosmos_fast.parallel.stripes import striped
+from cosmos_fast.parallel.watch import Watch, meet
+from cosmos_fast.types import TokenLayout
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cosmos_fast.parallel.attention import Inner
+    from cosmos_fast.parallel.cancelling import CancelToken
+
+Velocity = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+Value = TypeVar("Value")
+_MEETING: Final = 60.0
+"""Seconds in which all ranks have to come to the side channel."""
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Several processes that make one video together, each with its own device.
+
+    Every rank loads an engine with its own ``device`` and makes the same calls with the same
+    arguments; every rank gets the clip. Only rank 0 reads pictures, embeds prompts and writes.
+    """
+
+    group: Any
+    """``torch.distributed.ProcessGroup`` over all ranks: NCCL for CUDA devices, gloo for CPUs. Used
+    as it is: no other group is made. Should a rank be lost, it is aborted."""
+    guidance: Literal["auto", "split", "together"] = "auto"
+    """Whether half of the ranks compute the unconditional branch; "auto": where their number is
+    even."""
+    context: Literal["auto", "heads", "ring"] = "auto"
+    """How ranks share self-attention: an all-to-all over heads, which have to divide by the ranks,
+    or keys and values that go round. "auto": by heads where they divide."""
+    pieces: int = 2
+    """Parts in which heads travel, so that one moves while another is computed."""
+    on_loss: Callable[[RankLost], None] | None = field(default=None, compare=False)
+    """Called on a thread of its own when another rank is lost during a call. The call raises the
+    same error as soon as the device lets go of it."""
+
+    def __post_init__(self) -> None:
+        if self.guidance not in ("auto", "split", "together"):
+            raise InputError(f'{self.guidance = }: "auto", "split" or "together" is needed')
+        if self.context not in ("auto", "heads", "ring"):
+            raise InputError(f'{self.context = }: "auto", "heads" or "ring" is needed')
+        if self.pieces < 1:
+            raise InputError(f"{self.pieces = }: at least 1 is needed")
+
+    def mesh(self, rank: int, size: int, branches: int) -> Mesh:
+        """
+        Args:
+            branches: 2 with guidance, else 1.
+
+        Raises:
+            InputError: guidance cannot be split over an odd number of ranks.
+        """
+        if self.guidance == "split" and branches == 2 and size % 2:
+            raise InputError(f'guidance="split" needs an even number of ranks, not {size}')
+        split = branches == 2 and size % 2 == 0 and self.guidance != "together"
+        return Mesh(rank, 2, size // 2) if split else Mesh(rank, 1, size)
+
+    def way(self, heads: int, mesh: Mesh) -> Literal["heads", "ring"]:
+        """
+        Raises:
+            InputError: the heads do not divide by the ranks, and nothing else is allowed.
+        """
+        divides = heads % mesh.context == 0
+        if self.context == "heads" and not divides:
+            raise InputError(
+                f'{heads} heads do not divide by {mesh.context} ranks: use context="ring"'
+            )
+        return "heads" if divides and self.context != "ring" else "ring"
+
+
+class Ranks:
+    """The ranks of one engine, seen from one of them; the side channel ends with this object."""
+
+    def __init__(self, parallel: Parallel | None, device: torch.device) -> None:
+        """
+        Raises:
+            RankLost: the others did not come.
+        """
+        self.size = 1 if parallel is None else int(parallel.group.size())
+        self.rank = 0 if parallel is None else int(parallel.group.rank())
+        self._agreed: BaseException | None = None
+        self._attention: SharedAttention | None = None
+        self._mesh = Mesh(0, 1, 1)
+        if parallel is None or self.size == 1:
+            return
+        self._parallel, self._device = parallel, device
+        self._exchange = Exchange(parallel.group, device)
+        connections = meet(self.rank, self.size, self._told_by_first, _MEETING)
+        self._watch = self._exchange.watch = Watch(self.rank, connections)
+        weakref.finalize(self, self._watch.close)
+        if device.type == "cuda":
+            self._watch.on_loss(lambda _: _abort(parallel.group, device))
+        if parallel.on_loss is not None:
+            self._watch.on_loss(parallel.on_loss)
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank reads, embeds and writes."""
+        return self.rank == 0
+
+    def attention(self, inner: Inner) -> Any:
+        """Self-attention over the tokens of all ranks, around attention on one device."""
+        if self.size == 1:
+            return inner
+        self._attention = SharedAttention(inner, self._exchange, self._parallel.pieces)
+        return self._attention
+
+    @contextmanager
+    def together(self, what: object) -> Iterator[None]:
+        """A piece of work that all ranks do; one that fails takes the others with it, at once.
+
+        Args:
+            what: described alike on every rank, or the work is refused.
+
+        Raises:
+            RankLost: another rank failed, died or fell silent.
+            InputError: the ranks were asked for different things.
+        """
+        if self.size == 1:
+            yield
+            return
+        self._watch.begin()
+        self._exchange.traffic.forget()
+        try:
+            self._compare(what)
+            yield
+        except (GeneratorExit, Cancelled):  # on every rank
+            self._watch.finish()
+            raise
+        except RankLost as error:
+            if error is self._agreed:
+                self._watch.finish()
+            raise
+        except BaseException as error:
+            if error is self._agreed:
+                self._watch.finish()
+            elif isinstance(error, Exception):
+                self._watch.fail(f"{type(error).__name__}: {error}")
+            raise
+        else:
+            self._watch.finish()
+        finally:
+            self._agreed = None
+            if self._attention is not None:
+                self._attention.shards = None
+
+    def on_first(self, make: Callable[[], Value]) -> Value | None:
+        """What ``make`` returns on rank 0, None elsewhere; its failure is everybody's."""
+        made: list[Value] = []
+
+        def nothing() -> tuple[torch.Tensor, ...]:
+            made.append(make())
+            return ()
+
+        self.from_first(nothing)
+        return made[0] if made else None
+
+    def from_first(self, make: Callable[[], Sequence[torch.Tensor]]) -> tuple[torch.Tensor, ...]:
+        """The tensors that ``make`` returns on rank 0, on every rank's device.
+
+        Raises:
+            RankLost: ``make`` failed there; on rank 0 what it raised. The ranks can go on.
+        """
+        if self.size == 1:
+            return tuple(make())
+        if not self.first:
+            told = json.loads(self._told_by_first(None))
+            if "error" in told:
+                self._agreed = RankLost(f"rank 0 failed: {told['error']}")
+                raise self._agreed
+            return tuple(self._receive(*each) for each in told["tensors"])
+        try:
+            made = [each.to(self._device) for each in make()]
+        except Exception as error:
+            self._agreed = error
+            self._told_by_first(json.dumps({"error": f"{error}"}).encode())
+            raise
+        shapes = [(str(each.dtype).removeprefix("torch."), list(each.shape)) for each in made]
+        self._told_by_first(json.dumps({"tensors": shapes}).encode())
+        for each in made:
+            self._exchange.from_first(each.reshape(-1), each.numel(), each.dtype).wait()
+        return tuple(made)
+
+    def same(self, make: Callable[[], Value]) -> Value:
+        """What ``make`` returns on rank 0, anything that JSON can hold, on every rank."""
+        if self.size == 1:
+            return make()
+        kept: list[Value] = []
+
+        def encoded() -> list[torch.Tensor]:
+            kept.append(make())
+            return [_bytes_tensor(json.dumps(kept[0]).encode())]
+
+        (data,) = self.from_first(encoded)
+        value: Value = kept[0] if kept else json.loads(data.cpu().numpy().tobytes())
+        return value
+
+    def share(self, grid: tuple[int, int, int], heads: int, branches: int) -> Shares:
+        """Divides the tokens and the branches of a run until the end of :meth:`together`.
+
+        Args:
+            grid: patches of the clip along (t, h, w).
+            heads: of self-attention.
+            branches: 2 with guidance, else 1.
+        """
+        if self.size == 1:
+            return Shares(Shards.of(self._mesh, grid), None, branches)
+        self._mesh = self._parallel.mesh(self.rank, self.size, branches)
+        shards = Shards.of(self._mesh, grid)
+        assert self._attention is not None
+        self._attention.way = self._parallel.way(heads, self._mesh)
+        self._attention.shards = shards
+        return Shares(shards, self._exchange, branches)
+
+    def cancel(self, own: CancelToken | None) -> CancelToken | None:
+        """A token that is set on every rank at the same question, once it is set on one."""
+        return own if self.size == 1 else SharedCancel(own, self._exchange)
+
+    @contextmanager
+    def rows(
+        self, whole: nn.Module, shared: Sequence[nn.Module], rows: int
+    ) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+        """In the block ``shared`` computes a stripe of rows; see :func:`striped`."""
+        if self.size == 1 or rows < self.size:
+            yield lambda pixels: pixels
+            return
+        with striped(self._exchange, whole, shared, rows) as gather:
+            yield gather
+
+    def account(self, seconds: float) -> dict[str, Any]:
+        """What the report says of the ranks; empty for one.
+
+        Args:
+            seconds: of the stages in which they worked together.
+        """
+        if self.size == 1:
+            return {}
+        assert self._attention is not None
+        context = self._mesh.context
+        waited, sent = self._exchange.traffic.take()
+        return {
+            "ranks": self.size,
+            "guidance_branches": self._mesh.branches,
+            "context": context,
+            "attention": self._attention.way if context > 1 else "whole",
+            "backend": "nccl" if self._device.type == "cuda" else "gloo",
+            "communication_seconds": round(waited, 6),
+            "communication_share": round(waited / seconds, 6) if seconds else 0.0,
+            "sent_bytes": sent,
+        }
+
+    def _compare(self, what: object) -> None:
+        parallel = self._parallel
+        described = repr((parallel.guidance, parallel.context, parallel.pieces, what))
+        digest = _bytes_tensor(hashlib.sha256(described.encode()).digest()).to(self._device)
+        everybody = self._exchange.to_all(digest, [len(digest)] * self.size).wait()
+        of_each = everybody.view(self.size, -1)
+        others = (of_each != of_each[0]).any(dim=1).nonzero().flatten().tolist()
+        if others:
+            self._agreed = InputError(
+                f"ranks {others} were called with other arguments than rank 0: all ranks make "
+                f"the same calls"
+            )
+            raise self._agreed
+
+    def _told_by_first(self, text: bytes | None) -> bytes:
+        """Bytes of rank 0, where they are given, on every rank."""
+        length, data = None, None
+        if text is not None:
+            data = _bytes_tensor(text).to(self._device)
+            length = torch.tensor([len(text)], device=self._device)
+        counted = self._exchange.from_first(length, 1, torch.int64).wait()
+        size = int(counted.item())
+        return self._exchange.from_first(data, size, torch.uint8).wait().cpu().numpy().tobytes()
+
+    def _receive(self, dtype: str, shape: list[int]) -> torch.Tensor:
+        count = torch.Size(shape).numel()
+        return self._exchange.from_first(None, count, getattr(torch, dtype)).wait().view(shape)
+
+
+class Shares:
+    """Which tokens of which guidance branches this rank computes in one run."""
+
+    def __init__(self, shards: Shards, exchange: Exchange | None, branches: int) -> None:
+        self._shards, self._exchange, self._branches = shards, exchange, branches
+        self.layout: TokenLayout = shards.layout(
+            exchange.device if exchange else torch.device("cpu")
+        )
+        """The tokens that this rank computes."""
+
+    def computes(self, branch: int) -> bool:
+        """Whether this rank computes guidance branch 0 (conditional) or 1."""
+        mesh = self._shards.mesh
+        return mesh.branches == 1 or mesh.branch == branch
+
+    def joined(self, own: Sequence[Velocity | None]) -> list[Velocity]:
+        """The velocity of each branch over the whole clip.
+
+        Args:
+            own: for each branch that this rank computes, the velocity of its tokens.
+        """
+        if self._exchange is None:
+            return [each for each in own if each is not None]
+        if self._shards.mesh.branches == 1:
+            return [_first_of(self._gathered(each)) for each in own if each is not None]
+        (mine,) = (each for each in own if each is not None)
+        both = _OncePerStep(self._gathered(mine))
+        return [_nth(both, branch) for branch in range(self._branches)]
+
+    def _gathered(self, velocity: Velocity) -> Callable[..., Sequence[torch.Tensor]]:
+        exchange, shards = self._exchange, self._shards
+        assert exchange is not None
+
+        def everywhere(
+            x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
+        ) -> Sequence[torch.Tensor]:
+            flow = velocity(x, times, mask, step)
+            blocks = exchange.to_all(shards.block(flow), shards.counts(flow)).wait()
+            return shards.whole(blocks, flow)
+
+        return everywhere
+
+
+class _OncePerStep:
+    """Both branches come out of one exchange: the second to ask gets what is there."""
+
+    def __init__(self, velocities: Callable[..., Sequence[torch.Tensor]]) -> None:
+        self._velocities = velocities
+        self._last: tuple[int, Sequence[torch.Tensor]] | None = None
+
+    def __call__(
+        self, x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
+    ) -> Sequence[torch.Tensor]:
+        if self._last is None or self._last[0] != step:
+            self._last = step, self._velocities(x, times, mask, step)
+        return self._last[1]
+
+
+def _nth(velocities: Callable[..., Sequence[torch.Tensor]], branch: int) -> Velocity:
+    return lambda x, times, mask, step: velocities(x, times, mask, step)[branch]
+
+
+def _first_of(velocities: Callable[..., Sequence[torch.Tensor]]) -> Velocity:
+    return _nth(velocities, 0)
+
+
+def _bytes_tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _abort(group: Any, device: torch.device) -> None:
+    """Ends the kernels that wait for a rank that will not come."""
+    backend = group._get_backend(device) if hasattr(group, "_get_backend") else group
+    backend.abort()

@@ -1,0 +1,378 @@
+"""One chunk of any worlds: states and actions in, frames and states out.
+
+Axes: N worlds, K samples a world, B of a batch, C channels, T frames, H W pixels, h w latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from cosmos_fast.errors import CosmosFastError, InputError
+from cosmos_fast.parts import vae_identity
+from cosmos_fast.sampling import SIGMA_MAX, adams_bashforth, denoiser, guided, sigmas
+from cosmos_fast.types import (
+    LATENT_CHANNELS,
+    NO_TEXT,
+    SPATIAL_STRIDE,
+    TEMPORAL_STRIDE,
+    TEXT_ROWS,
+    Conditioning,
+    Latents,
+    NoText,
+    TextEmbedding,
+    TokenLayout,
+    latent_frames,
+)
+from cosmos_fast.world.actions import Chunk, chunk_of
+from cosmos_fast.world.frames import BatchFrames
+from cosmos_fast.world.noise import check_noise, chunk_noise
+from cosmos_fast.world.state import Tail, WorldState
+from cosmos_fast.world.step import WorldStep
+from cosmos_fast.world.timing import Marks, StepReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cosmos_fast.engine import Video2World
+    from cosmos_fast.model.dit import Modulations
+    from cosmos_fast.parts import Parts
+    from cosmos_fast.sampling import Predictor
+    from cosmos_fast.sampling.solver import CancelToken
+    from cosmos_fast.world.noise import NoiseKind
+
+    OnFrames = Callable[[tuple[tuple[int, int], ...], int, torch.Tensor], None]
+
+_DEVICE_BATCH: Final = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the chunks of one call are made."""
+
+    samples: int
+    decode: bool
+    noise: NoiseKind
+    num_steps: int
+    guidance: float
+    batch: int
+    """Futures computed together: 1 on a CPU, where a product over several rows may round otherwise
+    than over one, and a world's future must not depend on its neighbours to the last bit."""
+    on_frames: OnFrames | None
+    cancel: CancelToken | None
+
+
+def advance(
+    engine: Video2World,
+    states: Sequence[WorldState],
+    actions: Any = None,
+    *,
+    samples: int = 1,
+    decode: bool = True,
+    noise: NoiseKind = "device",
+    num_steps: int | None = None,
+    guidance: float | None = None,
+    batch: int | None = None,
+    on_frames: OnFrames | None = None,
+    cancel: CancelToken | None = None,
+) -> WorldStep:
+    """The next chunk of each of ``states``, whatever their pasts.
+
+    Args:
+        engine: that made the states.
+        states: N of them, of one size; the same one may be there many times.
+        actions: (N, chunk, dim) in the units of ``engine.profile.actions``; fewer than a chunk are
+            padded, and the padding's frames not ``valid``. None for a checkpoint without actions.
+        samples: K futures of each world, of which the state follows the first.
+        decode: False leaves pixels out: for costs on latents.
+        noise: "device", "shared" or "reference".
+        num_steps, guidance: None is the profile's.
+        batch: futures computed together; None is 1 on a CPU and 8 elsewhere.
+        on_frames: called with ((world, sample), ...), the number of the first new frame and uint8
+            (B, T, H, W, 3) as the decoder yields them.
+        cancel: anything with ``is_set()``, looked at between evaluations.
+
+    Raises:
+        InputError, Cancelled, MemoryPlanError, DeviceLost; ``states`` are as they were.
+    """
+    profile = engine.profile
+    _check_states(engine, states)
+    plan = Plan(
+        samples=_positive("samples", samples),
+        decode=decode,
+        noise=check_noise(noise),
+        num_steps=_positive("num_steps", profile.num_steps if num_steps is None else num_steps),
+        guidance=profile.guidance if guidance is None else float(guidance),
+        batch=_positive("batch", batch or (1 if engine.device.type == "cpu" else _DEVICE_BATCH)),
+        on_frames=on_frames,
+        cancel=cancel,
+    )
+    sigmas(plan.num_steps)
+    if plan.noise == "reference" and plan.samples > 1:
+        raise InputError('noise = "reference" has one future a seed; use samples=1')
+    chunk = None
+    if profile.actions is not None:
+        if actions is None:
+            raise InputError(f"{profile.name} predicts what follows actions, and none are given")
+        chunk = chunk_of(profile.actions, actions, len(states), engine.device)
+    elif actions is not None:
+        raise InputError(f"{profile.name} takes no actions; it follows a prompt")
+    with engine.lend() as parts, torch.no_grad():
+        return _Chunks(parts, tuple(states), chunk, plan).step(dict(engine.guardrail.__dict__))
+
+
+class _Chunks:
+    """The chunks of one call while they are made."""
+
+    def __init__(
+        self, parts: Parts, states: tuple[WorldState, ...], chunk: Chunk | None, plan: Plan
+    ) -> None:
+        self.parts, self.states, self.chunk, self.plan = parts, states, chunk, plan
+        profile, first = parts.profile, states[0]
+        self.given = first.tail.given
+        self.new = profile.num_frames - self.given
+        self.length = self.new if chunk is None else chunk.length
+        self.shape = (
+            LATENT_CHANNELS,
+            latent_frames(profile.num_frames),
+            first.size.height // SPATIAL_STRIDE,
+            first.size.width // SPATIAL_STRIDE,
+        )
+        patch = profile.dit.patch
+        self.layout = TokenLayout((self.shape[1], self.shape[2] // patch, self.shape[3] // patch))
+        self.marks = Marks(parts.device)
+
+    def step(self, guardrail: dict[str, Any]) -> WorldStep:
+        plan, worlds, device = self.plan, len(self.states), self.parts.device
+        with self.marks.stage("encode"):
+            given = self._encoded()
+        rope = self.parts.dit.rope(self.layout)
+        latents = torch.empty((worlds, plan.samples, *self.shape), device=device)
+        frames = None
+        if plan.decode:
+            size = (self.new, *self.states[0].size, 3)
+            frames = torch.empty((worlds, plan.samples, *size), dtype=torch.uint8, device=device)
+        tails: dict[int, Tail] = {}
+        jobs = [(world, sample) for world in range(worlds) for sample in range(plan.samples)]
+        for start in range(0, len(jobs), plan.batch):
+            group = tuple(jobs[start : start + plan.batch])
+            with self.marks.stage("denoise"):
+                made = self._denoised(group, given, rope)
+            for row, (world, sample) in enumerate(group):
+                latents[world, sample] = made[row]
+            if frames is None:
+                continue
+            with self.marks.stage("decode"):
+                for row, tail in enumerate(self._decoded(group, made, frames)):
+                    if group[row][1] == 0:
+                        tails[group[row][0]] = tail
+        return self._step(latents, frames, tails, guardrail)
+
+    def _encoded(self) -> dict[int, torch.Tensor]:
+        """Latents (16, n, h, w) of every tail, each tail once however many states share it."""
+        tails = {id(state.tail): state.tail for state in self.states}
+        return {key: self._encode_one(tail) for key, tail in tails.items()}
+
+    def _encode_one(self, tail: Tail) -> torch.Tensor:
+        parts = self.parts
+        if tail.frames is None:
+            assert tail.latents is not None
+            chunks = [_pixels(video) for video in parts.vae.decode_chunks(tail.latents[None])]
+            whole = torch.cat(chunks, dim=1)[0]
+            tail.frames = whole[tail.start : tail.start + tail.given].clone()
+        video = tail.frames.to(parts.device).permute(3, 0, 1, 2)[None].to(parts.dtype) / 127.5 - 1
+        return parts.vae.encode(video)[0]
+
+    def _denoised(
+        self, group: tuple[tuple[int, int], ...], given: dict[int, torch.Tensor], rope: Any
+    ) -> torch.Tensor:
+        """float32 (B, 16, T', h, w): clean latents of some futures."""
+        plan, states = self.plan, [self.states[world] for world, _ in group]
+        known = torch.stack([given[id(state.tail)] for state in states])
+        conditioning = Conditioning.from_first_frames(known, latent_frames(self.given + self.new))
+        stride = 1 if self.chunk is None else self.new
+        noise = torch.stack(
+            [
+                chunk_noise(
+                    plan.noise,
+                    self.shape,
+                    self.parts.device,
+                    seed=state.seed,
+                    chunk=state.chunks,
+                    sample=sample,
+                    stride=stride,
+                )
+                for state, (_, sample) in zip(states, group, strict=True)
+            ]
+        )
+        actions = None
+        if self.chunk is not None:
+            # Not an index: one made from a list is copied to the device, and waited for.
+            values_NCD = self.chunk.values_NCD
+            actions = torch.stack([values_NCD[world] for world, _ in group])
+        predict = self._predictor(conditioning, actions, states, rope)
+        latents = adams_bashforth(
+            predict, noise * SIGMA_MAX, sigmas(plan.num_steps), cancel=plan.cancel
+        )
+        if latents.device.type == "cpu" and not latents.isfinite().all():
+            raise CosmosFastError(
+                "the denoised latents are not finite: the checkpoint or the device is at fault"
+            )
+        return latents
+
+    def _predictor(
+        self,
+        given: Conditioning,
+        actions: torch.Tensor | None,
+        states: list[WorldState],
+        rope: Any,
+    ) -> Predictor:
+        parts, guidance = self.parts, self.plan.guidance
+        dit = parts.dit
+        action = dit.action_context(actions)
+        modulations = _OncePerStep(lambda times: dit.modulations(times, action))
+
+        def branch(texts: list[TextEmbedding | NoText]) -> Predictor:
+            context = dit.text_context(self._rows(texts))
+
+            def velocity(
+                x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
+            ) -> torch.Tensor:
+                flow: torch.Tensor = dit(
+                    x, times, mask, context, self.layout, rope=rope,
+                    modulations=modulations(times, step),
+                )  # fmt: skip
+                return flow
+
+            return denoiser(velocity, given)
+
+        negative = parts.profile.negative_prompt
+        unconditional = None
+        if guidance != 0 and negative != "":
+            against = parts.text.embed(negative) if isinstance(negative, str) else NO_TEXT
+            unconditional = branch([against])
+        return guided(branch([state.text for state in states]), unconditional, guidance)
+
+    def _rows(self, texts: list[TextEmbedding | NoText]) -> torch.Tensor:
+        """(B, 512, C), or (1, 512, C) where all are one."""
+        if len({id(text) for text in texts}) == 1:
+            texts = texts[:1]
+        device = self.parts.device
+        nothing = (TEXT_ROWS, self.parts.profile.dit.text_dim)
+        rows = [
+            torch.zeros(nothing, dtype=torch.bfloat16, device=device)
+            if isinstance(text, NoText)
+            else text.rows.to(device)
+            for text in texts
+        ]
+        return torch.stack(rows)
+
+    def _decoded(
+        self, group: tuple[tuple[int, int], ...], latents: torch.Tensor, frames: torch.Tensor
+    ) -> Iterator[Tail]:
+        """Fills the new frames of ``group`` in, and yields what each future ends with."""
+        last: list[torch.Tensor] = []
+        at = 0
+        for video in self.parts.vae.decode_chunks(latents):
+            pixels = _pixels(video)
+            last.append(pixels)
+            skip = max(0, self.given - at)
+            first, fresh = at + skip - self.given, pixels[:, skip:]
+            at += pixels.shape[1]
+            if not fresh.shape[1]:
+                continue
+            for row, (world, sample) in enumerate(group):
+                frames[world, sample, first : first + fresh.shape[1]] = fresh[row]
+            if self.plan.on_frames is not None:
+                self.plan.on_frames(group, first, fresh)
+        whole = torch.cat(last, dim=1)
+        for row in range(len(group)):
+            ending = whole[row, self.length : self.length + self.given].clone()
+            yield Tail(self.given, frames=ending)
+
+    def _step(
+        self,
+        latents: torch.Tensor,
+        frames: torch.Tensor | None,
+        tails: dict[int, Tail],
+        guardrail: dict[str, Any],
+    ) -> WorldStep:
+        fps, several = self.parts.profile.fps, self.plan.samples > 1
+        worlds = len(self.states)
+        if frames is None:
+            tails = {
+                world: Tail(self.given, latents=latents[world, 0].clone(), start=self.length)
+                for world in range(worlds)
+            }
+        states = tuple(
+            WorldState(state.seed, state.chunks + 1, state.size, tails[world], state.text,
+                       state.profile)
+            for world, state in enumerate(self.states)
+        )  # fmt: skip
+        made = worlds * self.plan.samples * self.length if frames is not None else 0
+        return WorldStep(
+            frames=None if frames is None else BatchFrames(frames[:, 0], fps),
+            latents=Latents(latents[:, 0], vae_identity(self.parts.identity())),
+            state=states,
+            valid=self._valid(latents),
+            verdict=str(guardrail["verdict"]),
+            report=StepReport(self.marks, made, guardrail),
+            futures=BatchFrames(frames, fps) if several and frames is not None else None,
+            future_latents=latents if several else None,
+            disagreement=self._disagreement(latents) if several else None,
+        )
+
+    def _valid(self, latents: torch.Tensor) -> torch.Tensor:
+        valid_N = latents.flatten(1).isfinite().all(dim=1)
+        if self.chunk is not None and self.chunk.valid_N is not None:
+            valid_N = valid_N & self.chunk.valid_N
+        there_T = torch.arange(self.new, device=latents.device) < self.length
+        return valid_N[:, None] & there_T
+
+    def _disagreement(self, latents_NKCTHW: torch.Tensor) -> torch.Tensor:
+        known = latent_frames(self.given)
+        variance = latents_NKCTHW[:, :, :, known:].var(dim=1)
+        return variance.mean(dim=(1, 3, 4)).sqrt().repeat_interleave(TEMPORAL_STRIDE, dim=1)
+
+
+class _OncePerStep:
+    """AdaLN vectors that both branches of guidance share: made once a step."""
+
+    def __init__(self, modulations: Callable[[torch.Tensor], Modulations]) -> None:
+        self._modulations = modulations
+        self._last: tuple[int, Modulations] | None = None
+
+    def __call__(self, times: torch.Tensor, step: int) -> Modulations:
+        if self._last is None or self._last[0] != step:
+            self._last = (step, self._modulations(times))
+        return self._last[1]
+
+
+def _pixels(video_BCTHW: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, T, H, W, 3), rounded as ``model.pixels.to_pixels`` rounds one clip."""
+    scaled = (video_BCTHW.float() + 1).mul_(127.5).clamp_(0, 255).add_(0.5)
+    return scaled.permute(0, 2, 3, 4, 1).to(torch.uint8).contiguous()
+
+
+def _check_states(engine: Video2World, states: Sequence[WorldState]) -> None:
+    if not states or not all(isinstance(state, WorldState) for state in states):
+        raise InputError(f"states = {states!r}: a sequence of at least one WorldState is needed")
+    for number, state in enumerate(states):
+        if state.profile != engine.profile:
+            raise InputError(
+                f"state {number} belongs to {state.profile.name}, this engine is "
+                f"{engine.profile.name}"
+            )
+        if (state.size, state.tail.given) != (states[0].size, states[0].tail.given):
+            raise InputError(
+                f"state {number} is {state.size} with {state.tail.given} frames given, state 0 "
+                f"{states[0].size} with {states[0].tail.given}: advance them in two calls"
+            )
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} = {value!r}: a whole number of at least 1 is needed")
+    return value

@@ -1,0 +1,75 @@
+"""Frames of several worlds at once, where the decoder left them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
+
+import numpy as np
+
+from cosmos_fast.errors import InputError
+from cosmos_fast.types import Frames
+
+if TYPE_CHECKING:
+    import torch
+
+
+class BatchFrames:
+    """uint8 RGB of shape (N, T, H, W, 3), or (N, K, T, H, W, 3) with K samples a world.
+
+    Stays on the device until someone asks: ``np.asarray(frames)`` and ``.to("np")`` bring the
+    pixels to the host, ``__dlpack__`` and ``.to("pt")`` hand them over where they are.
+    """
+
+    def __init__(self, data: torch.Tensor, fps: float) -> None:
+        """
+        Raises:
+            InputError: another dtype or shape.
+        """
+        if str(data.dtype) != "torch.uint8" or data.ndim not in (5, 6) or data.shape[-1] != 3:
+            raise InputError(
+                f"{data.dtype} of shape {tuple(data.shape)}: uint8 (N, T, H, W, 3) or "
+                f"(N, K, T, H, W, 3) is needed"
+            )
+        self.data: Final = data
+        self.fps: Final = fps
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    def __len__(self) -> int:
+        return int(self.data.shape[0])
+
+    def of(self, world: int, sample: int = 0) -> Frames:
+        """The frames of one world."""
+        one = self.data[world] if self.data.ndim == 5 else self.data[world, sample]
+        return Frames(one, self.fps)
+
+    def __repr__(self) -> str:
+        return f"BatchFrames(shape={self.shape}, fps={self.fps:g}, device={str(self.device)!r})"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        host = self.data.cpu().numpy()
+        if dtype is not None and np.dtype(dtype) != host.dtype:
+            return host.astype(dtype)
+        return host.copy() if copy else host
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[Any, int]:
+        return self.data.__dlpack_device__()
+
+    @overload
+    def to(self, form: Literal["np"]) -> np.ndarray: ...
+    @overload
+    def to(self, form: Literal["pt"]) -> torch.Tensor: ...
+    def to(self, form: str) -> np.ndarray | torch.Tensor:
+        """The pixels as a NumPy array on the host, or as a torch tensor where they are."""
+        if form not in ("np", "pt"):
+            raise InputError(f'{form = }: frames of several worlds come as "np" or "pt"')
+        return np.asarray(self) if form == "np" else self.data

@@ -1,0 +1,374 @@
+"""Worlds as Gymnasium environments; needs ``pip install 'cosmos-fast[gym]'``.
+
+A network predicts a whole chunk from a whole chunk of actions, an environment is given one action
+at a time. So a chunk is predicted as if its newest action were held, and predicted again, from the
+same state and noise, once an action comes that was not assumed. Every frame follows from the
+actions up to it, and the state at the end of a chunk is the one that ``World.step`` reaches with
+the same actions. ``announce`` tells the coming actions beforehand and saves the repeated work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+try:
+    import gymnasium
+    from gymnasium.vector import AutoresetMode, VectorEnv
+    from gymnasium.vector.utils import batch_space
+except ImportError as error:
+    raise ImportError(
+        "cosmos_fast.world.gym needs gymnasium: pip install 'cosmos-fast[gym]'"
+    ) from error
+
+from cosmos_fast.errors import InputError
+from cosmos_fast.sampling.noise import MAX_SEED
+from cosmos_fast.world.advance import advance
+from cosmos_fast.world.world import World
+
+if TYPE_CHECKING:
+    from cosmos_fast.engine import Video2World
+    from cosmos_fast.types import ActionSpec
+    from cosmos_fast.world.noise import NoiseKind
+    from cosmos_fast.world.state import WorldState
+
+Reward = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
+"""``reward(frames before, actions, frames after)``: uint8 (N, H, W, 3), float32 (N, dim), uint8
+(N, H, W, 3) to N numbers, or to N numbers and N booleans that end an episode."""
+
+_SPREAD: Final = 3.0
+
+
+class WorldVectorEnv(VectorEnv[Any, Any, Any]):
+    """N worlds, one frame a step, episodes truncated at a horizon.
+
+    Observations are frames, uint8 (H, W, 3). There is no reward but that of the given function.
+    A chunk of the released 2B takes seconds on one GPU: this is an evaluator, not a fast simulator.
+    """
+
+    def __init__(
+        self,
+        engine: Video2World,
+        starts: Any,
+        num_envs: int = 1,
+        *,
+        horizon: int = 100,
+        execute: int | None = None,
+        reward: Reward | None = None,
+        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        action_space: gymnasium.spaces.Box | None = None,
+        noise: NoiseKind = "device",
+        num_steps: int | None = None,
+    ) -> None:
+        """
+        Args:
+            engine: an action-conditioned checkpoint.
+            starts: uint8 (M, H, W, 3): an episode starts from one of them, drawn by its seed.
+            num_envs: N.
+            horizon: steps after which an episode is truncated.
+            execute: frames of a chunk that are lived through before the next is predicted from
+                them; None is all.
+            reward: None: always 0.
+            autoreset_mode: any of Gymnasium's.
+            render_mode: None or "rgb_array".
+            action_space: of one world, float32 (dim,); None is three standard deviations about
+                the mean where the checkpoint tells them, else one in the network's scale.
+            noise, num_steps: as ``World``.
+
+        Raises:
+            InputError: a checkpoint without actions, or a value out of range.
+        """
+        spec = engine.profile.actions
+        if spec is None:
+            raise InputError(f"{engine.profile.name} takes no actions: no environment")
+        self._starts = np.asarray(starts)
+        if self._starts.ndim != 4 or self._starts.dtype != np.uint8 or not len(self._starts):
+            raise InputError(
+                f"starts of {self._starts.dtype} and shape {self._starts.shape}: uint8 "
+                f"(M, H, W, 3) is needed"
+            )
+        self._execute = spec.chunk if execute is None else execute
+        if not 1 <= self._execute <= spec.chunk or horizon < 1:
+            raise InputError(f"{execute = }, {horizon = }: 1 to {spec.chunk}, and at least 1")
+        if render_mode not in (None, "rgb_array"):
+            raise InputError(f'{render_mode = }: None or "rgb_array" is possible')
+        self.metadata = {
+            "render_modes": ["rgb_array"],
+            "render_fps": spec.fps,
+            "autoreset_mode": AutoresetMode(autoreset_mode),
+        }
+        self.render_mode = render_mode
+        self.num_envs = num_envs
+        self.single_observation_space = gymnasium.spaces.Box(
+            0, 255, self._starts.shape[1:], np.uint8
+        )
+        self.single_action_space = action_space or _action_space(spec)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._engine, self._spec, self._horizon, self._reward = engine, spec, horizon, reward
+        self._options: dict[str, Any] = {"noise": noise, "num_steps": num_steps}
+        self._world = World(engine, num_envs)
+        self._generators = [np.random.default_rng() for _ in range(num_envs)]
+        self._episodes: list[_Episode | None] = [None] * num_envs
+        self._done = np.zeros(num_envs, dtype=bool)
+        self._mode = AutoresetMode(autoreset_mode)
+        self.model_calls = 0
+        """Chunks predicted so far, over all worlds."""
+
+    def reset(
+        self,
+        *,
+        seed: int | list[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts all episodes, or those of ``options["reset_mask"]`` (bool (N,))."""
+        super().reset(seed=seed if isinstance(seed, int) else None)
+        seeds: list[int | None] = list(seed) if isinstance(seed, list) else [None] * self.num_envs
+        if isinstance(seed, int):
+            seeds = [seed + k for k in range(self.num_envs)]
+        if len(seeds) != self.num_envs:
+            raise InputError(f"{len(seeds)} seeds for {self.num_envs} environments")
+        mask = np.ones(self.num_envs, dtype=bool)
+        if options and "reset_mask" in options:
+            mask = options["reset_mask"]
+            right = isinstance(mask, np.ndarray) and mask.dtype == bool and mask.any()
+            if not right or mask.shape != (self.num_envs,):
+                raise InputError(f"reset_mask = {mask!r}: bool ({self.num_envs},), not all False")
+        for k in np.flatnonzero(mask):
+            if seeds[k] is not None:
+                self._generators[k] = np.random.default_rng(seeds[k])
+        self._begin(mask)
+        return self._frames(), self._info(mask)
+
+    def step(
+        self, actions: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One frame of every world.
+
+        Args:
+            actions: float (N, dim).
+
+        Raises:
+            InputError: wrong shape or values, or a finished episode with autoreset disabled.
+        """
+        given = np.asarray(actions, dtype=np.float32)
+        if given.shape != (self.num_envs, self._spec.dim):
+            raise InputError(f"actions of shape {given.shape}: ({self.num_envs}, {self._spec.dim})")
+        if any(episode is None for episode in self._episodes):
+            raise InputError("call reset() before step()")
+        if self._mode == AutoresetMode.DISABLED and self._done.any():
+            raise InputError(
+                f"episodes {np.flatnonzero(self._done).tolist()} have ended: reset them with "
+                f'options={{"reset_mask": ...}}'
+            )
+        fresh = self._done.copy()
+        if fresh.any():
+            self._begin(fresh)
+        before = self._frames()
+        self._move(given, ~fresh)
+        after = self._frames()
+        rewards, terminated = self._rewarded(before, given, after, ~fresh)
+        ages = np.array([episode.age for episode in self._episodes if episode])
+        truncated = (ages >= self._horizon) & ~fresh
+        self._done = terminated | truncated
+        info = self._info(np.ones(self.num_envs, dtype=bool))
+        if self._mode == AutoresetMode.SAME_STEP and self._done.any():
+            after, info = self._same_step(after, info)
+        return after, rewards, terminated, truncated, info
+
+    def announce(self, actions: Any) -> None:
+        """Tells what will be done in the rest of the chunk: float (N, up to chunk, dim).
+
+        Saves predicting it again when those actions come. Frames then follow from these actions
+        too, as in ``World.step``; without it, from the newest action held.
+        """
+        coming = np.asarray(actions, dtype=np.float32)
+        if coming.ndim != 3 or coming.shape[::2] != (self.num_envs, self._spec.dim):
+            raise InputError(f"actions of shape {coming.shape}: ({self.num_envs}, n, dim)")
+        for episode, rows in zip(self._episodes, coming, strict=True):
+            if episode is not None:
+                episode.announced = rows.copy()
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """The newest frames, uint8 (H, W, 3) each."""
+        if self.render_mode is None:
+            return None
+        return tuple(self._frames())
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self._world.close()
+
+    def _begin(self, mask: np.ndarray) -> None:
+        chosen = [int(g.integers(len(self._starts))) if m else 0
+                  for g, m in zip(self._generators, mask, strict=True)]  # fmt: skip
+        seeds = [int(g.integers(MAX_SEED + 1)) if m else 0
+                 for g, m in zip(self._generators, mask, strict=True)]  # fmt: skip
+        whole = None in self._episodes
+        if whole and not mask.all():
+            raise InputError("the first reset starts all episodes: leave reset_mask out")
+        states = self._world.reset(
+            self._starts[chosen], seed=seeds, mask=None if whole else np.asarray(mask)
+        )
+        for k in np.flatnonzero(mask):
+            self._episodes[k] = _Episode(states[k], self._starts[chosen[k]].copy())
+            self._done[k] = False
+
+    def _move(self, actions: np.ndarray, mask: np.ndarray) -> None:
+        """Moves the chosen worlds on by one action, predicting the chunks that need it."""
+        episodes = [e for e, chosen in zip(self._episodes, mask, strict=True) if chosen and e]
+        surprised = [
+            episode
+            for episode, action in zip(episodes, actions[mask], strict=True)
+            if episode.expects(action, self._spec.chunk)
+        ]
+        if surprised:
+            made = advance(
+                self._engine,
+                [episode.state for episode in surprised],
+                np.stack([episode.assumed[: self._execute] for episode in surprised]),
+                **self._options,
+            )
+            assert made.frames is not None
+            self.model_calls += len(surprised)
+            for episode, state, frames in zip(
+                surprised, made.state, np.asarray(made.frames), strict=True
+            ):
+                episode.ahead, episode.frames = state, frames
+        for episode in episodes:
+            episode.advance(self._execute)
+
+    def _frames(self) -> np.ndarray:
+        return np.stack([episode.frame for episode in self._episodes if episode])
+
+    def _rewarded(
+        self, before: np.ndarray, actions: np.ndarray, after: np.ndarray, lived: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rewards, ended = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
+        if self._reward is not None:
+            found = self._reward(before, actions, after)
+            if isinstance(found, tuple):
+                found, ends = found
+                ended[:] = np.asarray(ends, dtype=bool)
+            rewards[:] = np.asarray(found, dtype=np.float64)
+        return rewards * lived, ended & lived
+
+    def _info(self, mask: np.ndarray) -> dict[str, Any]:
+        info: dict[str, Any] = {}
+        source = "none" if self._reward is None else getattr(self._reward, "__name__", "function")
+        for k in np.flatnonzero(mask):
+            episode = self._episodes[k]
+            assert episode is not None
+            told = {"age": episode.age, "reward_source": source}
+            info = self._add_info(info, told, int(k))
+        return info
+
+    def _same_step(
+        self, after: np.ndarray, info: dict[str, Any]
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        ended = self._done.copy()
+        final: dict[str, Any] = {}
+        for k in np.flatnonzero(ended):
+            episode = self._episodes[k]
+            assert episode is not None
+            told = {"age": episode.age, "reward_source": info["reward_source"][k]}
+            final = self._add_info(
+                final, {"final_obs": after[k].copy(), "final_info": told}, int(k)
+            )
+        self._begin(ended)
+        return self._frames(), final | self._info(np.ones(self.num_envs, dtype=bool))
+
+
+class WorldEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+    """One world as an ordinary environment; otherwise as :class:`WorldVectorEnv`."""
+
+    def __init__(self, engine: Video2World, starts: Any, **options: Any) -> None:
+        """
+        Args:
+            engine, starts: as :class:`WorldVectorEnv`.
+            options: its others, without ``num_envs`` and ``autoreset_mode``.
+        """
+        self._vector = WorldVectorEnv(
+            engine, starts, 1, autoreset_mode=AutoresetMode.DISABLED, **options
+        )
+        self.metadata = {
+            key: value for key, value in self._vector.metadata.items() if key != "autoreset_mode"
+        }
+        self.render_mode = self._vector.render_mode
+        self.observation_space = self._vector.single_observation_space
+        self.action_space = self._vector.single_action_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        frames, info = self._vector.reset(seed=seed)
+        return frames[0], _single(info)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        frames, rewards, terminated, truncated, info = self._vector.step(np.asarray(action)[None])
+        return (
+            frames[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), _single(info)
+        )  # fmt: skip
+
+    def render(self) -> Any:
+        rendered = self._vector.render()
+        return None if rendered is None else rendered[0]
+
+    def close(self) -> None:
+        self._vector.close()
+
+
+class _Episode:
+    """One world between two resets."""
+
+    def __init__(self, state: WorldState, frame: np.ndarray) -> None:
+        self.state = state
+        """At the start of the chunk."""
+        self.frame = frame
+        self.age = 0
+        self.at = 0
+        """Actions of the chunk that have been taken."""
+        self.announced: np.ndarray | None = None
+        self.assumed = np.zeros((0, 0), np.float32)
+        """The chunk's actions: those taken, then those it was predicted with."""
+        self.ahead: WorldState | None = None
+        self.frames = np.zeros((0,), np.uint8)
+
+    def expects(self, action: np.ndarray, chunk: int) -> bool:
+        """Takes the action up; True if the chunk has to be predicted (again)."""
+        if self.ahead is not None and np.array_equal(self.assumed[self.at], action):
+            return False
+        coming = self.announced
+        if coming is not None and len(coming) and np.array_equal(coming[0], action):
+            rest = np.concatenate([coming, np.repeat(coming[-1:], chunk, axis=0)])
+        else:
+            rest = np.repeat(action[None], chunk, axis=0)
+        self.announced = None
+        self.assumed = np.concatenate([self.assumed[: self.at], rest] if self.at else [rest])
+        self.assumed = self.assumed[:chunk]
+        return True
+
+    def advance(self, execute: int) -> None:
+        self.frame = self.frames[self.at].copy()
+        self.at += 1
+        self.age += 1
+        if self.at == execute:
+            assert self.ahead is not None
+            self.state, self.ahead, self.at = self.ahead, None, 0
+
+
+def _action_space(spec: ActionSpec) -> gymnasium.spaces.Box:
+    if spec.mean is not None and spec.std is not None:
+        mean, reach = np.array(spec.mean), _SPREAD * np.array(spec.std)
+    else:
+        mean, reach = np.zeros(spec.dim), 1 / np.array(spec.scale)
+    return gymnasium.spaces.Box(
+        (mean - reach).astype(np.float32), (mean + reach).astype(np.float32), dtype=np.float32
+    )
+
+
+def _single(info: dict[str, Any]) -> dict[str, Any]:
+    return {key: value[0] for key, value in info.items() if not key.startswith("_")}

@@ -1,0 +1,232 @@
+"""Rollouts: recorded actions, or a policy in the loop, for as many chunks as it takes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from cosmos_fast.clip import DEFAULT_CRF, ClipWriter
+from cosmos_fast.errors import InputError
+from cosmos_fast.types import Frames
+from cosmos_fast.world.actions import tensor_of
+from cosmos_fast.world.world import World
+
+if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
+    from cosmos_fast.engine import Video2World
+    from cosmos_fast.types import ActionSpec
+    from cosmos_fast.world.state import WorldState
+    from cosmos_fast.world.timing import WorldReport
+
+Policy = Callable[[np.ndarray], Any]
+"""``policy(frame)``: the newest frame, uint8 (H, W, 3), to the next actions (1 to chunk, dim)."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One world's video: the given frame, then one frame an action."""
+
+    frames: Frames
+    """uint8 (T + 1, H, W, 3), every frame once; with ``reference`` joined as NVIDIA's script."""
+    actions: np.ndarray
+    """float32 (T, dim): those that were carried out."""
+    state: WorldState
+    report: WorldReport
+    disagreement: np.ndarray | None
+    """float32 (T,): of the samples at each frame; None for one sample."""
+    stopped: bool
+    """Ended because the samples disagreed."""
+    model: dict[str, Any]
+
+    def save(self, path: str | os.PathLike[str], *, crf: int = DEFAULT_CRF) -> Path:
+        """Writes the video; it appears whole or not at all.
+
+        Raises:
+            MediaError: ffmpeg failed, or the folder cannot be written.
+        """
+        fps = self.frames.fps
+        with ClipWriter(path, self.frames.size, fps, self.model, crf) as writer:
+            writer.write(self.frames)
+            writer.finish()
+            return writer.publish_plain(self._manifest())
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "rollout": {
+                "actions": self.actions.tolist(),
+                "seed": self.state.seed,
+                "chunks": self.state.chunks,
+                "stopped": self.stopped,
+                "frames_per_second": self.report.frames_per_second,
+            },
+        }
+
+
+def rollout_actions(
+    engine: Video2World,
+    frame: Any,
+    actions: Any,
+    *,
+    seed: int = 0,
+    samples: int = 1,
+    stop_at: float | None = None,
+    reference: bool = False,
+    **options: Any,
+) -> Rollout:
+    """Carries out recorded actions, chunk by chunk.
+
+    Every frame comes once and none is lost; a short tail is padded for the network and cut.
+
+    Args:
+        engine: an action-conditioned checkpoint.
+        frame: uint8 (H, W, 3): where to start.
+        actions: (T, dim) in the units of ``engine.profile.actions``.
+        seed: of the world.
+        samples: futures of each chunk, whose disagreement is reported.
+        stop_at: ends before a chunk at whose end the samples disagree by more than this.
+        reference: as NVIDIA's autoregressive script: its NumPy noise with the seed equal to the
+            number of the first action, whatever ``seed``; an incomplete last chunk is dropped; of
+            every chunk but the first the repeated first frame stays and the last one is lost.
+        options: further ones of ``World.step``.
+
+    Raises:
+        InputError: wrong shapes or values, or fewer than one chunk with ``reference``.
+    """
+    spec = _spec(engine)
+    rows = tensor_of(actions, "actions")
+    if rows.ndim != 2 or not len(rows) or rows.shape[1] != spec.dim:
+        raise InputError(f"actions of shape {tuple(rows.shape)}: (T, {spec.dim}) is needed")
+    if reference:
+        options |= {"noise": "reference"}
+        rows, seed = rows[: len(rows) // spec.chunk * spec.chunk], 0
+        if not len(rows):
+            raise InputError(f"{len(actions)} actions: the reference rolls out whole {spec.chunk}s")
+    chunks = list(rows.split(spec.chunk))
+    return _rollout(
+        engine, frame, lambda _, chunk: chunks[chunk] if chunk < len(chunks) else None,
+        seed, samples, stop_at, reference, options,
+    )  # fmt: skip
+
+
+def rollout_policy(
+    engine: Video2World,
+    frame: Any,
+    policy: Policy | str,
+    num_actions: int,
+    *,
+    seed: int = 0,
+    samples: int = 1,
+    stop_at: float | None = None,
+    **options: Any,
+) -> Rollout:
+    """Lets a policy act in the world for ``num_actions`` actions.
+
+    Args:
+        policy: ``policy(frame)``, or ``"module:function"`` that names one. It sees the newest frame
+            and answers with as many actions as it likes to be carried out before it looks again.
+        engine, frame, seed, samples, stop_at, options: as :func:`rollout_actions`.
+
+    Raises:
+        InputError: as :func:`rollout_actions`; what the policy raises comes through.
+    """
+    spec = _spec(engine)
+    acting = load_policy(policy) if isinstance(policy, str) else policy
+    if num_actions < 1:
+        raise InputError(f"{num_actions = }: at least 1 is needed")
+    left = [num_actions]
+
+    def ask(newest: np.ndarray, _: int) -> torch.Tensor | None:
+        if not left[0]:
+            return None
+        answer = tensor_of(acting(newest), "the policy's actions")
+        rows = answer[None] if answer.ndim == 1 else answer
+        rows = rows[: min(left[0], spec.chunk)]
+        left[0] -= len(rows)
+        return rows
+
+    return _rollout(engine, frame, ask, seed, samples, stop_at, False, options)
+
+
+def load_policy(name: str) -> Policy:
+    """The function that ``"module:function"`` names.
+
+    Raises:
+        InputError: no such module or function.
+    """
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise InputError(f"policy = {name!r}: module:function is needed")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"policy = {name!r}: {error}") from error
+    if not callable(found):
+        raise InputError(f"policy = {name!r} is a {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def _rollout(
+    engine: Video2World,
+    frame: Any,
+    ask: Callable[[np.ndarray, int], torch.Tensor | None],
+    seed: int,
+    samples: int,
+    stop_at: float | None,
+    reference: bool,
+    options: dict[str, Any],
+) -> Rollout:
+    start = tensor_of(frame, "frame")
+    frames, done, apart = [start[None]], [], []
+    with World(engine) as world:
+        world.reset(start[None], seed=seed)
+        stopped = False
+        for chunk in range(10**9):
+            newest = np.asarray(frames[-1][-1].cpu())
+            rows = ask(newest, chunk)
+            if rows is None:
+                break
+            step = world.step(rows[None], samples=samples, **options)
+            assert step.frames is not None
+            if step.disagreement is not None:
+                found = step.disagreement[0, : len(rows)].cpu().numpy()
+                if stop_at is not None and float(found[-1]) > stop_at:
+                    stopped = True
+                    break
+                apart.append(found)
+            new = step.frames.to("pt")[0, : len(rows)]
+            done.append(np.asarray(rows.cpu(), dtype=np.float32))
+            if reference and chunk:
+                new = torch.cat((frames[-1][-1:].to(new.device), new))
+                frames.append(new)
+            else:
+                frames.append(new)
+        state, report = world.states[0], world.report()
+    device = engine.device
+    if reference:
+        frames = [part[:-1] if number > 1 else part for number, part in enumerate(frames)]
+    with engine.lend() as parts:
+        model = parts.identity()
+    dim = _spec(engine).dim
+    return Rollout(
+        frames=Frames(torch.cat([part.to(device) for part in frames]), engine.profile.fps),
+        actions=np.concatenate(done) if done else np.zeros((0, dim), np.float32),
+        state=state,
+        report=report,
+        disagreement=np.concatenate(apart) if apart else None,
+        stopped=stopped,
+        model=model,
+    )
+
+
+def _spec(engine: Video2World) -> ActionSpec:
+    if engine.profile.actions is None:
+        raise InputError(f"{engine.profile.name} takes no actions: it follows prompts")
+    return engine.profile.actions

@@ -1,0 +1,332 @@
+"""World: a thin holder of states for a program that steps several worlds in one place."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+import torch
+
+from cosmos_fast.config import check_size
+from cosmos_fast.errors import InputError
+from cosmos_fast.sampling.noise import MAX_SEED, check_seed
+from cosmos_fast.types import NO_TEXT, NoText, Size, TextEmbedding
+from cosmos_fast.world.actions import tensor_of
+from cosmos_fast.world.advance import advance
+from cosmos_fast.world.noise import check_noise
+from cosmos_fast.world.state import Tail, WorldState
+from cosmos_fast.world.state_files import read_states, write_states
+from cosmos_fast.world.timing import History, WorldReport
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from cosmos_fast.engine import Video2World
+    from cosmos_fast.types import Prompt
+    from cosmos_fast.world.noise import NoiseKind
+    from cosmos_fast.world.step import WorldStep
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A handle on the states of a world at one moment; costs nothing, lasts as long as it is held.
+
+    :meth:`World.snapshot` with a path writes a file that outlives the process.
+    """
+
+    states: tuple[WorldState, ...]
+
+
+class World:
+    """N worlds that live on an engine; a context manager.
+
+    A world's future depends on its seed, its frames and its actions, never on its neighbours or on
+    its place among them: equal bytes on a CPU in float32, equal up to rounding on a GPU.
+    """
+
+    def __init__(
+        self,
+        engine: Video2World,
+        num_worlds: int = 1,
+        *,
+        noise: NoiseKind = "device",
+        num_steps: int | None = None,
+        batch: int | None = None,
+    ) -> None:
+        """
+        Args:
+            engine: whose checkpoint the worlds follow; several worlds may share it.
+            num_worlds: N, at least 1.
+            noise, num_steps, batch: as :func:`advance`.
+
+        Raises:
+            InputError: a value out of range.
+        """
+        if isinstance(num_worlds, bool) or not isinstance(num_worlds, int) or num_worlds < 1:
+            raise InputError(f"{num_worlds = }: a whole number of at least 1 is needed")
+        self.engine: Final = engine
+        self.num_worlds: Final = num_worlds
+        self._options: dict[str, Any] = {
+            "noise": check_noise(noise), "num_steps": num_steps, "batch": batch,
+        }  # fmt: skip
+        self._states: tuple[WorldState, ...] | None = None
+        self._history = History()
+        self._turn = threading.Lock()
+        self._worker: ThreadPoolExecutor | None = None
+        self._closed = False
+
+    @property
+    def states(self) -> tuple[WorldState, ...]:
+        """Of all worlds, in order.
+
+        Raises:
+            InputError: closed, or never reset.
+        """
+        self._check_open()
+        if self._states is None:
+            raise InputError("this world has no frames yet: call reset(frames) first")
+        return self._states
+
+    def reset(
+        self,
+        frames: Any,
+        prompts: Sequence[Prompt] | Prompt | None = None,
+        *,
+        seed: int | Sequence[int] = 0,
+        mask: Any = None,
+    ) -> tuple[WorldState, ...]:
+        """Starts all worlds, or those that ``mask`` names, from given frames.
+
+        Args:
+            frames: uint8 (N, H, W, 3) or (N, T, H, W, 3), RGB: NumPy, torch, or anything with
+                ``__dlpack__`` or ``__cuda_array_interface__``; on a device they stay there. H and
+                W are taken as they are, multiples of 16. The last 1 or 5 of T frames count.
+            prompts: one for all or N; texts, embeddings or ``NO_TEXT``; None is ``NO_TEXT``.
+            seed: world k's is ``seed + k``, or N of them.
+            mask: bool (N,): which worlds to reset; the others' rows are not looked at.
+
+        Returns:
+            The states of all worlds.
+
+        Raises:
+            InputError: wrong shapes, types or values; no world has changed then.
+        """
+        self._check_open()
+        chosen = self._mask(mask)
+        pixels = self._pixels(frames)
+        seeds, texts = self._seeds(seed), self._texts(prompts)
+        height, width = pixels.shape[2:4]
+        size = Size(height, width)
+        check_size(size, self.engine.profile.dit)
+        old = self._states
+        if old is None and not all(chosen):
+            raise InputError("the first reset starts all worlds: leave mask out")
+        given = pixels.shape[1]
+        states = []
+        for world, wanted in enumerate(chosen):
+            if not wanted:
+                assert old is not None
+                states.append(old[world])
+                continue
+            # A copy: the simulator may write its next picture where this one lies.
+            own = pixels[world].to(self.engine.device, copy=True)
+            tail = Tail(given, frames=own)
+            states.append(
+                WorldState(seeds[world], 0, size, tail, texts[world], self.engine.profile)
+            )
+        with self._turn:
+            self._states = tuple(states)
+        return self._states
+
+    def step(
+        self, actions: Any = None, *, samples: int = 1, decode: bool = True, **options: Any
+    ) -> WorldStep:
+        """One chunk of every world; the worlds then stand where it ends.
+
+        Args:
+            actions: float (N, chunk, dim) in the units of ``engine.profile.actions``; None for a
+                checkpoint without actions.
+            samples: K futures of each; the worlds follow the first.
+            decode: False leaves pixels out.
+            options: ``on_frames``, ``cancel``, ``guidance``, or another ``noise``, ``num_steps``
+                or ``batch``, as :func:`advance`.
+
+        Raises:
+            InputError, Cancelled, MemoryPlanError, DeviceLost; the worlds are as they were.
+        """
+        with self._turn:
+            made = advance(
+                self.engine,
+                self.states,
+                actions,
+                samples=samples,
+                decode=decode,
+                **{**self._options, **options},
+            )
+            self._states = made.state
+            self._history.add(made.report)
+        return made
+
+    def submit(self, actions: Any = None, **options: Any) -> Future[WorldStep]:
+        """:meth:`step` on a thread of this world's own, in order; the engine still serves one at a
+        time. Work runs on the caller's current CUDA stream."""
+        self._check_open()
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="cosmos-fast world")
+        stream: Any = nullcontext()
+        if self.engine.device.type == "cuda":
+            stream = torch.cuda.stream(torch.cuda.current_stream(self.engine.device))
+
+        def work() -> WorldStep:
+            with stream:
+                return self.step(actions, **options)
+
+        return self._worker.submit(work)
+
+    def fork(self, world: int, copies: int, *, seeds: Sequence[int] | None = None) -> World:
+        """A new world of ``copies`` that share the past of one of these; nothing is copied.
+
+        Args:
+            seeds: one a copy; None keeps the seed, so that equal actions have equal futures.
+
+        Raises:
+            InputError: no such world, or another number of seeds than copies.
+        """
+        states = self.states
+        if not isinstance(world, int | np.integer) or not 0 <= world < len(states):
+            raise InputError(f"{world = }: 0 to {len(states) - 1} are there")
+        branch = World(self.engine, copies, **self._options)
+        if seeds is not None and len(seeds) != copies:
+            raise InputError(f"{len(seeds)} seeds for {copies} copies")
+        parent = states[world]
+        branch._states = tuple(
+            parent if seeds is None else parent.with_seed(seeds[copy]) for copy in range(copies)
+        )
+        return branch
+
+    def snapshot(self, path: str | os.PathLike[str] | None = None) -> Snapshot:
+        """The states as they are, to go back to; with ``path`` also as a safetensors file.
+
+        Raises:
+            InputError: closed, never reset, or the file cannot be written.
+        """
+        states = self.states
+        if path is not None:
+            with self.engine.lend() as parts:
+                write_states(path, states, parts)
+        return Snapshot(states)
+
+    def restore(self, source: Snapshot | str | os.PathLike[str]) -> tuple[WorldState, ...]:
+        """Goes back to a snapshot or to what a file holds.
+
+        Raises:
+            InputError: another number of worlds, or states of another checkpoint.
+            CheckpointError: the file is no snapshot.
+        """
+        self._check_open()
+        if isinstance(source, Snapshot):
+            states = source.states
+        else:
+            with self.engine.lend() as parts:
+                states = read_states(source, parts)
+        if len(states) != self.num_worlds:
+            raise InputError(f"a snapshot of {len(states)} worlds for {self.num_worlds}")
+        if any(state.profile != self.engine.profile for state in states):
+            raise InputError(f"a snapshot of {states[0].profile.name}, not of this checkpoint")
+        with self._turn:
+            self._states = states
+        return states
+
+    def report(self) -> WorldReport:
+        """Latency, frames per second and stages of the last steps; waits for the device."""
+        return self._history.report()
+
+    def close(self) -> None:
+        """Lets go of the states and the worker; waits for submitted steps. May be called again."""
+        if self._worker is not None:
+            self._worker.shutdown(wait=True, cancel_futures=True)
+            self._worker = None
+        self._closed = True
+        self._states = None
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        name = self.engine.profile.name
+        return f"World({name!r}, num_worlds={self.num_worlds}{', closed' * self._closed})"
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError("this world is closed: make another with World(engine, ...)")
+
+    def _mask(self, mask: Any) -> list[bool]:
+        if mask is None:
+            return [True] * self.num_worlds
+        chosen = tensor_of(mask, "mask")
+        if chosen.dtype != torch.bool or tuple(chosen.shape) != (self.num_worlds,):
+            raise InputError(
+                f"mask of {chosen.dtype} and shape {tuple(chosen.shape)}: bool "
+                f"({self.num_worlds},) is needed"
+            )
+        values: list[bool] = chosen.tolist()
+        return values
+
+    def _pixels(self, frames: Any) -> torch.Tensor:
+        """uint8 (N, k, H, W, 3), where they are."""
+        pixels = tensor_of(frames, "frames")
+        shape = tuple(pixels.shape)
+        right = pixels.dtype == torch.uint8 and len(shape) in (4, 5) and shape[-1:] == (3,)
+        if not right or shape[0] != self.num_worlds or 0 in shape:
+            raise InputError(
+                f"frames of {str(pixels.dtype).removeprefix('torch.')} and shape {shape}: uint8 "
+                f"({self.num_worlds}, H, W, 3) or ({self.num_worlds}, T, H, W, 3), RGB, is needed"
+            )
+        if len(shape) == 4:
+            pixels = pixels[:, None]
+        legal = [k for k in self.engine.profile.conditional_frames if k <= pixels.shape[1]]
+        if not legal:
+            raise InputError(
+                f"{pixels.shape[1]} frames a world: {self.engine.profile.name} needs "
+                f"{min(self.engine.profile.conditional_frames)} at least"
+            )
+        return pixels[:, -max(legal) :]
+
+    def _seeds(self, seed: Any) -> list[int]:
+        if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+            return [(check_seed(int(seed)) + k) % (MAX_SEED + 1) for k in range(self.num_worlds)]
+        if not hasattr(seed, "__len__") or len(seed) != self.num_worlds:
+            raise InputError(f"{seed = }: an integer or {self.num_worlds} of them are needed")
+        return [check_seed(int(each)) for each in seed]
+
+    def _texts(self, prompts: Any) -> list[TextEmbedding | NoText]:
+        if prompts is None or isinstance(prompts, str | TextEmbedding | NoText):
+            prompts = [NO_TEXT if prompts is None else prompts] * self.num_worlds
+        if len(prompts) != self.num_worlds:
+            raise InputError(f"{len(prompts)} prompts for {self.num_worlds} worlds")
+        for prompt in prompts:
+            if not isinstance(prompt, str | TextEmbedding | NoText):
+                raise InputError(
+                    f"a prompt of type {type(prompt).__name__}: text, NO_TEXT or a TextEmbedding"
+                )
+        # Equal texts become one value: what is one is attended to as one.
+        embedded = {text: self.engine.embed(text) for text in prompts if isinstance(text, str)}
+        return [embedded[each] if isinstance(each, str) else self._own(each) for each in prompts]
+
+    def _own(self, prompt: TextEmbedding | NoText) -> TextEmbedding | NoText:
+        return prompt if isinstance(prompt, NoText) else self.engine.embed(prompt)

@@ -1,0 +1,114 @@
+"""One rank of the tests of several processes: ``python rank_process.py PORT RANK SIZE JOB``.
+
+The job, JSON, names a world and what to make of it; what was made goes to ``out``/RANK.pt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cosmos_fast as cf
+from cosmos_fast.config import Seat
+from cosmos_fast.parallel import join
+from cosmos_fast.types import TextEmbedding
+
+
+def text(width: int, seed: int) -> TextEmbedding:
+    """A made-up prompt of seven rows."""
+    rows = torch.zeros(512, width, dtype=torch.bfloat16)
+    rows[:7] = torch.randn(7, width, generator=torch.Generator().manual_seed(seed))
+    return TextEmbedding(rows, 7)
+
+
+def picture(frames: int) -> Any:
+    """uint8 noise, (frames, 32, 48, 3); no frames: a file that is not there."""
+    if not frames:
+        return "nowhere.png"
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (frames, 32, 48, 3), dtype=torch.uint8, generator=generator)
+
+
+def make(engine: cf.Video2World, case: dict[str, Any], **callbacks: Any) -> cf.Clip:
+    """The clip of one case."""
+    given = case.get("given", 1)
+    width = engine.profile.dit.text_dim
+    return engine.generate(
+        picture(given),
+        case.get("prompt") or text(width, 1),
+        text(width, 2),
+        num_frames=case.get("num_frames", 9),
+        num_conditional_frames=given or 1,
+        guidance=case.get("guidance", 2.0),
+        num_steps=2,
+        **callbacks,
+    )
+
+
+def fault(kind: str, out: Path, rank: int) -> Any:
+    """An ``on_step`` callback after whose second call something happens to this rank."""
+
+    def on_step(step: int, total: int, x0: torch.Tensor) -> None:
+        if step != 2:
+            return
+        Path(out, f"{rank}.fault").write_text(str(time.monotonic()), "ascii")
+        if kind == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ZeroDivisionError("made up by the test")
+
+    return on_step
+
+
+def outcome(job: dict[str, Any], engine: cf.Video2World, case: dict[str, Any], rank: int) -> Any:
+    """What a case came to: a clip's tensors, or the error it raised and when."""
+    here, callbacks = case.get("rank") == rank, {}
+    if here and case.get("cancel"):
+        token = threading.Event()
+        callbacks = {"cancel": token, "on_step": lambda step, total, x0: token.set()}
+    if here and case.get("fault"):
+        callbacks = {"on_step": fault(case["fault"], Path(job["out"]), rank)}
+    if here and case.get("guidance_here"):
+        case = {**case, "guidance": case["guidance_here"]}
+    try:
+        clip = make(engine, case, **callbacks)
+    except (cf.CosmosFastError, ZeroDivisionError) as error:
+        return {"error": type(error).__name__, "message": str(error), "at": time.monotonic()}
+    return {
+        "latents": clip.latents.tensor,
+        "frames": clip.frames.to("pt"),
+        "report": json.dumps(clip.report.as_dict()),
+        "text encoder": engine._parts.text.loaded,
+    }
+
+
+def main() -> None:
+    port, rank, size = map(int, sys.argv[1:4])
+    job = json.loads(sys.argv[4])
+    torch.set_num_threads(1)
+    seat = Seat(rank, size, rank, "127.0.0.1", port, store_is_served=True)
+    group = join(seat, torch.device("cpu"))
+    made, engines = {}, {}
+    for case in job["cases"]:
+        settings = case.get("parallel", {})
+        key = json.dumps(settings)
+        if key not in engines:
+            parallel = cf.Parallel(group, **settings)
+            engines[key] = cf.Video2World.from_pretrained(
+                job["world"], device="cpu", prompt_cache=False, parallel=parallel
+            )
+        made[case["name"]] = outcome(job, engines[key], case, rank)
+    torch.save(made, Path(job["out"], f"{rank}.pt"))
+    assert not torch.distributed.is_initialized()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

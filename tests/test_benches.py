@@ -1,0 +1,145 @@
+"""The benches: who is timed, who is refused, and what becomes of it. No test looks at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _benches_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benches"))
+
+
+def contest_of(errors: dict[str, float], calls: list[str]):
+    from contest import Contender, Contest
+
+    def contender(name: str, error: float):
+        def measured() -> float:
+            if error < 0:
+                raise ImportError(f"no {name} here")
+            return error
+
+        return Contender(name, lambda: calls.append(name), measured, ours=name == "ours")
+
+    contenders = tuple(contender(name, error) for name, error in errors.items())
+    return Contest("adding", "small", contenders, 0.1, flops=1e6, seconds=0.001, rounds=3)
+
+
+def test_everybody_who_is_right_takes_turns() -> None:
+    from contest import Ceilings, held
+
+    calls: list[str] = []
+    rows = held(contest_of({"ours": 0.01, "rival": 0.02}, calls), CPU, Ceilings(1.0, 1.0))
+    assert [row.contender for row in rows] == ["ours", "rival"]
+    assert all(row.median_ms is not None and row.calls >= 3 for row in rows)
+    assert rows[0].speed == 1.0
+    turns = re.sub(r"(\w+)( \1)*", r"\1", " ".join(calls)).split()
+    # First calls of each; then rounds, the second of them the other way round.
+    assert turns == ["ours", "rival"] * 3
+
+
+@pytest.mark.parametrize("error", [0.2, float("nan")], ids=["wrong", "nan"])
+def test_a_wrong_rival_is_refused_and_a_missing_one_named(error: float) -> None:
+    from contest import Ceilings, held
+
+    calls: list[str] = []
+    errors = {"ours": 0.01, "rival": error, "absent": -1.0}
+    rows = {row.contender: row for row in held(contest_of(errors, calls), CPU, Ceilings(1.0, 1.0))}
+    assert rows["rival"].median_ms is None
+    assert "refused" in rows["rival"].note
+    assert "not run: ImportError: no absent here" in rows["absent"].note
+    assert set(calls) == {"ours"}
+
+
+@pytest.mark.parametrize("error", [0.2, float("nan")], ids=["wrong", "nan"])
+def test_ours_being_wrong_ends_the_run(error: float) -> None:
+    from contest import Ceilings, held
+    from harness import WrongResult
+
+    with pytest.raises(WrongResult, match="adding by ours at small"):
+        held(contest_of({"ours": error}, []), CPU, Ceilings(1.0, 1.0))
+
+
+def test_a_report_is_written_row_by_row_and_becomes_a_page(tmp_path: Path, capsys) -> None:
+    from contest import Report
+    from render import BEGIN, END, chart, page_with, results_of
+
+    report = Report("adding", CPU, {"seconds": 1}, tmp_path / "adding_cpu.json")
+    report.run([lambda: contest_of({"ours": 0.01, "rival": 0.02, "<absent>": -1.0}, [])])
+    report.finish()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["bench"] == "adding"
+    (tmp_path / "older.json").write_text('{"bench": "of another form"}')
+    results = results_of(tmp_path)
+    assert list(results) == ["adding_cpu"]
+    page = page_with(f"before\n{BEGIN}\nold\n{END}\nafter\n", results, "charts")
+    assert "old" not in page
+    assert page.startswith("before\n")
+    assert page.endswith("\nafter\n")
+    assert "| **ours** |" in page
+    assert "![adding_cpu](charts/adding_cpu.svg)" in page
+    assert page == page_with(page, results, "charts")
+    words = [
+        text.text
+        for text in ElementTree.fromstring(chart(results["adding_cpu"])).iter()
+        if text.text
+    ]
+    assert {"ours", "rival"} <= set(words)
+
+
+def test_the_page_has_a_place_for_the_figures() -> None:
+    from render import BEGIN, END
+
+    page = (ROOT / "BENCHMARKS.md").read_text("utf-8")
+    assert page.count(BEGIN) == page.count(END) == 1
+
+
+@torch.inference_mode()
+def test_diffusers_has_our_weights_and_inputs() -> None:
+    import bench_forward
+
+    contest = bench_forward.contest("tiny", CPU, 0.01)
+    errors = {one.name: one.error for one in contest.contenders}
+    assert errors["ours"]() <= contest.error_limit
+    assert 1e-4 < errors["diffusers eager"]() <= contest.error_limit
+    assert all(contender.call() is not None for contender in contest.contenders[:1])
+
+
+def test_work_of_the_decoder_is_that_of_the_specification() -> None:
+    import bench_vae
+
+    from cosmos_fast.config import VAEConfig
+
+    for name, teraflops in (("480p_81", 229), ("720p_93", 717)):
+        assert bench_vae.decode_flops(VAEConfig(), bench_vae.SHAPES[name]) / 1e12 == pytest.approx(
+            teraflops, rel=0.005
+        )
+
+
+def test_shapes_have_the_tokens_that_they_are_known_by() -> None:
+    import bench_forward
+
+    tokens = {name: shape.tokens for name, shape in bench_forward.SHAPES.items()}
+    assert tokens["2b_480p_81"] == tokens["14b_480p_81"] == 27216
+    assert (tokens["2b_480p_93"], tokens["2b_720p_93"], tokens["2b_action"]) == (31104, 84480, 4800)
+
+
+def test_the_command_runs_the_program_that_it_names(tmp_path: Path, capsys) -> None:
+    from cosmos_fast.cli import main
+
+    before, path = list(sys.argv), list(sys.path)
+    code = main(["bench", "--only", "kernels", "--tiny", "--save", str(tmp_path)])
+    assert code == 0, capsys.readouterr().err
+    assert (sys.argv, sys.path) == (before, path)
+    document = json.loads(next(tmp_path.glob("kernels_*.json")).read_text("utf-8"))
+    operations = {row["operation"] for row in document["rows"] if row["ours"]}
+    assert operations >= {"qk_norm_rope", "gated_layernorm_modulate", "rms_silu", "upsample"}

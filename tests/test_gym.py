@@ -1,0 +1,169 @@
+"""Worlds as Gymnasium environments, held against the library's own checker and vector class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+import cosmos_fast as cf
+from action_world import CHUNK, DIM, HEIGHT, WIDTH, action_engine, actions, pictures
+from cosmos_fast.world.gym import WorldEnv, WorldVectorEnv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STARTS = pictures(4)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> cf.Video2World:
+    return action_engine(tmp_path_factory.mktemp("world"))
+
+
+def brightness(before: np.ndarray, action: np.ndarray, after: np.ndarray) -> Any:
+    return after.mean(axis=(1, 2, 3)) / 255
+
+
+def dims(before: np.ndarray, action: np.ndarray, after: np.ndarray) -> Any:
+    return action[:, 0], action[:, 0] > 0.5
+
+
+def test_the_librarys_checker_passes(engine: cf.Video2World) -> None:
+    gymnasium.register(
+        "CosmosFastTest-v0",
+        entry_point=lambda **options: WorldEnv(engine, STARTS, num_steps=1, **options),
+    )
+    try:
+        env = gymnasium.make("CosmosFastTest-v0", render_mode="rgb_array")
+        check_env(env.unwrapped)
+        env.close()
+    finally:
+        gymnasium.registry.pop("CosmosFastTest-v0")
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
+def test_it_behaves_as_the_librarys_vector_of_single_environments(
+    engine: cf.Video2World, mode: AutoresetMode
+) -> None:
+    options: dict[str, Any] = {"horizon": 3, "reward": dims, "execute": 2, "num_steps": 1}
+    ours = WorldVectorEnv(engine, STARTS, 2, autoreset_mode=mode, **options)
+    theirs = SyncVectorEnv([lambda: WorldEnv(engine, STARTS, **options)] * 2, autoreset_mode=mode)
+    assert ours.observation_space == theirs.observation_space
+    assert ours.action_space == theirs.action_space
+    assert ours.metadata["autoreset_mode"] == theirs.metadata["autoreset_mode"]
+    compare(ours.reset(seed=3), theirs.reset(seed=3))
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        given = rng.uniform(-1, 0.7, (2, DIM)).astype(np.float32)
+        one, other = ours.step(given), theirs.step(given)
+        compare(one, other)
+        done = one[2] | one[3]
+        if mode == AutoresetMode.DISABLED and done.any():
+            compare(ours.reset(options={"reset_mask": done}),
+                    theirs.reset(options={"reset_mask": done}))  # fmt: skip
+    ours.close()
+    theirs.close()
+
+
+def compare(ours: Any, theirs: Any) -> None:
+    for one, other in zip(ours[:-1], theirs[:-1], strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == other.dtype
+    same_info(ours[-1], theirs[-1])
+
+
+def same_info(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        if isinstance(value, dict):
+            same_info(ours[key], value)
+        elif key == "final_obs":
+            assert [o is None for o in ours[key]] == [v is None for v in value]
+            for one, other in zip(ours[key], value, strict=True):
+                np.testing.assert_array_equal(one, other)
+        else:
+            np.testing.assert_array_equal(ours[key], value)
+
+
+def test_a_chunk_ends_where_world_step_ends_with_the_same_actions(engine: cf.Video2World) -> None:
+    env = WorldVectorEnv(engine, STARTS, 2)
+    frames, _ = env.reset(seed=1)
+    world = cf.World(engine, 2)
+    world.reset(frames, seed=[state.seed for state in env._world.states])
+    given = actions(2)
+    for at in range(CHUNK):
+        seen = env.step(given[:, at])[0]
+    step = world.step(given)
+    assert step.frames is not None
+    np.testing.assert_array_equal(seen, np.asarray(step.frames)[:, -1])
+    assert env.model_calls == 2 * CHUNK
+
+
+def test_announced_or_held_actions_cost_one_prediction(engine: cf.Video2World) -> None:
+    env = WorldVectorEnv(engine, STARTS, 1)
+    env.reset(seed=1)
+    given = actions(1)
+    env.announce(given)
+    seen = [env.step(given[:, at])[0][0] for at in range(CHUNK)]
+    assert env.model_calls == 1
+    world = cf.World(engine, 1)
+    again = WorldVectorEnv(engine, STARTS, 1)
+    start, _ = again.reset(seed=1)
+    world.reset(start, seed=[again._world.states[0].seed])
+    step = world.step(given)
+    assert step.frames is not None
+    np.testing.assert_array_equal(np.stack(seen), np.asarray(step.frames)[0])
+    for _ in range(CHUNK):
+        env.step(given[:, 0])
+    assert env.model_calls == 2
+
+
+def test_episodes_are_truncated_rewarded_and_drawn(engine: cf.Video2World) -> None:
+    env = WorldVectorEnv(
+        engine,
+        STARTS,
+        2,
+        horizon=2,
+        reward=brightness,
+        num_steps=1,
+        render_mode="rgb_array",
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+    env.reset(seed=0)
+    held = np.zeros((2, DIM), np.float32)
+    first = env.step(held)
+    assert not first[3].any()
+    np.testing.assert_allclose(first[1], first[0].mean(axis=(1, 2, 3)) / 255)
+    second = env.step(held)
+    assert second[3].all()
+    assert not second[2].any()
+    assert second[4]["_final_obs"].all()
+    assert second[4]["reward_source"][0] == "brightness"
+    assert any(np.array_equal(second[0][0], start) for start in STARTS), "a new start"
+    drawn = env.render()
+    assert drawn is not None
+    assert drawn[0].shape == (HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(np.stack(drawn), second[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda e: WorldVectorEnv(e, STARTS.astype(float)), "uint8"),
+        (lambda e: WorldVectorEnv(e, STARTS, execute=9), "1 to 8"),
+        (lambda e: WorldVectorEnv(e, STARTS, render_mode="human"), "rgb_array"),
+        (lambda e: WorldVectorEnv(e, STARTS).step(np.zeros((1, DIM))), "call reset"),
+        (lambda e: WorldVectorEnv(e, STARTS, 2).step(np.zeros((1, DIM))), "shape"),
+    ],
+    ids=["starts", "execute", "render", "no reset", "shape"],
+)
+def test_wrong_use_is_refused(
+    engine: cf.Video2World, call: Callable[[cf.Video2World], Any], word: str
+) -> None:
+    with pytest.raises(cf.InputError, match=word):
+        call(engine)

@@ -1,0 +1,306 @@
+"""Lists run to their end: whatever is killed, whatever fails, nothing is lost or made twice."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from tools.toy_jobs import ToyClip, ToyEngine, generated
+
+import cosmos_fast as cf
+from bad_jobs import job
+from cosmos_fast._core import Journal
+from cosmos_fast.jobs import run_batch
+from cosmos_fast.jobs.ledger import MOST_STARTS
+from cosmos_fast.media import write_png
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    write_png(tmp_path / "start.png", np.full((16, 16, 3), 90, np.uint8))
+    write_jobs(tmp_path, [job(prompt=f"job {n}") for n in range(4)])
+    return tmp_path
+
+
+def write_jobs(place: Path, lines: list[bytes]) -> None:
+    (place / "jobs.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+
+
+def run(place: Path, engine: Any = None, **options: Any) -> Any:
+    engine = engine or ToyEngine(place / "log", seconds=0)
+    return run_batch(engine, place / "jobs.jsonl", place / "out", input_root=place, **options)
+
+
+def files(place: Path) -> set[str]:
+    return {path.name for path in (place / "out").iterdir()}
+
+
+def of(*numbers: int) -> set[str]:
+    """Files of these jobs, and the two of the list."""
+    own = {f"{n}{suffix}" for n in numbers for suffix in (".mp4", ".txt", ".json")}
+    return own | {"jobs.jsonl.journal", "jobs.jsonl.summary.json"}
+
+
+class Failing(ToyEngine):
+    """Raises ``error`` for the prompts that ``when`` picks."""
+
+    def __init__(self, log: Path, error: Callable[[], BaseException], when: str = "job 1") -> None:
+        super().__init__(log, seconds=0)
+        self.error, self.when = error, when
+
+    def generate(self, *arguments: Any, **options: Any) -> ToyClip:
+        if self.when in arguments[1]:
+            raise self.error()
+        return super().generate(*arguments, **options)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_anywhere_is_finished_exactly() -> None:
+    """15 kill points here, 300 in ``make soak``; then two workers of which one is killed."""
+    command = [sys.executable, "-m", "tools.soak_batch", "--points", "15"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    told = json.loads(found.stdout.splitlines()[-1])
+    assert told["ok"], (told, found.stderr)
+    assert told["killed_before_the_end"] >= 5
+    assert found.returncode == 0
+
+
+def test_what_is_whole_is_kept_and_what_was_touched_is_made_again(place: Path) -> None:
+    assert run(place).made == 4
+    (place / "out" / "1.mp4").write_bytes(b"somebody was here")
+    (place / "out" / "2.mp4").unlink()
+    (place / "out" / "3.json").unlink()
+    summary = run(place, resume=True)
+    assert (summary.attempt, summary.made, summary.kept) == (2, 3, 1)
+    assert sorted(generated(place / "log")[4:]) == ["job 1", "job 2", "job 3"]
+    assert run(place, resume=True).kept == 4
+    assert files(place) == of(0, 1, 2, 3)
+
+
+def test_a_changed_job_is_made_again_and_a_new_one_as_well(place: Path) -> None:
+    run(place)
+    lines = [job(prompt=f"job {n}", **({"seed": 9} if n == 2 else {})) for n in range(5)]
+    write_jobs(place, lines)
+    summary = run(place, resume=True)
+    assert (summary.made, summary.kept) == (2, 3)
+    assert generated(place / "log")[4:] == ["job 2", "job 4"]
+    assert run(place, resume=True, model="another").made == 5
+
+
+def test_videos_without_their_journal_are_known_by_their_manifests(place: Path) -> None:
+    run(place)
+    (place / "out" / "jobs.jsonl.journal").unlink()
+    assert run(place, resume=True).kept == 4
+    (place / "out" / "jobs.jsonl.journal").unlink()
+    assert run(place).made == 4  # asked to make them, not to resume
+
+
+def test_an_earlier_run_is_not_overwritten_unasked(place: Path) -> None:
+    run(place)
+    with pytest.raises(cf.InputError, match="resume it, or remove"):
+        run(place)
+    assert run(place, resume=True).kept == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        pytest.param(lambda: cf.InputError("bad"), 2, id="input"),
+        pytest.param(lambda: cf.GuardrailBlocked("no"), 3, id="blocked"),
+        pytest.param(lambda: cf.MemoryPlanError("full"), 1, id="memory"),
+        pytest.param(lambda: RuntimeError("a fault of ours"), 1, id="unexpected"),
+        pytest.param(lambda: OSError(errno.EIO, "disk"), 1, id="system"),
+    ],
+)
+def test_one_that_fails_is_a_row_and_the_rest_go_on(
+    place: Path, error: Callable[[], Exception], code: int
+) -> None:
+    rows = []
+    summary = run(
+        place,
+        Failing(place / "log", error),
+        on_row=lambda row, settled, total: rows.append((row.index, row.status, settled, total)),
+    )
+    [row] = summary.failures
+    assert (row.index, row.line, row.video, row.failure.code) == (1, 2, "1.mp4", code)
+    assert row.failure.error == type(error()).__name__
+    assert files(place) == of(0, 2, 3)
+    assert sorted(rows) == sorted(
+        (index, "failed" if index == 1 else "made", settled + 1, 4)
+        for settled, (index, *_) in enumerate(rows)
+    )
+    assert run(place, resume=True).made == 1  # what failed is tried again
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(lambda: cf.DeviceLost("gone"), id="device lost"),
+        pytest.param(lambda: OSError(errno.ENOSPC, "no space"), id="disk full"),
+        pytest.param(KeyboardInterrupt, id="interrupt"),
+    ],
+)
+def test_what_no_job_can_survive_ends_the_run_which_resumes(
+    place: Path, error: Callable[[], BaseException]
+) -> None:
+    with pytest.raises(type(error())):
+        run(place, Failing(place / "log", error))
+    assert files(place) == of(0) - {"jobs.jsonl.summary.json"}
+    assert run(place, resume=True).made == 4 - 1
+    assert files(place) == of(0, 1, 2, 3)
+
+
+def test_three_surprises_in_a_row_end_the_run(place: Path) -> None:
+    with pytest.raises(RuntimeError, match="broken"):
+        run(place, Failing(place / "log", lambda: RuntimeError("broken"), "job"))
+    assert not generated(place / "log") if (place / "log").exists() else True
+    assert run(place, resume=True).made == 4
+
+
+def test_cancelling_ends_the_run_which_resumes(place: Path) -> None:
+    stop = threading.Event()
+    with pytest.raises(cf.Cancelled):
+        run(place, cancel=stop, on_row=lambda *_: stop.set())
+    assert run(place, resume=True).ok
+
+
+def test_a_broken_save_leaves_nothing(place: Path) -> None:
+    class Tearing(ToyClip):
+        def save(self, path: Path, **options: Any) -> Path:
+            path.with_suffix(".json").write_text("{}")
+            raise cf.MediaError("the encoder failed")
+
+    class Engine(ToyEngine):
+        def generate(self, *arguments: Any, **options: Any) -> ToyClip:
+            clip = super().generate(*arguments, **options)
+            return Tearing(b"", "") if "job 1" in arguments[1] else clip
+
+    assert run(place, Engine(place / "log", seconds=0)).failed == 1
+    assert files(place) == of(0, 2, 3)
+
+
+def test_the_next_is_read_and_the_last_written_while_one_is_made(place: Path) -> None:
+    """Each of the three stages waits for the two others to be at work: in turn it would hang."""
+    meeting = threading.Barrier(2, timeout=20)
+
+    class Slow(ToyClip):
+        def save(self, path: Path, **options: Any) -> Path:
+            meeting.wait()
+            return super().save(path, **options)
+
+    class Engine(ToyEngine):
+        def generate(self, *arguments: Any, **options: Any) -> ToyClip:
+            clip = super().generate(*arguments, **options)
+            if "job 0" in arguments[1]:
+                return Slow(b"0", "job 0")
+            if "job 1" in arguments[1]:
+                meeting.wait()  # job 0 is being written
+                assert any("job 2" in line for line in begun(place)), "job 2 was not read ahead"
+            return clip
+
+    assert run(place, Engine(place / "log", seconds=0)).ok
+
+
+def begun(place: Path) -> list[str]:
+    """Prompts of the jobs that the journal calls begun."""
+    from cosmos_fast.jobs.job import Defaults
+    from cosmos_fast.jobs.job_list import JobList
+    from cosmos_fast.jobs.roots import Root
+    from cosmos_fast.jobs.worker import Jobs
+
+    with JobList(place / "jobs.jsonl") as listed:
+        plan = Jobs(
+            listed, Defaults(), inputs=Root(place, ""), outputs=Root(place / "out", ""),
+            model=ToyEngine(place / "log").profile.name,
+        )  # fmt: skip
+        prompts = {key: one.prompt for key, one in map(plan.job, range(len(listed)))}
+    records = Journal(place / "out" / "jobs.jsonl.journal", fresh=False).read()
+    return [prompts[record["key"]] for record in map(json.loads, records) if record["t"] == "start"]
+
+
+def work(place: Path, barrier: Any) -> None:
+    """Begins or joins, as it happens; a process of its own."""
+    barrier.wait()
+    engine = ToyEngine(place / "log", seconds=0.02)
+    assert run_batch(engine, place / "jobs.jsonl", place / "out", resume=True, input_root=place).ok
+
+
+@pytest.mark.slow
+def test_workers_that_share_a_folder_make_nothing_twice(place: Path) -> None:
+    write_jobs(place, [job(prompt=f"job {n}") for n in range(30)])
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    workers = [context.Process(target=work, args=(place, barrier)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    assert sorted(generated(place / "log")) == sorted(f"job {n}" for n in range(30))
+    makers = {line.split()[0] for line in (place / "log").read_text().splitlines()}
+    assert len(makers) == 2, "one worker made everything"
+    assert files(place) == of(*range(30))
+
+
+def die(place: Path) -> None:
+    """A run whose process dies in job 1."""
+
+    class Deadly(ToyEngine):
+        def generate(self, *arguments: Any, **options: Any) -> ToyClip:
+            if "job 1" in arguments[1]:
+                os._exit(9)
+            return super().generate(*arguments, **options)
+
+    run_batch(
+        Deadly(place / "log", seconds=0), place / "jobs.jsonl", place / "out",
+        join=1, input_root=place,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_job_that_kills_its_workers_fails_and_the_rest_go_on(place: Path) -> None:
+    from cosmos_fast.jobs.job_list import JobList
+    from cosmos_fast.jobs.ledger import Ledger
+
+    with JobList(place / "jobs.jsonl") as listed:
+        Ledger.begin(place / "out", listed, resume=False).close()
+    context = multiprocessing.get_context("spawn")
+    for _ in range(MOST_STARTS):
+        worker = context.Process(target=die, args=(place,))
+        worker.start()
+        worker.join(60)
+        assert worker.exitcode == 9
+    summary = run(place, join=1)
+    assert [row.failure.error for row in summary.failures] == ["WorkerDied"]
+    assert summary.made == 3
+
+
+def test_a_run_is_joined_with_its_own_list_only(place: Path) -> None:
+    run(place)
+    with pytest.raises(cf.InputError, match="no run 7"):
+        run(place, join=7)
+    write_jobs(place, [job()])
+    with pytest.raises(cf.InputError, match="of this list"):
+        run(place, join=1)
+
+
+def test_descriptors_are_given_back(place: Path) -> None:
+    run(place)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        run(place, resume=True)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,0 +1,155 @@
+"""Several real processes over gloo make what one process makes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import torch
+
+import cosmos_fast as cf
+from cosmos_fast.config import DiTConfig, VAEConfig
+from cosmos_fast.parallel import serve_store
+from cosmos_fast.types import Size
+from random_world import RANDOM_PROFILE, make_random_world
+from rank_process import make
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HEADS: Final = 4
+DEADLINE: Final = 10.0
+"""Seconds from the end of one rank to the error in the others, promised to users."""
+PROFILE: Final = replace(
+    RANDOM_PROFILE,
+    size=Size(32, 48),
+    num_frames=9,
+    dit=DiTConfig(
+        num_layers=2, num_heads=HEADS, head_dim=16, adaln_rank=8, text_dim=64, rope_scale=(1, 1, 1)
+    ),
+    vae=VAEConfig(base_dim=4),
+)
+
+CASES: Final[tuple[dict[str, Any], ...]] = (
+    {"name": "5 given frames", "given": 5},
+    {
+        "name": "21 latent frames",
+        "num_frames": 81,
+        "parallel": {"guidance": "together"},
+    },
+    {"name": "no guidance", "guidance": 0.0, "num_frames": 5},
+    {"name": "ring", "num_frames": 5, "parallel": {"guidance": "together", "context": "ring"}},
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_random_world(tmp_path_factory.mktemp("world"), PROFILE)
+
+
+@pytest.fixture(scope="module")
+def alone(world: Path) -> Mapping[str, cf.Clip]:
+    """What one process makes of each case."""
+    engine = cf.Video2World.from_pretrained(world, device="cpu", prompt_cache=False)
+    return {case["name"]: make(engine, case) for case in CASES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_ranks_make_what_one_process_makes(
+    size: int, world: Path, alone: Mapping[str, cf.Clip], tmp_path: Path
+) -> None:
+    results = run(size, {"world": str(world), "out": str(tmp_path), "cases": CASES})
+    for rank, made in enumerate(results):
+        for name, clip in alone.items():
+            expected, found = clip.latents.tensor, made[name]["latents"]
+            error = (found - expected).abs().max() / expected.abs().max()
+            assert error <= 1e-5, f"{name}, rank {rank}: {error:.2g}"
+            # A value at the edge between two pixel values may fall to either side.
+            apart = (made[name]["frames"].int() - clip.frames.to("pt").int()).abs()
+            assert apart.max() <= 1, name
+            assert (apart > 0).float().mean() < 1e-3, name
+            assert torch.equal(found, results[0][name]["latents"]), name
+            assert torch.equal(made[name]["frames"], results[0][name]["frames"]), name
+    parallel = {name: json.loads(made["report"])["parallel"] for name, made in results[0].items()}
+    ways = {name: (each["guidance_branches"], each["context"]) for name, each in parallel.items()}
+    split = (1, 3) if size == 3 else (2, size // 2)
+    assert ways["5 given frames"] == split
+    assert ways["21 latent frames"] == ways["ring"] == ways["no guidance"] == (1, size)
+    assert parallel["ring"]["attention"] == "ring"
+    assert parallel["no guidance"]["attention"] == ("ring" if size == 3 else "heads")
+    assert all(0 < each["communication_share"] < 1 for each in parallel.values())
+    assert parallel["no guidance"]["sent_bytes"] > 0
+
+
+FAULTS: Final[tuple[dict[str, Any], ...]] = (
+    {"name": "no such picture", "given": 0},
+    {"name": "other arguments", "rank": 2, "guidance_here": 3.0},
+    {"name": "cancelled by one", "rank": 1, "cancel": True},
+    {"name": "a written prompt", "prompt": "a ball"},
+    {"name": "killed", "rank": 1, "fault": "killed"},
+    {"name": "after it"},
+)
+
+
+@pytest.mark.slow
+def test_ranks_survive_what_all_know_of_and_end_when_one_is_killed(
+    world: Path, tmp_path: Path
+) -> None:
+    job = {"world": str(world), "out": str(tmp_path), "cases": FAULTS}
+    results = run(3, job, ends=[0, -signal.SIGKILL, 0])
+    errors = {name: [made[name].get("error") for made in results] for name in results[0]}
+    assert errors["no such picture"] == ["MediaError", "RankLost"]
+    assert "nowhere.png" in results[1]["no such picture"]["message"]
+    assert errors["other arguments"] == ["InputError"] * 2
+    assert "ranks [2]" in results[0]["other arguments"]["message"]
+    assert errors["cancelled by one"] == ["Cancelled"] * 2
+    first, last = (made["a written prompt"] for made in results)
+    assert torch.equal(first["latents"], last["latents"])
+    assert (first["text encoder"], last["text encoder"]) == (True, False)
+    assert errors["killed"] == errors["after it"] == ["RankLost"] * 2
+    for made in results:
+        assert made["killed"]["message"] == "rank 1 died"
+        assert made["killed"]["at"] - float((tmp_path / "1.fault").read_text()) < DEADLINE
+
+
+@pytest.mark.slow
+def test_a_rank_that_raises_takes_the_others_with_it(world: Path, tmp_path: Path) -> None:
+    case = {"name": "raises", "rank": 1, "fault": "raises"}
+    job = {"world": str(world), "out": str(tmp_path), "cases": [case, {"name": "after it"}]}
+    first, second = run(2, job)
+    assert second["raises"]["error"] == "ZeroDivisionError"
+    assert first["raises"]["error"] == "RankLost"
+    assert first["raises"]["message"] == ("rank 1 failed: ZeroDivisionError: made up by the test")
+    assert first["raises"]["at"] - float((tmp_path / "1.fault").read_text()) < DEADLINE
+    assert first["after it"]["error"] == second["after it"]["error"] == "RankLost"
+
+
+def run(size: int, job: dict[str, Any], ends: list[int] | None = None) -> list[dict[str, Any]]:
+    """What each rank that ended well made of the job.
+
+    Args:
+        ends: the exit code of each rank; None: all well.
+    """
+    ends = ends or [0] * size
+    store = serve_store(size)
+    program = [sys.executable, str(Path(__file__).with_name("rank_process.py")), str(store.port)]
+    ranks = [
+        subprocess.Popen([*program, str(rank), str(size), json.dumps(job)]) for rank in range(size)
+    ]
+    try:
+        assert [rank.wait(300) for rank in ranks] == ends
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [
+        torch.load(Path(job["out"], f"{rank}.pt"), weights_only=True)
+        for rank, end in enumerate(ends)
+        if end == 0
+    ]

@@ -1,0 +1,133 @@
+"""The decoder between kernels against the plain one, in plain torch and in Triton's interpreter."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from cosmos_fast.config import VAEConfig
+from cosmos_fast.model.attention import torch_attention
+from cosmos_fast.model.ops import Ops, _with_kernels
+from cosmos_fast.model.vae import VAE, Past
+from cosmos_fast.model.vae_fused import FusedDecoder
+from cosmos_fast.types import TEMPORAL_STRIDE
+from test_vae import network, relative_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CONFIG = VAEConfig(base_dim=8)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="module")
+def vae() -> VAE:
+    return network(CONFIG).to(DEVICE)
+
+
+def fused_chunks(vae: VAE, latents: torch.Tensor, ops: Ops) -> Iterator[torch.Tensor]:
+    decoder = FusedDecoder(vae.decoder, vae.post_quant_conv, ops)
+    z = vae._denormalised(latents)
+    for index in range(z.shape[2]):
+        yield decoder.chunk(z[:, :, index : index + 1])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4])
+@torch.inference_mode()
+def test_between_kernels_the_numbers_are_those_of_the_plain_decoder(vae: VAE, frames: int) -> None:
+    latents = torch.randn(2, 16, frames, 3, 2, device=DEVICE)
+    chunks = list(fused_chunks(vae, latents, Ops()))
+    assert [chunk.shape[2] for chunk in chunks] == [1] + [TEMPORAL_STRIDE] * (frames - 1)
+    assert chunks[0].dtype == torch.float32
+    assert relative_error(torch.cat(chunks, dim=2), vae.decode(latents)) <= 1e-5
+
+
+@torch.inference_mode()
+def test_kernels_give_what_torch_gives(vae: VAE) -> None:
+    latents = torch.randn(1, 16, 3, 1, 2, device=DEVICE)
+    plain = torch.cat(list(fused_chunks(vae, latents, Ops())), dim=2)
+    kernels = _with_kernels(torch_attention, dict(Ops().names))
+    ours = torch.cat(list(fused_chunks(vae, latents, kernels)), dim=2)
+    assert relative_error(ours, plain) <= 1e-5
+
+
+@torch.inference_mode()
+def test_clips_may_alternate(vae: VAE) -> None:
+    first, second = torch.randn(2, 1, 16, 2, 2, 2, device=DEVICE).unbind()
+    one, two = (fused_chunks(vae, latents, Ops()) for latents in (first, second))
+    pairs = list(zip(one, two, strict=True))
+    expected = torch.cat(list(fused_chunks(vae, second, Ops())), dim=2)
+    assert torch.equal(torch.cat([pair[1] for pair in pairs], dim=2), expected)
+
+
+@torch.inference_mode()
+def test_bf16_error_is_at_most_that_of_the_plain_decoder(
+    vae: VAE, measured: Callable[[str], None]
+) -> None:
+    half = network(CONFIG).bfloat16().to(DEVICE)
+    exact = network(CONFIG).bfloat16().to(DEVICE).double()
+    latents = torch.randn(1, 16, 3, 4, 4, device=DEVICE)
+    z = half._denormalised(latents)
+    past = Past()
+    expected = torch.cat(
+        [
+            exact.decoder(exact.post_quant_conv(z[:, :, i : i + 1].double(), past), past)
+            for i in range(3)
+        ],
+        dim=2,
+    )
+    fused = torch.cat(list(fused_chunks(half, latents, Ops())), dim=2)
+    plain = torch.cat(list(half.decode_chunks(latents)), dim=2)
+    ours, bound = relative_error(fused, expected), 1.1 * relative_error(plain, expected)
+    measured(f"relative error {ours:.2e}, plain decoder {bound / 1.1:.2e}")
+    assert ours <= bound
+
+
+class Everywhere(Ops):
+    """Fuses on any device."""
+
+    def decodes(self, *tensors: torch.Tensor) -> bool:
+        return True
+
+
+@torch.inference_mode()
+def test_a_layer_with_a_hook_is_called(vae: VAE) -> None:
+    latents = torch.randn(1, 16, 2, 2, 2, device=DEVICE)
+    plain, called = vae.decode(latents), []
+    other = VAE(CONFIG, Everywhere()).to(DEVICE)
+    other.load_state_dict(vae.state_dict())
+    fused = other.decode(latents)
+    assert not torch.equal(fused, plain)
+    assert relative_error(fused, plain) <= 1e-5
+    layer = other.decoder.get_submodule("up_blocks.1.resnets.0.conv1")
+    handle = layer.register_forward_hook(lambda *_: called.append(1))
+    assert torch.equal(other.decode(latents), plain)
+    assert len(called) == 2, "once a chunk"
+    handle.remove()
+    assert torch.equal(other.decode(latents), fused)
+
+
+def test_a_cpu_and_gradients_go_the_plain_way(vae: VAE) -> None:
+    kernels = _with_kernels(torch_attention, dict(Ops().names))
+    assert not kernels.decodes(torch.zeros(1))
+    assert not Ops().decodes(torch.zeros(1, device=DEVICE))
+    assert not kernels.decodes(torch.zeros(1, device=DEVICE, requires_grad=True))
+    assert dataclasses.replace(kernels).names["upsample"] == "triton"
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_a_gpu_decodes_between_kernels_and_within_the_error_of_bf16() -> None:
+    config = VAEConfig()
+    half = network(config).bfloat16().cuda()
+    half.ops = Ops.select("cuda", torch.bfloat16)
+    latents = torch.randn(1, 16, 3, 12, 20, device="cuda")
+    fused = torch.cat(list(half.decode_chunks(latents)), dim=2)
+    half.ops = None
+    plain = torch.cat(list(half.decode_chunks(latents)), dim=2)
+    wide = half.double()
+    expected = torch.cat(list(wide.decode_chunks(latents)), dim=2)
+    assert relative_error(fused, expected) <= 1.1 * relative_error(plain, expected)

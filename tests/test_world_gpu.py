@@ -1,0 +1,86 @@
+"""Worlds on a GPU: no wait and no host copy inside a step, flat memory, batches that agree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+import cosmos_fast as cf
+from action_world import CHUNK, DIM, PROFILE, pictures
+from random_world import make_random_world
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> cf.Video2World:
+    folder = make_random_world(tmp_path_factory.mktemp("world"), PROFILE)
+    return cf.Video2World.from_pretrained(folder, device="cuda")
+
+
+def on_device(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return torch.rand(count, CHUNK, DIM, device="cuda", generator=generator) * 2 - 1
+
+
+def started(engine: cf.Video2World, count: int, **options: Any) -> cf.World:
+    world = cf.World(engine, count, **options)
+    world.reset(torch.from_numpy(pictures(count)).cuda(), seed=range(count))
+    return world
+
+
+def test_a_step_neither_waits_for_the_device_nor_copies_to_the_host(engine: cf.Video2World) -> None:
+    world = started(engine, 2)
+    world.step(on_device(2))
+    given = on_device(2)
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as trace:
+        world.step(given)
+    names = [event.name for event in trace.events()]
+    assert "aten::conv3d" in names, "the trace holds the step"
+    waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "DtoH")
+    # The profiler itself waits for the device once, when it ends.
+    found = [name for name in names if any(word in name for word in waits)]
+    assert [name for name in found if name != "cudaDeviceSynchronize"] == []
+
+
+def test_memory_is_flat_over_a_thousand_steps(engine: cf.Video2World) -> None:
+    world = started(engine, 2, num_steps=1)
+    for number in range(1000):
+        world.step(on_device(2, number))
+        if number == 20:
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() - before < 1 << 20
+
+
+def test_a_world_among_seven_others_is_the_same_up_to_rounding(
+    engine: cf.Video2World, measured: Callable[[str], None]
+) -> None:
+    many = started(engine, 8).step(on_device(8))
+    alone = cf.World(engine, 1)
+    alone.reset(torch.from_numpy(pictures(8)[5:6]).cuda(), seed=5)
+    one = alone.step(on_device(8)[5:6])
+    ours, theirs = one.latents.tensor[0], many.latents.tensor[5]
+    error = float((ours - theirs).norm() / theirs.norm())
+    measured(f"relative difference of the latents {error:.2e}")
+    assert error < 1.6e-2
+
+
+def test_actions_out_of_range_on_the_device_are_marked_not_waited_for(
+    engine: cf.Video2World,
+) -> None:
+    world = started(engine, 2)
+    given = on_device(2)
+    given[1, 3, 0] = float("nan")
+    step = world.step(given)
+    assert step.valid.cpu().tolist() == [[True] * CHUNK, [False] * CHUNK]
+    assert np.asarray(step.frames).shape[0] == 2
