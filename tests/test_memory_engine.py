@@ -353,6 +353,38 @@ def test_two_hundred_generations_are_flat(tmp_path: Path) -> None:
     assert seen[1] - seen[0] < MIB, seen
 
 
+ON_DEVICE = (512 + 160) * MIB + TIGHT
+"""What the planner sets aside for a CUDA context and workspaces, and as much as on a CPU."""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "memory",
+    [ON_DEVICE, cf.Budget(ON_DEVICE, LITTLE_HOST), "resident", "auto"],
+    ids=["pinned", "files", "resident", "auto"],
+)
+def test_on_a_device_every_plan_gives_the_same_bytes(memory: Any, world: Path) -> None:
+    options: dict[str, Any] = {"device": "cuda", "precision": "fp32", "prompt_cache": False}
+    expected = run(cf.Video2World.from_pretrained(world, memory="resident", **options))
+    engine = cf.Video2World.from_pretrained(world, memory=memory, **options)
+    for _ in range(2):
+        assert same(run(engine), expected)
+        engine.sleep()
+        assert engine._parts.residence.asleep
+    executor = engine._parts.residence.executor
+    assert (executor is None) == (memory in ("resident", "auto"))
+    if executor is None:
+        return
+    failing = engine._parts.dit.blocks[5].register_forward_pre_hook(_fail)
+    with pytest.raises(ZeroDivisionError):
+        run(engine)
+    failing.remove()
+    before = torch.cuda.memory_allocated()
+    assert same(run(engine), expected)
+    gc.collect()
+    assert torch.cuda.memory_allocated() - before < MIB
+
+
 def _host_bytes(executor: Any) -> Iterator[int]:
     for component in executor._components.values():
         for block in component.blocks.values():
