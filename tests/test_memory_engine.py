@@ -334,7 +334,7 @@ def test_shapes_that_save_memory_run_and_are_told(world: Path, plain: cf.Clip) -
 
 def test_two_hundred_generations_are_flat(tmp_path: Path) -> None:
     dit = replace(PROFILE.dit, num_layers=4, num_heads=2, head_dim=32)
-    profile = replace(PROFILE, dit=dit, vae=replace(PROFILE.vae, base_dim=4))
+    profile = replace(PROFILE, dit=dit, vae=replace(PROFILE.vae, base_dim=4, num_res_blocks=1))
     options = {"num_steps": 1, "num_frames": 5, "size": (16, 16), "guidance": 0.0}
     engine = load(make_random_world(tmp_path, profile), 2 * MIB)
     executor = engine._parts.residence.executor

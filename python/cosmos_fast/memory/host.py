@@ -24,6 +24,10 @@ PARAMETER_ALIGNMENT: Final = 256
 """Bytes at which each parameter of a block starts, as kernels and copies like it."""
 
 
+_ANY_CONTEXT: Final = 1
+"""cudaHostRegisterPortable: locked for every device of the process."""
+
+
 @dataclass(frozen=True)
 class Location:
     """Where a parameter is in its block."""
@@ -113,16 +117,15 @@ class HostBlock:
         self.modules: Final = tuple(modules)
         self.parameters: Final = unique_parameters(modules)
         self._locations, self.bytes = layout(self.parameters)
-        memory = self._found_in_place()
-        if memory is None:
-            memory = allocate(self.bytes)
-            for parameter, location in zip(self.parameters, self._locations, strict=True):
-                location.view(memory).copy_(parameter.data)
-        self.memory: Final = memory
+        found = self._found_in_place()
+        self.memory: Final = allocate(self.bytes) if found is None else found
         if pin:
-            _lock(memory)
+            _lock(self.memory)
             # The lock goes before the memory can. At the interpreter's end the driver drops it.
-            weakref.finalize(self, _unlock, memory.data_ptr()).atexit = False
+            weakref.finalize(self, _unlock, self.memory.data_ptr()).atexit = False
+        if found is None:
+            for parameter, location in zip(self.parameters, self._locations, strict=True):
+                location.view(self.memory).copy_(parameter.data)
         self.rest()
 
     @property
@@ -188,7 +191,7 @@ def allocate(size: int) -> torch.Tensor:
 
 def _lock(memory: torch.Tensor) -> None:
     """Page-locks memory for copies of a CUDA device, in place."""
-    result = int(_runtime().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+    result = int(_runtime().cudaHostRegister(memory.data_ptr(), memory.nbytes, _ANY_CONTEXT))
     if result:
         raise MemoryPlanError(
             f"the driver cannot lock {memory.nbytes} bytes of host memory (error {result}): give "
