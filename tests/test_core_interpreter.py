@@ -74,7 +74,8 @@ def test_the_interpreter_lock_is_released(work: Callable[[], None]) -> None:
     assert seen > 0.02 * took / 0.001, f"{seen} turns of another thread in {took:.3f} s"
 
 
-SLEEP = ["/bin/sleep", "600.75"]
+SLEEP = ["/bin/sleep", f"600.{os.getpid()}"]
+"""Told apart from those of another run of these tests."""
 
 
 def wait_in(place: str) -> None:
@@ -94,6 +95,8 @@ def fork_into(place: str, tell: int) -> int:
     """A forked process that waits in the core; when Ctrl-C is heard it says at what time."""
     child = os.fork()
     if child == 0:
+        # Python leaves Ctrl-C ignored where a shell started it in the background.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             wait_in(place)
         except KeyboardInterrupt:
@@ -108,13 +111,13 @@ def fork_into(place: str, tell: int) -> int:
 def test_ctrl_c_is_heard_within_a_second(place: str) -> None:
     hear, tell = os.pipe()
     child = fork_into(place, tell)
+    os.close(tell)  # a child that dies without a word ends the read below
     wait_for_sleeper()
     start = time.monotonic()
     os.kill(child, signal.SIGINT)
     heard = os.read(hear, 100)
     os.waitpid(child, 0)
     os.close(hear)
-    os.close(tell)
     assert float(heard) - start < 1
     assert not sleepers()
 
@@ -145,7 +148,7 @@ def sleepers() -> list[str]:
             lines.append(entry.read_text())
         except OSError:
             continue
-    return [line for line in lines if line.split("\0")[:2] == ["/bin/sleep", "600.75"]]
+    return [line for line in lines if line.split("\0")[:2] == SLEEP]
 
 
 def test_a_child_outlives_the_thread_that_asked_for_it() -> None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,7 +210,10 @@ def test_the_next_is_read_and_the_last_written_while_one_is_made(place: Path) ->
                 return Slow(b"0", "job 0")
             if "job 1" in arguments[1]:
                 meeting.wait()  # job 0 is being written
-                assert any("job 2" in line for line in begun(place)), "job 2 was not read ahead"
+                limit = time.monotonic() + 20
+                while not any("job 2" in line for line in begun(place)):
+                    assert time.monotonic() < limit, "job 2 was not read ahead"
+                    time.sleep(0.02)
             return clip
 
     assert run(place, Engine(place / "log", seconds=0)).ok

@@ -22,7 +22,14 @@ from cosmos_fast.model.attention_table import (
     shape_class,
 )
 from cosmos_fast.model.dit import DiT
-from cosmos_fast.model.ops import Ops, TableAttention, _failure, _launcher_obstacle, _with_kernels
+from cosmos_fast.model.ops import (
+    Ops,
+    TableAttention,
+    _failure,
+    _launcher_obstacle,
+    _measured,
+    _with_kernels,
+)
 from cosmos_fast_kernels import reference
 
 if TYPE_CHECKING:
@@ -83,6 +90,19 @@ def test_launcher_without_python_headers(tmp_path: Path, monkeypatch: pytest.Mon
     assert "python3-dev" in str(_launcher_obstacle())
     (tmp_path / "Python.h").touch()
     assert _launcher_obstacle() is None
+
+
+def test_measured_operations_are_the_measured_ones() -> None:
+    every = _with_kernels(torch_attention, {"attention": "torch sdpa"})
+    ours = _measured(every)
+    kernels = {name for name, runs in ours.names.items() if runs == "triton"}
+    assert kernels == {"qk_norm_rope", "head_norm", "layernorm_modulate"}
+    assert not ours.decodes(torch.zeros(1))
+    x, y = torch.randn(2, 2, 12, 96)
+    gate, shift, scale = torch.randn(3, 2, 3, 96)
+    found = ours.gated_layernorm_modulate(x, gate, y, shift, scale, None, 1e-6)
+    expected = reference.gated_layernorm_modulate(x, gate, y, shift, scale, None, 1e-6)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("keys", [1, 7, 63])

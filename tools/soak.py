@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -32,6 +31,7 @@ class Sample(NamedTuple):
     """What the process holds after a clip."""
 
     megabytes: float
+    """Of memory of its own: pages of files come and go with what else the machine does."""
     descriptors: int
     threads: int
     children: int
@@ -39,10 +39,11 @@ class Sample(NamedTuple):
 
 def sample() -> Sample:
     gc.collect()
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    status = Path("/proc/self/status").read_text("ascii")
+    own = int(status.partition("RssAnon:")[2].split()[0])
     children = Path("/proc/thread-self/children").read_text("ascii").split()
     return Sample(
-        pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
+        own * 1024 / 1e6,
         sum(1 for _ in Path("/proc/self/fd").iterdir()),
         threading.active_count(),
         len(children),

@@ -185,15 +185,28 @@ class Environment:
     """COSMOS_FAST_FFMPEG: the ffmpeg binary to use."""
     cache: Path = Path.home() / ".cache" / "cosmos-fast"
     """COSMOS_FAST_CACHE, or cosmos-fast below XDG_CACHE_HOME: prompt embeddings."""
+    unmeasured_kernels: bool = False
+    """COSMOS_FAST_KERNELS=all: also what no GPU has run yet (``Ops.select``), and CUDA graphs."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> Environment:
+        """
+        Raises:
+            InputError: COSMOS_FAST_KERNELS is no known word.
+        """
         ffmpeg = variables.get("COSMOS_FAST_FFMPEG")
+        kernels = variables.get("COSMOS_FAST_KERNELS") or "measured"
+        if kernels not in ("measured", "all"):
+            raise InputError(f'COSMOS_FAST_KERNELS = {kernels!r}: "measured" or "all" is needed')
         cache = variables.get("COSMOS_FAST_CACHE")
         if not cache:
             base = variables.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
             cache = str(Path(base) / "cosmos-fast")
-        return cls(Path(ffmpeg) if ffmpeg else None, Path(cache).expanduser())
+        return cls(
+            Path(ffmpeg) if ffmpeg else None,
+            Path(cache).expanduser(),
+            unmeasured_kernels=kernels == "all",
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from cosmos_fast.errors import Cancelled, CosmosFastError, DeviceLost, InputErro
 from cosmos_fast.media import Fit, frames_from
 from cosmos_fast.memory.residence import Residence
 from cosmos_fast.model.flops import forward_flops
-from cosmos_fast.model.graphs import GraphedDiT
+from cosmos_fast.model.graphs import GRAPH_TOKENS, GraphedDiT
 from cosmos_fast.model.modulations import StepModulations
 from cosmos_fast.model.pixels import to_pixels, to_video, with_host_copies
 from cosmos_fast.parallel import Parallel, Ranks
@@ -86,7 +86,7 @@ class Video2World:
         self._parts = parts
         self._guardrail = guardrail
         self._ranks = ranks or Ranks(None, parts.device)
-        self._dit = GraphedDiT(parts.dit)
+        self._dit = GraphedDiT(parts.dit, GRAPH_TOKENS if parts.unmeasured_kernels else 0)
         parts.residence.on_move = self._dit.clear
         self._turns = Turns()
         self._lost: str | None = None

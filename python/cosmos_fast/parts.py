@@ -116,6 +116,8 @@ class Parts:
     load_stages: dict[str, float]
     residence: Residence
     """Where the weights are."""
+    unmeasured_kernels: bool = False
+    """Whether kernels and CUDA graphs run that no whole video has been made with on a GPU."""
 
     @property
     def device_name(self) -> str:
@@ -208,7 +210,12 @@ def load_parts(
         raise InputError(f'{text_precision = }: "stored", "bf16" or "fp32" is needed')
     with clock.stage("find checkpoint"):
         files = find_checkpoint(source if isinstance(source, str) else str(source), **find)
-    ops = Ops.select(device, dtype, head_dim=files.profile.dit.head_dim)
+    ops = Ops.select(
+        device,
+        dtype,
+        head_dim=files.profile.dit.head_dim,
+        measured_only=not environment.unmeasured_kernels,
+    )
     ops = replace(ops, attention=ranks.attention(ops.attention))
     text_dtype = _DTYPES.get(text_precision)
     text_stage = _text_stage(files, text_dtype) if residence.managed else (None, dtype)
@@ -255,6 +262,7 @@ def load_parts(
         digests=Later(lambda: digests(files) if ranks.first else {}),
         load_stages={stage.name: round(stage.seconds, 3) for stage in clock.stages},
         residence=residence,
+        unmeasured_kernels=environment.unmeasured_kernels,
     )
 
 
