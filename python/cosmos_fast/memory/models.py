@@ -85,7 +85,7 @@ class Workload:
     """Two forwards a step, and two prompts."""
     dtype: torch.dtype = torch.bfloat16
     """Of the transformer and the VAE."""
-    fused: bool = True
+    fused: bool = False
     """The VAE's decoder runs between kernels; see ``model/vae_fused.py``."""
     text: TextShape | None = T5_11B
     """None: no prompt has to be encoded."""
