@@ -12,7 +12,8 @@
 #   make matrix  the wheel in empty environments: old and new Pythons and dependencies
 #   make soak    500 small clips in one process: memory, descriptors, threads, children; batches
 #                killed at 300 points and resumed; a list over a Ray cluster, a worker killed
-#   make fuzz    10 000 damaged media files, and 1000 runs of ffmpeg that leave nothing behind
+#   make fuzz    10 000 damaged media files, 1000 runs of ffmpeg that leave nothing behind, and
+#                damaged weight files for a minute (make fuzz-media, make fuzz-weights)
 #   make lock    requirements/dev.lock from requirements/dev.in
 #   make clean   what the targets above made, .venv included
 
@@ -30,12 +31,13 @@ export PYO3_PYTHON := $(PYTHON)
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 	$(shell find rust -name '*.rs' -o -name Cargo.toml 2>/dev/null)
 ARGS ?=
+FUZZ ?= 60
 # What is published does not tell whose machine built it.
 NAMELESS := --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo \
 	--remap-path-prefix=$(CURDIR)=cosmos-fast
 
 .PHONY: help setup demo test parity lint lint-style lint-types lint-floors lint-rust lint-audit \
-	eval bench wheel matrix soak fuzz lock clean
+	eval bench wheel matrix soak fuzz fuzz-media fuzz-weights lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -109,7 +111,12 @@ soak: setup
 	$(PYTHON) -m tools.soak_batch
 	$(PYTHON) -m pytest -m soak
 
-fuzz: setup  # ARGS="-k mkv" for one kind of file; COSMOS_FAST_SOAK_SEED=1 for other damage
+fuzz: fuzz-media fuzz-weights
+
+fuzz-weights:  # FUZZ="600 7": seconds, and the seed of an earlier run
+	cargo run --locked --release --package cosmos-fast-core --example fuzz_weights -- $(FUZZ)
+
+fuzz-media: setup  # ARGS="-k mkv" for one kind of file; COSMOS_FAST_SOAK_SEED=1 for other damage
 	COSMOS_FAST_SOAK_FILES=$${COSMOS_FAST_SOAK_FILES:-10000} \
 	COSMOS_FAST_SOAK_RUNS=$${COSMOS_FAST_SOAK_RUNS:-1000} \
 		$(PYTHON) -m pytest --timeout 0 tests/test_media_mutations.py \

@@ -82,7 +82,9 @@ class TheirDiT:
         self.config, self.dtype, self.rope_table = dit.config, dit.dtype, dit.rope_table
         self._network = rivals.compile_blocks(rivals.diffusers_dit(dit))
 
-    def text_context(self, rows_BSC: torch.Tensor, length: int | None = None) -> torch.Tensor:
+    def text_context(
+        self, rows_BSC: torch.Tensor, length: int | None = None, *, as_used: bool = False
+    ) -> torch.Tensor:
         return rows_BSC.to(self.dtype)
 
     def rope(self, layout: object) -> None:
@@ -131,7 +133,9 @@ class TheirVAE:
         moments = self._network.encode(video).latent_dist.parameters
         return self._ours._normalised(moments)
 
-    def decode_chunks(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+    def decode_chunks(
+        self, latents: torch.Tensor, *, frame_by_frame: bool = False
+    ) -> Iterator[torch.Tensor]:
         yield self._network.decode(self._ours._denormalised(latents)).sample.float()
 
 

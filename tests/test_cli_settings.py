@@ -216,7 +216,6 @@ def test_aspect_ratio_of_a_named_model_needs_a_size_class() -> None:
         ("--natten", "sparse-attention part"),
         ("--use_cuda_graphs", "CUDA-graphs part"),
         ("--benchmark", "benchmark part"),
-        ("--memory 12GiB", "memory planner"),
     ],
 )
 def test_a_flag_that_needs_a_missing_part_names_it(line: str, part: str) -> None:
@@ -279,10 +278,6 @@ def test_either_word_disables_the_upsampler_in_either_generation(path: str, swit
         "--offload_prompt_upsampler",
         "--offload_prompt_refiner",
         "--prompt_upsampler_dir Qwen/Qwen2.5-VL-7B-Instruct",
-        "--offload_tokenizer",
-        "--offload_diffusion_transformer",
-        "--offload_text_encoder_model",
-        "--offload_text_encoder",
         "--tokenizer_dir x",
         "--image_save_name x",
         "--image_save_folder x",
@@ -322,6 +317,23 @@ def test_an_offloaded_upsampler_is_parked(flag: str) -> None:
     found = settings(f"--input_path a.png --prompt_upsampler_dir Qwen/x {flag}")
     assert (found.upsampler_model, found.upsampler_placement) == ("Qwen/x", "host")
     assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("", ()),
+        ("--offload_tokenizer", ("vae encoder", "vae decoder")),
+        ("--offload_diffusion_transformer", ("dit",)),
+        ("--offload_text_encoder_model --offload_text_encoder", ("text encoder",)),
+    ],
+)
+def test_offloading_is_for_the_plan(line: str, parts: tuple[str, ...]) -> None:
+    found = settings(f"{LATER} {line} --memory 12GiB")
+    assert found.offload == parts
+    assert found.notes == ()
+    assert found.origins["offload"] == ("command line" if line else "default")
+    found.refuse_missing()
 
 
 def test_a_prompt_is_required() -> None:

@@ -15,7 +15,7 @@ from cosmos_fast.config import DiTConfig, VAEConfig
 from cosmos_fast.errors import CosmosFastError, InputError
 from cosmos_fast.memory.components import dit_blocks, text_blocks, vae_blocks
 from cosmos_fast.memory.executor import Executor
-from cosmos_fast.memory.host import layout, unique_parameters
+from cosmos_fast.memory.host import HostBlock, arranged, layout, unique_parameters
 from cosmos_fast.memory.request import Block, Link, Machine, Request, Residency, Shape, Stage
 from cosmos_fast.memory.schedule import Schedule
 from cosmos_fast.model.dit import DiT, TextContext
@@ -264,12 +264,35 @@ def test_the_text_encoder_streams_layer_by_layer() -> None:
         assert all(torch.equal(t5(tokens).last_hidden_state, expected) for _ in range(2))
 
 
+def test_weights_that_were_read_into_place_are_not_copied() -> None:
+    with torch.device("meta"):
+        network = DiT(CONFIG, Ops(), "float32")
+    places = arranged(network, dit_blocks(network), torch.bfloat16)
+    for place in places.values():
+        place.fill_(1.0)
+    network.load_state_dict(places, assign=True)
+    network.requires_grad_(False)
+    for modules in dit_blocks(network).values():
+        block = HostBlock(modules, pin=False)
+        assert block.memory.data_ptr() == block.parameters[0].data_ptr()
+        assert block.memory.data_ptr() == min(
+            place.data_ptr()
+            for name, place in places.items()
+            if any(network.get_parameter(name) is one for one in block.parameters)
+        )
+
+
 def test_components_that_do_not_fit_the_plan_are_refused() -> None:
     network = _network()
     schedule = _executor(_network(), 3).plan
     cpu = torch.device("cpu")
+    with (
+        pytest.raises(InputError, match="no modules of 'dit'"),
+        Executor(schedule, {}, cpu).stage("denoise"),
+    ):
+        pass
     with pytest.raises(InputError, match="no modules for 'edges'"):
-        Executor(schedule, {}, cpu)
+        Executor(schedule, {"dit": {"blocks.0": [network.blocks[0]]}}, cpu)
     wide = DiT(DiTConfig(num_layers=LAYERS, num_heads=4, head_dim=16), Ops()).requires_grad_(False)
     with pytest.raises(InputError, match="another model"):
         Executor(schedule, {"dit": dit_blocks(wide)}, cpu)

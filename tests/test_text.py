@@ -130,7 +130,7 @@ def test_parameters_are_used_where_they_lie(made: Path) -> None:
     config, parameters = load_text_encoder(files, "cpu")
     _, folder = files.require_text()
     encoder = TextEncoder.from_parameters(config, parameters, load_tokenizer(folder))
-    held = dict(encoder._t5.named_parameters())
+    held = dict(encoder.t5.named_parameters())
     name = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
     assert held[name].data_ptr() == parameters[name].data_ptr()
     assert not held[name].requires_grad

@@ -23,6 +23,7 @@ from cosmos_fast.errors import (
     RankLost,
 )
 from cosmos_fast.jobs import BatchSummary, Rollout, best_of_n, rollout, run_batch
+from cosmos_fast.memory import Budget, Card, Plan, plan
 from cosmos_fast.parallel import Parallel
 from cosmos_fast.prompt import DefaultGuardrail, Guardrail, NoCheck, NoGuardrail, Verdict
 from cosmos_fast.prompt.chat import ChatUpsampler
@@ -44,7 +45,9 @@ __all__ = [
     "ActionSpec",
     "BatchFrames",
     "BatchSummary",
+    "Budget",
     "Cancelled",
+    "Card",
     "ChatUpsampler",
     "CheckpointError",
     "Clip",
@@ -63,6 +66,7 @@ __all__ = [
     "NoCheck",
     "NoGuardrail",
     "Parallel",
+    "Plan",
     "Profile",
     "PromptUpsampler",
     "RankLost",
@@ -77,6 +81,7 @@ __all__ = [
     "WorldStep",
     "__version__",
     "best_of_n",
+    "plan",
     "rollout",
     "run_batch",
 ]

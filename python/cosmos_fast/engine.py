@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
@@ -22,6 +23,7 @@ from cosmos_fast.errors import (
     MemoryPlanError,
 )
 from cosmos_fast.media import Fit, frames_from
+from cosmos_fast.memory.residence import Residence
 from cosmos_fast.model.flops import forward_flops
 from cosmos_fast.model.graphs import GRAPH_TOKENS, GraphedDiT
 from cosmos_fast.model.modulations import StepModulations
@@ -68,13 +70,18 @@ from cosmos_fast.wording import Desk, Wording
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from cosmos_fast.config import Profile
+    from cosmos_fast.memory.plan import Memory, Plan
+    from cosmos_fast.memory.residence import StageForm
     from cosmos_fast.prompt import GuardrailChoice, GuardrailRecord, Inspection
     from cosmos_fast.prompt.upsampler import UpsamplerChoice
     from cosmos_fast.sampling import Predictor, Velocity
     from cosmos_fast.sampling.solver import CancelToken, StepCallback
+    from cosmos_fast.weights import CheckpointFiles
+
+logger = logging.getLogger(__name__)
 
 
 class Video2World:
@@ -89,6 +96,7 @@ class Video2World:
         self._desk = desk
         self._ranks = ranks or Ranks(None, parts.device)
         self._dit = GraphedDiT(parts.dit, GRAPH_TOKENS if parts.unmeasured_kernels else 0)
+        parts.residence.on_move = self._dit.clear
         self._turns = Turns()
         self._lost: str | None = None
 
@@ -103,7 +111,8 @@ class Video2World:
         local_files_only: bool = False,
         device: str | torch.device = "auto",
         precision: Precision | Literal["auto"] = "auto",
-        memory: Literal["auto", "resident"] = "auto",
+        memory: Memory = "auto",
+        offload: Iterable[str] = (),
         guardrail: GuardrailChoice = "default",
         upsampler: UpsamplerChoice = None,
         checkpoint_root: str | os.PathLike[str] | None = None,
@@ -128,7 +137,12 @@ class Video2World:
             device: "auto" is the current CUDA device where there is one, else the CPU.
             precision: "bf16" or "fp32" of the transformer and the VAE; "auto" is bf16 on CUDA and
                 fp32 on a CPU.
-            memory: "auto" and "resident" keep all weights on the device.
+            memory: this engine's whole share of the device, CUDA context and workspaces included:
+                "auto" (what is free), an amount such as "12GiB", bytes, or a ``Budget`` that also
+                limits host memory. Weights that do not fit are streamed while the device computes.
+                "resident" keeps all of them on the device whatever it takes; ranks always do.
+            offload: components ("text encoder", "vae encoder", "dit", "vae decoder") that must
+                leave the device when their stage ends.
             guardrail: "default" is the reference's, which must be there, and none for a toy world;
                 ``DefaultGuardrail(...)`` with settings, a ``Guardrail`` of your own checks, or
                 ``NoGuardrail(reason=...)``.
@@ -152,21 +166,24 @@ class Video2World:
             CheckpointError: missing, ambiguous, incomplete or damaged checkpoint.
             GuardrailBlocked: the guardrail is missing, incomplete or damaged.
             InputError: a setting that does not exist.
+            MemoryPlanError: the host has too little memory for any plan.
             RankLost: another rank failed to load, or is gone.
         """
-        if memory not in ("auto", "resident"):
-            raise InputError(
-                f'{memory = }: "auto" and "resident" exist in this version; both keep all weights '
-                f"on the device"
-            )
         place = choose_device(device)
         clock = Clock(place, on_stage)
         ranks = Ranks(parallel, place)
         desk = Desk(guardrail, upsampler, place, checkpoint_root, ranks)
+        residence = Residence(place, memory, offload=frozenset(offload), shared=ranks.size > 1)
+
+        def on_found(files: CheckpointFiles) -> None:
+            desk.find(files)
+            residence.reserve(desk.device_bytes)
+
         same = (str(source), variant, revision, precision, rope_table, ema, text_precision)
         with ranks.together(same):
             parts = load_parts(
                 source,
+                residence=residence,
                 device=place,
                 dtype=choose_precision(precision, place),
                 rope_table=rope_table,
@@ -175,7 +192,7 @@ class Video2World:
                 clock=clock,
                 text_precision=text_precision,
                 ranks=ranks,
-                on_found=desk.find,
+                on_found=on_found,
                 find={
                     "variant": variant,
                     "revision": revision,
@@ -200,6 +217,26 @@ class Video2World:
     @property
     def device(self) -> torch.device:
         return self._parts.device
+
+    @property
+    def memory_plan(self) -> Plan | None:
+        """The plan of the last call (before the first: of the profile's own size); None where
+        everything stays on the device without one."""
+        return self._parts.residence.plan
+
+    def sleep(self) -> None:
+        """Gives the device memory back: page-locked copies of the weights stay in host memory.
+
+        Waits for running calls. The next call, or :meth:`wake`, brings the weights back at the
+        speed of the bus.
+        """
+        with self._turns:
+            self._parts.residence.sleep()
+
+    def wake(self) -> None:
+        """Brings back what :meth:`sleep` took off the device."""
+        with self._turns:
+            self._parts.residence.wake()
 
     def generate(
         self,
@@ -280,7 +317,7 @@ class Video2World:
             cancel = self._ranks.cancel(cancel)
             latents, wording = self._sample(request, source, clock, on_step, cancel, inspection)
             with clock.stage("decode"):
-                decoded = self._decode(latents, request, cancel)
+                decoded = self._decode(latents, request, clock, cancel)
                 frames = list(self._desk.checked(decoded, inspection))
             report = self._report(request, latents, clock, inspection, wording)
         return Clip(joined(frames), Latents(latents, vae_identity(report.model)), report)
@@ -314,7 +351,7 @@ class Video2World:
                 latents, wording = self._sample(request, source, clock, on_step, cancel, inspection)
                 frames = []
                 with clock.stage("decode"):
-                    decoded = self._decode(latents, request, cancel)
+                    decoded = self._decode(latents, request, clock, cancel)
                     chunks = self._desk.checked(decoded, inspection)
                     for chunk, on_host in with_host_copies(chunks):
                         writer.write(on_host)
@@ -356,7 +393,7 @@ class Video2World:
         with self._run(request, on_stage) as clock:
             cancel = self._ranks.cancel(cancel)
             latents, _ = self._sample(request, source, clock, on_step, cancel, inspection)
-            decoded = self._decode(latents, request, cancel)
+            decoded = self._decode(latents, request, clock, cancel)
             yield from self._desk.checked(decoded, inspection, at_once=1)
 
     @property
@@ -374,8 +411,11 @@ class Video2World:
 
         Raises:
             DeviceLost, MemoryPlanError: in place of what torch raises inside.
+            InputError: this engine's weights move, and are where they are needed in its own calls
+                only.
         """
         with self._run(None):
+            self._parts.residence.require_resident()
             yield self._parts
 
     def embed(self, prompt: Prompt) -> TextEmbedding:
@@ -386,7 +426,11 @@ class Video2World:
         """
         with self._run(None):
             self._desk.check("prompt", prompt, self.inspection())
-            return self._embed(prompt)
+            texts = self._parts.unknown([prompt])
+            if texts:
+                self._parts.place_for_texts()
+            with self._text_encoder(texts):
+                return self._embed(prompt)
 
     @contextmanager
     def _run(
@@ -412,7 +456,6 @@ class Video2World:
                     self._lost = f"{self.device} failed: {cause}".splitlines()[0]
                 raise
 
-    @torch.no_grad()
     def _sample(
         self,
         request: Request,
@@ -424,6 +467,44 @@ class Video2World:
     ) -> tuple[torch.Tensor, Wording | None]:
         """float32 (1, 16, T', h, w): the clean latents of the whole clip, and the words for it."""
         self._desk.admit(request, inspection, clock)
+        self._place_for(request)
+        try:
+            return self._sampled(request, source, clock, on_step, cancel, inspection)
+        except torch.OutOfMemoryError:
+            if not self._may_start_again(clock):
+                raise
+        self._lower(request, clock)
+        return self._sampled(request, source, clock, on_step, cancel, inspection)
+
+    def _place_for(self, request: Request) -> Plan | None:
+        """Weights go where ``request`` needs them; the plan, if there is one."""
+        return self._parts.place_for(request, prompt_is_final=not self._desk.rewrites(request))
+
+    def _may_start_again(self, clock: Clock) -> bool:
+        return not clock.started_again and self._parts.residence.can_lower
+
+    def _lower(self, request: Request, clock: Clock) -> None:
+        """The device ran out of memory: a plan one level down, once a call."""
+        failed = self._parts.residence.lower()
+        plan = self._place_for(request)
+        assert plan is not None
+        clock.start_again(
+            f"out of memory with a plan of {failed.peak_bytes / 2**30:.2f} GiB; started again "
+            f"with one of {plan.peak_bytes / 2**30:.2f} GiB"
+        )
+        logger.warning(clock.notes[-1])
+
+    @torch.no_grad()
+    def _sampled(
+        self,
+        request: Request,
+        source: Any,
+        clock: Clock,
+        on_step: StepCallback | None,
+        cancel: CancelToken | None,
+        inspection: Inspection,
+    ) -> tuple[torch.Tensor, Wording | None]:
+        residence = self._parts.residence
         with clock.stage("read"):
             known = self._ranks.on_first(
                 lambda: frames_from(
@@ -435,12 +516,13 @@ class Video2World:
                 )
             )
         wording = self._desk.word(request, known, inspection, clock)
-        with clock.stage("text"):
-            texts = self._texts(request, wording)
-        with clock.stage("encode"):
+        prompts = [] if wording is None else request.prompts(wording.prompt)
+        with clock.stage("text"), self._text_encoder(self._parts.unknown(prompts)):
+            texts = self._texts(prompts)
+        with clock.stage("encode"), residence.stage("encode"):
             given = self._condition(known, request)
-        with clock.stage("denoise"):
-            predict = self._predictor(texts, given, request)
+        with clock.stage("denoise"), residence.stage("denoise") as form:
+            predict = self._predictor(texts, given, request, form)
             noise = reference_noise(request.latent_shape, request.seed).to(self.device)
             latents = adams_bashforth(
                 predict,
@@ -455,12 +537,20 @@ class Video2World:
                 )
         return latents, wording
 
-    def _texts(self, request: Request, wording: Wording | None) -> list[TextEmbedding]:
-        """What the conditional and, with guidance, the unconditional branch attend to."""
+    @contextmanager
+    def _text_encoder(self, unknown: list[str]) -> Iterator[None]:
+        """The text encoder's weights are there for the body, where texts need it."""
+        if not unknown or not self._ranks.first:
+            yield
+            return
+        self._parts.text.load()
+        with self._parts.residence.stage("text", passes=len(unknown)):
+            yield
+
+    def _texts(self, prompts: list[Prompt]) -> list[TextEmbedding]:
+        """What the network attends to in place of the first rank's ``prompts``."""
 
         def embedded() -> list[torch.Tensor]:
-            assert wording is not None
-            prompts = [wording.prompt, request.negative_prompt][: 1 + request.uses_guidance]
             made = [self._embed(prompt) for prompt in prompts]
             lengths = torch.tensor([each.length for each in made])
             return [torch.stack([each.rows.to(self.device) for each in made]), lengths]
@@ -498,6 +588,7 @@ class Video2World:
         texts: list[TextEmbedding],
         given: Conditioning,
         request: Request,
+        form: StageForm,
     ) -> Predictor:
         """Guided prediction; what does not change over the run is made here, once."""
         dit, heads = self._parts.dit, self.profile.dit.num_heads
@@ -505,18 +596,33 @@ class Video2World:
         layout = shares.layout
         rope = dit.rope(layout)
         times_KT = torch.stack([frame_times(given, sigma) for sigma in request.sigmas])
-        modulations = StepModulations(dit, times_KT)
+        # Of weights that come and go, everything is made in the order of their coming.
+        as_used = not form.kept
+        modulations = StepModulations(dit, times_KT, as_used=as_used)
 
         def branch(embedding: TextEmbedding, slot: int) -> Velocity:
-            context = dit.text_context(embedding.rows[None].to(self.device), embedding.length)
+            rows = embedding.rows[None].to(self.device)
+            context = dit.text_context(rows, embedding.length, as_used=as_used)
 
             def velocity(
                 x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
             ) -> torch.Tensor:
                 vectors = modulations(step)
-                return self._dit(
-                    x, times, mask, context, layout, rope=rope, modulations=vectors, slot=slot
+                if form.kept and form.cut is None:
+                    return self._dit(
+                        x, times, mask, context, layout, rope=rope, modulations=vectors, slot=slot
+                    )
+                flow: torch.Tensor = dit(
+                    x,
+                    times,
+                    mask,
+                    context,
+                    layout,
+                    rope=rope,
+                    modulations=vectors,
+                    cut=form.cut,
                 )
+                return flow
 
             return velocity
 
@@ -528,11 +634,29 @@ class Video2World:
         return guided(predictors[0], predictors[1] if texts[1:] else None, request.guidance)
 
     def _decode(
+        self, latents: torch.Tensor, request: Request, clock: Clock, cancel: CancelToken | None
+    ) -> Iterator[Frames]:
+        begun = False
+        try:
+            for frames in self._decoded(latents, request, cancel):
+                begun = True
+                yield frames
+            return
+        except torch.OutOfMemoryError:
+            if begun or not self._may_start_again(clock):
+                raise
+        self._lower(request, clock)
+        yield from self._decoded(latents, request, cancel)
+
+    def _decoded(
         self, latents: torch.Tensor, request: Request, cancel: CancelToken | None
     ) -> Iterator[Frames]:
-        vae = self._parts.vae
-        chunks = vae.decode_chunks(latents)
-        with self._ranks.rows(*vae.shareable, rows=latents.shape[-2]) as gathered:
+        vae, ranks = self._parts.vae, self._ranks
+        with (
+            self._parts.residence.stage("decode") as form,
+            ranks.rows(*vae.shareable, rows=latents.shape[-2]) as gathered,
+        ):
+            chunks = vae.decode_chunks(latents, frame_by_frame=form.frame_by_frame)
             while True:
                 if cancel is not None and cancel.is_set():
                     raise Cancelled("cancelled while decoding")
@@ -544,7 +668,9 @@ class Video2World:
                 yield Frames(pixels, request.fps)
 
     def _launches(self, request: Request) -> str:
-        graphs = self._dit.replays(self._layout(request), self.device)
+        plan = self._parts.residence.plan
+        moves = plan is not None and plan.stage("denoise").holdings[0] != "kept"
+        graphs = not moves and self._dit.replays(self._layout(request), self.device)
         return "cuda graph" if graphs else "one by one"
 
     def _layout(self, request: Request) -> TokenLayout:
@@ -579,9 +705,21 @@ class Video2World:
             peak_device_bytes=peak_device_bytes(self.device),
             peak_host_bytes=peak_host_bytes(),
             parallel=self._ranks.account(sum(shared)),
-            notes=request.notes,
+            memory=self._memory(clock),
+            notes=(*request.notes, *clock.notes),
             versions=versions(),
         )
+
+    def _memory(self, clock: Clock) -> dict[str, Any] | None:
+        """The plan's predictions beside what the clock has measured."""
+        plan = self._parts.residence.plan
+        if plan is None:
+            return None
+        measured = {stage.name: stage.seconds for stage in clock.stages}
+        peak = peak_device_bytes(self.device)
+        if peak is not None:  # what was reserved for others is in both
+            peak += plan.fixed_bytes - self._parts.residence.reserved_bytes
+        return plan.compared(measured, peak)
 
 
 def _marking(clock: Clock, on_step: StepCallback | None) -> StepCallback:

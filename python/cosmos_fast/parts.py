@@ -10,27 +10,46 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 import torch
 
 from cosmos_fast.errors import InputError
+from cosmos_fast.memory.components import dit_blocks, text_blocks, vae_blocks
+from cosmos_fast.memory.host import arranged
+from cosmos_fast.memory.models import T5_11B, Workload
+from cosmos_fast.memory.residence import Owned, Residence
 from cosmos_fast.model.dit import DiT
 from cosmos_fast.model.ops import Ops
 from cosmos_fast.model.text import (
     CachedTextEncoder,
     PromptCache,
     TextEncoder,
+    empty_encoder,
     load_tokenizer,
 )
 from cosmos_fast.model.vae import VAE
+from cosmos_fast.types import Size
 from cosmos_fast.weights import digests, find_checkpoint, load_dit, load_text_encoder, load_vae
+from cosmos_fast.weights.load import (
+    describe_text_encoder,
+    locate_dit,
+    locate_text_encoder,
+    locate_vae,
+    text_config,
+)
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import nn
 
     from cosmos_fast.config import Environment, Profile, RopeTable
+    from cosmos_fast.memory.components import Components
+    from cosmos_fast.memory.plan import Plan
     from cosmos_fast.parallel import Ranks
     from cosmos_fast.report import Clock
+    from cosmos_fast.request import Request
+    from cosmos_fast.types import Prompt
     from cosmos_fast.weights import CheckpointFiles
+    from cosmos_fast.weights.load import Place, Sources
+    from cosmos_fast.weights.text_keys import TextShape
 
 Precision = Literal["bf16", "fp32"]
 """Of the transformer and the VAE."""
@@ -39,6 +58,7 @@ TextPrecision = Literal["stored", "bf16", "fp32"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Value = TypeVar("Value")
+Network = TypeVar("Network", bound="nn.Module")
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -85,6 +105,8 @@ class Parts:
     profile: Profile
     device: torch.device
     dtype: torch.dtype
+    text_stage: tuple[TextShape | None, torch.dtype]
+    """Sizes and dtype of the text encoder, for planning; no sizes where there is none."""
     dit: DiT
     vae: VAE
     text: CachedTextEncoder
@@ -92,6 +114,8 @@ class Parts:
     files: CheckpointFiles
     digests: Later[dict[str, str]]
     load_stages: dict[str, float]
+    residence: Residence
+    """Where the weights are."""
     unmeasured_kernels: bool = False
     """Whether kernels and CUDA graphs run that no whole video has been made with on a GPU."""
 
@@ -100,6 +124,48 @@ class Parts:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+    def place_for(self, request: Request, *, prompt_is_final: bool = True) -> Plan | None:
+        """Weights go where ``request`` needs them; the plan, None where nothing is planned.
+
+        Args:
+            prompt_is_final: the text encoder reads the prompt as it is, not another one.
+
+        Raises:
+            MemoryPlanError: the budget is too small.
+        """
+        if not self.residence.managed:
+            self.residence.wake()
+            return None
+        shape, text_dtype = self.text_stage
+        unknown = self.unknown(request.prompts())
+        needs_text = bool(unknown) or self.text.loaded or not prompt_is_final
+        workload = Workload(
+            profile=self.profile,
+            size=request.size,
+            num_frames=request.num_frames,
+            num_conditional_frames=request.num_conditional_frames,
+            num_steps=request.num_steps,
+            guided=request.uses_guidance,
+            dtype=self.dtype,
+            fused=self.ops.names["rms_silu"] != "torch",
+            text=shape if needs_text else None,
+            text_dtype=text_dtype,
+        )
+        return self.residence.prepare(workload)
+
+    def place_for_texts(self) -> None:
+        """Weights go where embedding a text needs them."""
+        profile = self.profile
+        if self.residence.managed:
+            small = replace(_first_workload(profile, self.dtype, self.text_stage), num_frames=5)
+            self.residence.prepare(replace(small, size=Size(64, 64), num_conditional_frames=1))
+        else:
+            self.residence.wake()
+
+    def unknown(self, prompts: Iterable[Prompt]) -> list[str]:
+        """Those of ``prompts`` that the text encoder has to run for."""
+        return [text for text in prompts if isinstance(text, str) and not self.text.knows(text)]
 
     def identity(self) -> dict[str, Any]:
         """What the manifest says about the model."""
@@ -125,6 +191,7 @@ def vae_identity(model: Mapping[str, Any]) -> str:
 def load_parts(
     source: str | os.PathLike[str],
     *,
+    residence: Residence,
     find: dict[str, Any],
     device: torch.device,
     dtype: torch.dtype,
@@ -139,6 +206,7 @@ def load_parts(
     """Finds and loads a checkpoint; the text encoder waits for the first unknown prompt.
 
     Args:
+        residence: decides where weights go.
         find: the further arguments of :func:`find_checkpoint`.
         ranks: who shares the work. Only the first has digests of the files and embeds prompts.
         on_found: told of the files before any weight is read; may refuse.
@@ -157,14 +225,29 @@ def load_parts(
         measured_only=not environment.unmeasured_kernels,
     )
     ops = replace(ops, attention=ranks.attention(ops.attention))
+    text_dtype = _DTYPES.get(text_precision)
+    text_stage = _text_stage(files, text_dtype) if residence.managed else (None, dtype)
+    residence.begin(_first_workload(files.profile, dtype, text_stage))
     with clock.stage("load transformer"):
-        dit = _filled(
-            lambda: DiT(files.profile.dit, ops, rope_table), load_dit(files, device, dtype)
+        dit = _loaded(
+            residence,
+            lambda: DiT(files.profile.dit, ops, rope_table),
+            lambda network: {"dit": dit_blocks(network)},
+            lambda place: load_dit(files, _place_of(device, place), dtype, place),
+            lambda: locate_dit(files, dtype),
+            dtype,
         )
     with clock.stage("load VAE"):
         # Ranks share the decoder's rows through its modules, which the fused decoder leaves out.
         fused = ops if ranks.size == 1 else None
-        vae = _filled(lambda: VAE(files.profile.vae, fused), load_vae(files, device, dtype))
+        vae = _loaded(
+            residence,
+            lambda: VAE(files.profile.vae, fused),
+            vae_blocks,
+            lambda place: load_vae(files, _place_of(device, place), dtype, place),
+            lambda: locate_vae(files, dtype),
+            dtype,
+        )
 
     def text_identity() -> str:
         stored = files.text_identity()
@@ -174,36 +257,124 @@ def load_parts(
     if prompt_cache and (files.text_encoder is not None or files.hub is not None):
         cache = PromptCache(environment.cache / "text", text_identity)
 
-    def load_text() -> TextEncoder:
-        config, parameters = load_text_encoder(files, device, _DTYPES.get(text_precision))
-        _, tokenizer = files.require_text()
-        return TextEncoder.from_parameters(config, parameters, load_tokenizer(tokenizer))
-
     return Parts(
         profile=files.profile,
         device=device,
         dtype=dtype,
+        text_stage=text_stage,
         dit=dit,
         vae=vae,
-        text=CachedTextEncoder(load_text, cache),
+        text=CachedTextEncoder(lambda: _load_text(files, device, residence, text_dtype), cache),
         ops=ops,
         files=files,
         digests=Later(lambda: digests(files) if ranks.first else {}),
         load_stages={stage.name: round(stage.seconds, 3) for stage in clock.stages},
+        residence=residence,
         unmeasured_kernels=environment.unmeasured_kernels,
     )
 
 
-Network = TypeVar("Network", bound="nn.Module")
+def _first_workload(
+    profile: Profile, dtype: torch.dtype, text: tuple[TextShape | None, torch.dtype]
+) -> Workload:
+    """What the checkpoint is made for: weights go where a plan for this wants them."""
+    return Workload(
+        profile=profile,
+        size=profile.size,
+        num_frames=profile.num_frames,
+        num_conditional_frames=profile.conditional_frames[0],
+        num_steps=profile.num_steps,
+        guided=profile.guidance != 0,
+        dtype=dtype,
+        text=text[0],
+        text_dtype=text[1],
+    )
 
 
-def _filled(build: Callable[[], Network], parameters: dict[str, torch.Tensor]) -> Network:
-    """A network built without memory, whose parameters become the given tensors."""
+def _text_stage(
+    files: CheckpointFiles, wanted: torch.dtype | None
+) -> tuple[TextShape | None, torch.dtype]:
+    """The text encoder's sizes and dtype, as far as it is on this machine.
+
+    Args:
+        wanted: the dtype it will have; None: the one it is stored in.
+    """
+    if files.text_encoder is not None:
+        return describe_text_encoder(files, wanted)
+    return (None if files.hub is None else T5_11B), wanted or torch.bfloat16
+
+
+def _place_of(device: torch.device, place: Place | None) -> torch.device:
+    return device if place is None else torch.device("cpu")
+
+
+def _loaded(
+    residence: Residence,
+    build: Callable[[], Network],
+    blocks_of: Callable[[Network], Components],
+    load: Callable[[Place | None], dict[str, torch.Tensor]],
+    locate: Callable[[], Sources],
+    dtype: torch.dtype,
+) -> Network:
+    """A network whose weights are where the plan wants them.
+
+    Args:
+        build: makes it; called on the meta device.
+        blocks_of: its components.
+        load: reads its parameters, into given places or onto the device.
+        locate: finds where they lie in their files, and that they are finite.
+        dtype: of the parameters.
+    """
     with torch.device("meta"):
         network = build()
+    components = blocks_of(network)
+    rests = {residence.rests_in(component) for component in components}
+    if rests == {"device"}:
+        parameters = load(None)
+    elif "files" in rests:
+        locate()  # a damaged file is told now, not in the middle of a run
+        parameters = {
+            name: torch.full((), torch.nan, dtype=dtype).expand(parameter.shape)
+            for name, parameter in network.state_dict().items()
+        }
+    else:
+        everything = {
+            f"{component} {name}": modules
+            for component, blocks in components.items()
+            for name, modules in blocks.items()
+        }
+        places = arranged(network, everything, dtype)
+        parameters = load(lambda name, shape, dtype: places[name])
     network.load_state_dict(parameters, strict=True, assign=True)
     network.eval().requires_grad_(False)
+    for component, blocks in blocks_of(network).items():
+        residence.own(component, Owned(network, blocks, dtype, locate), in_files="files" in rests)
     return network
+
+
+def _load_text(
+    files: CheckpointFiles,
+    device: torch.device,
+    residence: Residence,
+    wanted: torch.dtype | None,
+) -> TextEncoder:
+    _, tokenizer = files.require_text()
+    config = text_config(files)
+    _, dtype = describe_text_encoder(files, wanted)
+
+    def adopt(t5: Any) -> Any:
+        t5.encoder.set_input_embeddings(t5.shared)  # one parameter, which may move
+        return t5
+
+    t5 = _loaded(
+        residence,
+        lambda: adopt(empty_encoder(config)),
+        lambda network: {"text encoder": text_blocks(network)},
+        lambda place: load_text_encoder(files, _place_of(device, place), dtype, place)[1],
+        lambda: locate_text_encoder(files, dtype),
+        dtype,
+    )
+    return TextEncoder(t5, load_tokenizer(tokenizer), device)
 
 
 class Later(Generic[Value]):

@@ -33,8 +33,18 @@ class Clock:
     def __init__(self, device: torch.device, on_stage: StageCallback | None = None) -> None:
         self.device = device
         self.stages: list[Stage] = []
+        self.notes: list[str] = []
+        """What the run's report has to tell."""
+        self.started_again = False
         self._on_stage = on_stage
         self._steps: list[Any] = []
+
+    def start_again(self, note: str) -> None:
+        """Forgets stages and steps: the run begins once more, and ``note`` says why."""
+        self.stages.clear()
+        self._steps.clear()
+        self.notes.append(note)
+        self.started_again = True
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -99,6 +109,8 @@ class Report:
     """Digest of the final latents' float32 bytes: two runs are the same where this is."""
     peak_device_bytes: int | None
     peak_host_bytes: int
+    memory: Mapping[str, Any] | None = None
+    """The memory plan beside what was measured; None where nothing was planned."""
     parallel: Mapping[str, Any] = field(default_factory=dict)
     """How the ranks shared the work and what they waited for one another; empty for one."""
     notes: tuple[str, ...] = ()
@@ -138,6 +150,8 @@ class Report:
             rows.append(("rate", f"{self.teraflops or 0:.3g} TFLOP/s"))
         if self.peak_device_bytes is not None:
             rows.append(("peak device memory", f"{self.peak_device_bytes / 2**30:.2f} GiB"))
+        if self.memory is not None:
+            rows.append(("memory plan", str(self.memory["summary"])))
         rows.append(("peak host memory", f"{self.peak_host_bytes / 2**30:.2f} GiB"))
         if self.parallel:
             rows += _parallel_rows(self.parallel)

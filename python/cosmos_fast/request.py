@@ -79,6 +79,15 @@ class Request:
         """Whether the unconditional branch runs at all."""
         return self.guidance != 0 and self.negative_prompt != ""
 
+    def prompts(self, worded: Prompt | None = None) -> list[Prompt]:
+        """What the conditional and, with guidance, the unconditional branch attend to.
+
+        Args:
+            worded: the prompt as an upsampler has rewritten it; None: as it was given.
+        """
+        prompt = self.prompt if worded is None else worded
+        return [prompt, self.negative_prompt][: 1 + self.uses_guidance]
+
     @property
     def sigmas(self) -> tuple[float, ...]:
         return sigmas(self.num_steps)

@@ -31,7 +31,13 @@ from cosmos_fast.prompt.upsampler import (
 )
 from cosmos_fast.prompt.vision_language import QwenUpsampler
 from cosmos_fast.types import Frames, Prompt, TextEmbedding
-from cosmos_fast.weights import companion_roots, find_guardrail, find_upsampler, read_tensors
+from cosmos_fast.weights import (
+    companion_roots,
+    find_guardrail,
+    find_upsampler,
+    read_tensors,
+    weight_bytes,
+)
 
 if TYPE_CHECKING:
     import os
@@ -42,10 +48,14 @@ if TYPE_CHECKING:
 
     from cosmos_fast.parallel import Ranks
     from cosmos_fast.prompt import GuardrailChoice
+    from cosmos_fast.prompt.guardrail import Placement
     from cosmos_fast.report import Clock
     from cosmos_fast.request import Request
     from cosmos_fast.weights import CheckpointFiles
     from cosmos_fast.weights.hub import HubAccess
+
+    Seat = tuple[int, Placement]
+    """Bytes of a network's files, and where it stays between uses."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,16 @@ class Desk:
         self._gate = Gate.open("none", "not checked", "no checkpoint was found")
         self._upsampler: Upsampler | None = None
         self._guarded = False
+        self._device_bytes = 0
+
+    @property
+    def device_bytes(self) -> int:
+        """What the guardrail's and the upsampler's own networks take of the device, at most.
+
+        By the size of their files: those that stay there together, and the largest of those that
+        come only when they are needed.
+        """
+        return self._device_bytes
 
     def find(self, files: CheckpointFiles) -> None:
         """Looks for what a checkpoint needs beside it; reads no weights.
@@ -95,12 +115,16 @@ class Desk:
         guardrail, upsampler = self._choices
         roots = companion_roots(files, self._root)
         access = files.hub.access if files.hub is not None else None
+        seats: list[Seat] = []
         self._gate = choose_gate(
             guardrail,
             toy=files.profile.toy,
-            build=lambda: _guardrail(guardrail, roots, access, self._device),
+            build=lambda: _guardrail(guardrail, roots, access, self._device, seats),
         )
-        self._upsampler = _upsampler(upsampler, roots, access, self._device)
+        self._upsampler = _upsampler(upsampler, roots, access, self._device, seats)
+        staying = sum(size for size, placement in seats if placement == "device")
+        passing = (size for size, placement in seats if placement != "device")
+        self._device_bytes = staying + max(passing, default=0)
 
     def load(self, clock: Clock) -> None:
         """Makes guardrail and upsampler ready.
@@ -134,7 +158,7 @@ class Desk:
             return
 
         def checked() -> None:
-            will_be_written = self._writes(request) and request.prompt == ""
+            will_be_written = self.rewrites(request) and request.prompt == ""
             if not will_be_written:
                 self.check("prompt", request.prompt, inspection)
             if request.uses_guidance:
@@ -208,7 +232,7 @@ class Desk:
         if self._upsampler is None:
             return Wording(request.prompt, UpsamplerRecord(None))
         name = name_of(self._upsampler)
-        if not self._writes(request):
+        if not self.rewrites(request):
             reason = "upsample=False" if not request.upsample else "the prompt is no text"
             return Wording(request.prompt, UpsamplerRecord(name, reason=reason))
         assert known is not None
@@ -227,7 +251,8 @@ class Desk:
                 inspection.prompt("upsampled prompt", text)
         return Wording(text, record)
 
-    def _writes(self, request: Request) -> bool:
+    def rewrites(self, request: Request) -> bool:
+        """Whether the text encoder will read another prompt than the request's."""
         return self._upsampler is not None and request.upsample and isinstance(request.prompt, str)
 
 
@@ -236,6 +261,7 @@ def _guardrail(
     roots: Sequence[Path],
     access: HubAccess | None,
     device: torch.device,
+    seats: list[Seat],
 ) -> Guardrail:
     wanted = choice if isinstance(choice, DefaultGuardrail) else DefaultGuardrail()
     try:
@@ -251,6 +277,8 @@ def _guardrail(
             f'without one, on record: guardrail=NoGuardrail(reason="...") or --disable_guardrail',
             cause="missing",
         ) from error
+    networks = (files.classifier, files.siglip, files.faces, files.llama_guard)
+    seats += [(weight_bytes(path), wanted.placement) for path in networks]
     return cosmos_guardrail(
         GuardrailFolders(*files),
         device,
@@ -265,6 +293,7 @@ def _upsampler(
     roots: Sequence[Path],
     access: HubAccess | None,
     device: torch.device,
+    seats: list[Seat],
 ) -> Upsampler | None:
     if isinstance(choice, str):
         choice = PromptUpsampler(choice)
@@ -276,6 +305,7 @@ def _upsampler(
                 f"{error}. Fetch it with cosmos-fast download --prompt_upsampler, or write the "
                 f"prompt in full and turn the upsampler off (--disable_prompt_upsampler)"
             ) from error
+        seats.append((weight_bytes(folder), choice.placement))
         return QwenUpsampler(folder, device, read_tensors, choice.placement)
     if choice is not None and not callable(choice):
         raise InputError(

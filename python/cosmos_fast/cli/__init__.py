@@ -27,6 +27,7 @@ from cosmos_fast.cli.flags import in_flags, spread_values
 from cosmos_fast.cli.future_commands import add_future_commands
 from cosmos_fast.cli.interrupt import Interrupted, interruptible
 from cosmos_fast.cli.output import print_json
+from cosmos_fast.cli.plan import PLAN_FLAGS, plan
 from cosmos_fast.cli.rollout import ROLLOUT_FLAGS, rollout
 from cosmos_fast.cli.video2world import video2world
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
@@ -40,6 +41,7 @@ FLAGS_OF: Final = {
     "demo": DEMO_FLAGS,
     "download": DOWNLOAD_FLAGS,
     "convert": CONVERT_FLAGS,
+    "plan": PLAN_FLAGS,
     "doctor": DOCTOR_FLAGS,
     "bench": BENCH_FLAGS,
 }
@@ -72,6 +74,7 @@ def build_app() -> typer.Typer:
     app.command()(demo)
     app.command()(download)
     app.command()(convert)
+    app.command()(plan)
     app.command()(doctor)
     app.command()(bench)
     add_future_commands(app)

@@ -14,7 +14,6 @@ import typer
 from cosmos_fast.cli.exits import MissingPartError
 
 FUTURE_COMMANDS: Final[dict[str, str]] = {
-    "plan": "memory planner",
     "text2image": "text-to-image part",
     "text2world": "text-to-world part",
     "multiview": "multiview part",

@@ -28,12 +28,7 @@ def _given(value: Any) -> bool:
     return value not in (None, False)
 
 
-def _is_amount(value: Any) -> bool:
-    return value is not None and value[0].isdigit()
-
-
 _NEEDS: Final[tuple[tuple[str, Callable[[Any], bool], str, str], ...]] = (
-    ("memory", _is_amount, "memory planner", "use --memory auto"),
     ("natten", _given, "sparse-attention part", "leave --natten out"),
     ("use_cuda_graphs", _given, "CUDA-graphs part", "leave --use_cuda_graphs out"),
     ("benchmark", _given, "benchmark part", "leave --benchmark out; every report has stage times"),
@@ -54,12 +49,7 @@ def missing_parts(given: Mapping[str, Any]) -> tuple[MissingPart, ...]:
     )
 
 
-_MEMORY: Final = "--memory decides where each part stays"
 _IDLE: Final[tuple[tuple[str, str], ...]] = (
-    ("offload_diffusion_transformer", _MEMORY),
-    ("offload_tokenizer", _MEMORY),
-    ("offload_text_encoder_model", _MEMORY),
-    ("offload_text_encoder", _MEMORY),
     ("tokenizer_dir", "the VAE comes from the checkpoint"),
     ("image_save_name", "no picture is made"),
     ("image_save_folder", "no picture is made"),

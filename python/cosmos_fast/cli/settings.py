@@ -68,6 +68,8 @@ class Settings:
     """GPUs that share one video; None is one, or as many as torchrun started processes."""
     precision: Literal["auto", "bf16", "fp32"]
     memory: str
+    offload: tuple[str, ...]
+    """Parts that leave the device when their stage ends."""
     rope_table: Literal["reference", "float32"]
     downcast_text_encoder: bool
     upsampler: Literal["on", "off", "not applicable"]
@@ -164,6 +166,7 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
         num_gpus=values.pick("num_gpus", "num_gpus", default=None),
         precision=values.pick("precision", "precision", default="auto"),
         memory=values.pick("memory", "memory", default="auto").lower(),
+        offload=_offload(values),
         rope_table=values.pick("rope_table", "rope_table", default="reference"),
         downcast_text_encoder=values.pick(
             "downcast_text_encoder", "downcast_text_encoder", default=False
@@ -190,6 +193,24 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
         settings = _without_upsampler(settings)
     _require_input(settings, given)
     return settings
+
+
+OFFLOADS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "offload_diffusion_transformer": ("dit",),
+        "offload_tokenizer": ("vae encoder", "vae decoder"),
+        "offload_text_encoder": ("text encoder",),
+        "offload_text_encoder_model": ("text encoder",),
+    }
+)
+"""What must leave the device by which flag; the original's "tokenizer" is the VAE."""
+
+
+def _offload(values: _Values) -> tuple[str, ...]:
+    given = [name for name in OFFLOADS if values.given.get(name)]
+    parts = [part for name in given for part in OFFLOADS[name]]
+    values.pick("offload", *given, default=())
+    return tuple(dict.fromkeys(parts))
 
 
 def generation_of(given: Mapping[str, Any]) -> Generation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.cli.config_file import merge, read_config
 from cosmos_fast.cli.exits import ExitCode, UsageError
@@ -196,7 +196,8 @@ def load(settings: Settings, display: Display, place: Place | None = None) -> Vi
         device=place.device if place is not None else settings.device,
         parallel=place.parallel if place is not None else None,
         precision=settings.precision,
-        memory=cast("Literal['auto', 'resident']", settings.memory),  # amounts were refused
+        memory=settings.memory,
+        offload=settings.offload,
         rope_table=settings.rope_table,
         guardrail=guardrail(settings),
         upsampler=upsampler(settings),

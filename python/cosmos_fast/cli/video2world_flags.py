@@ -204,8 +204,8 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
             "auto, resident, or an amount such as 12GiB",
             "AMOUNT",
         ),
-        "This run's share of device memory: auto or resident (12GiB and the like: not yet). "
-        "Default: auto.",
+        "This run's whole share of device memory: an amount such as 8GiB (weights that do not fit "
+        "are streamed), auto (what is free), or resident. Default: auto.",
         _MACHINE,
     ),
     Flag(
@@ -221,10 +221,15 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
         "itself. Default: 1, or as many as torchrun started.",
         _MACHINE,
     ),
-    Flag("offload_diffusion_transformer", None, "Keep it off the device (original).", _MACHINE),
-    Flag("offload_tokenizer", None, "Keep the VAE off the device (original).", _MACHINE),
-    Flag("offload_text_encoder_model", None, "Keep T5 off the device (original).", _MACHINE),
-    Flag("offload_text_encoder", None, "Keep T5 off the device.", _MACHINE),
+    Flag(
+        "offload_diffusion_transformer",
+        None,
+        "It leaves the device after use; kept in RAM (original: read again).",
+        _MACHINE,
+    ),
+    Flag("offload_tokenizer", None, "The same for the VAE (original).", _MACHINE),
+    Flag("offload_text_encoder_model", None, "The same for T5 (original).", _MACHINE),
+    Flag("offload_text_encoder", None, "The same for T5.", _MACHINE),
     Flag(
         "downcast_text_encoder",
         None,

@@ -8,15 +8,20 @@ publishes only the rate with 16-bit accumulation are listed at half of it, which
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import math
+import re
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
 
 from cosmos_fast.errors import InputError
 from cosmos_fast.memory.request import GIB, MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 PCIE_5_X16: Final = 55_000_000_000
 """Bytes a second, measured with pinned memory on an H200."""
@@ -94,17 +99,113 @@ CARDS: Final[Mapping[str, Card]] = MappingProxyType(
 )
 
 
+_BUS_CLASSES: Final = (3e9, 6e9, PCIE_4_X8, PCIE_4_X16, PCIE_5_X16)
+"""What buses are taken for, so that a plan does not change with the noise of a measurement."""
+_MARKETING: Final = re.compile(r"nvidia|geforce|tesla|sxm\d*|pcie|nvl|hbm\d*e?|[^a-z0-9]")
+_UNKNOWN_FLOPS_PER_CORE: Final = 5e11
+"""Dense bfloat16 rate of a multiprocessor of a card that is not listed; estimate, on the low
+side."""
+_CPU: Final = Card("cpu", 1 << 40, 2e11, 2e10, 10_000_000_000, context_bytes=0, workspace_bytes=0)
+"""A CPU in the place of a card; for tests."""
+
+
 def find_card(gpu: str | Card) -> Card:
-    """The card that ``gpu`` names, or ``gpu`` itself: a measured one.
+    """The card that ``gpu`` names, ``gpu`` itself, or for "measured" the current CUDA device.
 
     Raises:
-        InputError: no card of that name.
+        InputError: no card of that name, or no CUDA device to measure.
     """
     if isinstance(gpu, Card):
         return gpu
+    if gpu.lower() == "measured":
+        if not torch.cuda.is_available():
+            raise InputError(
+                f'gpu = "measured": torch sees no CUDA device here; name a card instead: '
+                f"{', '.join(CARDS)}"
+            )
+        return measured_card(torch.device("cuda", torch.cuda.current_device()))
     card = CARDS.get(gpu.lower())
     if card is None:
         raise InputError(
             f"{gpu = }: known cards are {', '.join(CARDS)}; or pass a Card of your own"
         )
     return card
+
+
+def card_of(device: torch.device) -> Card:
+    """The card of ``device``: its listed rates where it is listed, its own bus and memory.
+
+    The bus is measured, in 20 ms, and taken for the nearest of a few classes; so the same machine
+    has the same plans.
+    """
+    if device.type == "cpu":
+        return _CPU
+    properties = torch.cuda.get_device_properties(device)
+    listed = _listed(properties.name)
+    bus = min(_BUS_CLASSES, key=lambda rate: abs(math.log(rate / _bus_rate(device))))
+    return replace(
+        listed or _estimated(properties),
+        name=properties.name,
+        memory_bytes=properties.total_memory,
+        bus_bytes_per_second=int(bus),
+    )
+
+
+def measured_card(device: torch.device) -> Card:
+    """The card of ``device`` by measurement: bus, memory and matrix products, in a second.
+
+    The shares of the peak that attention and convolutions reach are those of the listed cards.
+    """
+    properties = torch.cuda.get_device_properties(device)
+    return replace(
+        card_of(device),
+        memory_bytes=properties.total_memory,
+        bf16_flops=_matrix_rate(device) / LINEAR_SHARE,
+        memory_bytes_per_second=_memory_rate(device),
+        bus_bytes_per_second=int(_bus_rate(device)),
+    )
+
+
+def _listed(name: str) -> Card | None:
+    """The listed card that a driver's name means: "NVIDIA H100 80GB HBM3" is "h100"."""
+    plain = _MARKETING.sub("", name.lower())
+    for known, card in CARDS.items():
+        if plain.startswith(known.partition("-")[0]):
+            return card
+    return None
+
+
+def _estimated(properties: Any) -> Card:
+    flops = properties.multi_processor_count * _UNKNOWN_FLOPS_PER_CORE
+    return Card(properties.name, properties.total_memory, flops, 5e11, PCIE_4_X8)
+
+
+def _bus_rate(device: torch.device) -> float:
+    source = torch.empty(64 * MIB, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty_like(source, device=device, pin_memory=False)
+    return source.nbytes / _seconds(lambda: target.copy_(source, non_blocking=True), device, 8)
+
+
+def _memory_rate(device: torch.device) -> float:
+    source = torch.empty(256 * MIB, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _seconds(lambda: target.copy_(source), device, 20)
+
+
+def _matrix_rate(device: torch.device) -> float:
+    side = 8192
+    a, b = (torch.ones(side, side, dtype=torch.bfloat16, device=device) for _ in range(2))
+    return 2.0 * side**3 / _seconds(lambda: a @ b, device, 20)
+
+
+def _seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Of one ``work``, the fastest of ``repeats`` after one to warm up."""
+    work()
+    stream = torch.cuda.current_stream(device)
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    for mark in marks[:-1]:
+        mark.record(stream)
+        work()
+    marks[-1].record(stream)
+    marks[-1].synchronize()
+    return float(min(a.elapsed_time(b) for a, b in itertools.pairwise(marks))) / 1000

@@ -20,7 +20,9 @@ Components = Mapping[str, Blocks]
 
 def dit_blocks(dit: DiT) -> Blocks:
     """ "edges" (used at both ends of a pass) and "blocks.0", "blocks.1", ..."""
-    edges = [dit.patch_embed, dit.time_embed, dit.final_layer]
+    edges: list[nn.Module] = [dit.patch_embed, dit.time_embed, dit.final_layer]
+    if dit.action_embed is not None:
+        edges.append(dit.action_embed)
     return {"edges": edges} | {f"blocks.{i}": [block] for i, block in enumerate(dit.blocks)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -23,13 +23,16 @@ def peak_bytes(compute: Callable[[], object]) -> int:
     """
     meter = cast("Any", _Meter)()  # its base class is not annotated
     meter.ledger = ledger = _Ledger()
-    with torch.no_grad(), _FusedAttention(), meter:
+    with torch.no_grad(), _AsOnDevices(), meter:
         compute()
     return ledger.peak
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention as devices do it: the output and a row of statistics, no matrix of all pairs."""
+class _AsOnDevices(TorchFunctionMode):
+    """Attention as devices do it: the output and a row of statistics, no matrix of all pairs.
+
+    And the shape of a convolution straight away: torch's own way to it takes 50 ms a time.
+    """
 
     def __torch_function__(
         self,
@@ -41,7 +44,39 @@ class _FusedAttention(TorchFunctionMode):
         if function is torch.nn.functional.scaled_dot_product_attention:
             query = args[0]
             return torch.empty_like(query, memory_format=torch.contiguous_format)
+        if function in (torch.conv2d, torch.conv3d):
+            return _convolution(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
+
+
+def _convolution(x: torch.Tensor, *others: Any, **more: Any) -> torch.Tensor:
+    """Channels come last in the result where they do in ``x``, as cuDNN has it."""
+    result = x.new_empty(_convolved(x, *others, **more))
+    form = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    if x.is_contiguous() or not x.is_contiguous(memory_format=form):
+        return result
+    return torch.empty_like(result, memory_format=form)
+
+
+def _convolved(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Sequence[int] | int = 1,
+    padding: Sequence[int] | int = 0,
+    *_more: Any,
+) -> tuple[int, ...]:
+    """Shape of a convolution without dilation or groups."""
+    axes = x.ndim - 2
+    strides = (stride,) * axes if isinstance(stride, int) else stride
+    paddings = (padding,) * axes if isinstance(padding, int) else padding
+    sizes = (
+        (length + 2 * pad - kernel) // step + 1
+        for length, kernel, step, pad in zip(
+            x.shape[2:], weight.shape[2:], strides, paddings, strict=True
+        )
+    )
+    return (x.shape[0], weight.shape[0], *sizes)
 
 
 class _Ledger:
@@ -70,6 +105,11 @@ class _Meter(TorchDispatchMode):
 
     ledger: _Ledger
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; to keep its compiler off, torch would import it: seconds."""
+        return False
+
     def __torch_dispatch__(
         self,
         function: Callable[..., Any],
@@ -78,11 +118,47 @@ class _Meter(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = {id(_storage(leaf)) for leaf in tree_leaves((args, kwargs)) if _is_tensor(leaf)}
-        result = function(*args, **(kwargs or {}))
+        result = _elementwise(function, args, kwargs or {})
+        if result is None:
+            result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if _is_tensor(leaf) and id(_storage(leaf)) not in given:
                 self.ledger.count(_storage(leaf))
         return result
+
+
+_ELEMENTWISE: Final = frozenset(
+    f"aten::{name}"
+    for name in (
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "pow",
+        "clamp_min",
+        "rsqrt",
+        "silu",
+        "gelu",
+        "_to_copy",
+    )
+)
+
+
+def _elementwise(
+    function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> torch.Tensor | None:
+    """The result of an operation on each value, None where ``function`` is another one.
+
+    torch's own way to it, by decompositions in Python, takes milliseconds and seconds of imports.
+    """
+    if function._schema.name not in _ELEMENTWISE:
+        return None
+    given = [leaf for leaf in args if _is_tensor(leaf)]
+    dtype = kwargs.get("dtype") or given[0].dtype
+    for other in given[1:]:
+        dtype = torch.promote_types(dtype, other.dtype)
+    shape = torch.broadcast_shapes(*(one.shape for one in given))
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _is_tensor(leaf: object) -> bool:

@@ -7,18 +7,25 @@ running it on torch's meta device. Operations are those of ``model/flops.py``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from cosmos_fast.config import check_size
 from cosmos_fast.errors import InputError
+from cosmos_fast.memory.components import dit_blocks
 from cosmos_fast.memory.footprint import peak_bytes
-from cosmos_fast.memory.host import layout
+from cosmos_fast.memory.host import PARAMETER_ALIGNMENT, layout
 from cosmos_fast.memory.request import NANOS, Block, Shape, Stage
+from cosmos_fast.model.cuts import Cut
+from cosmos_fast.model.dit import DiT
 from cosmos_fast.model.flops import forward_flops
+from cosmos_fast.model.ops import Ops
 from cosmos_fast.model.vae import VAE
+from cosmos_fast.model.vae_fused import FusedDecoder
 from cosmos_fast.types import (
     LATENT_CHANNELS,
     SPATIAL_STRIDE,
@@ -27,13 +34,13 @@ from cosmos_fast.types import (
     Size,
     latent_frames,
 )
+from cosmos_fast.weights.text_keys import TextShape
 
 if TYPE_CHECKING:
     from cosmos_fast.config import DiTConfig, Profile
     from cosmos_fast.memory.cards import Card
     from cosmos_fast.memory.request import Residency
 
-BF16: Final = 2
 FLOAT: Final = 4
 
 _ELEMENTWISE_PASSES: Final = 26
@@ -45,58 +52,24 @@ _PIXEL_FLOPS_FIRST: Final = (10.85e6, 6.78e6)
 _PIXEL_FLOPS_NEXT: Final = (33.9e6, 20.0e6)
 """Operations a pixel to decode and to encode each further latent frame (four frames)."""
 
-_T5_LAYERS: Final = 24
-_T5_WIDTH: Final = 1024
-_T5_INNER: Final = 16384
-_T5_HIDDEN: Final = 65536
-_T5_HEADS: Final = 128
-_T5_VOCABULARY: Final = 32128
-_T5_BUCKETS: Final = 32
-_T5_FLOPS: Final = 5.4e12
-"""Operations of one prompt of 512 rows."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How far a DiT block's activations are cut up."""
-
-    chunks: int
-    """Stretches of tokens that pass cross-attention and MLP one after the other."""
-    groups: int
-    """Groups of heads that pass self-attention one after the other."""
-    slowdown: float
-    """Additional share of time; estimate."""
-
-    @property
-    def name(self) -> str:
-        if self.chunks == self.groups == 1:
-            return "whole"
-        return f"{self.chunks} token chunks, {self.groups} head groups"
-
-    @property
-    def token_tensors(self) -> float:
-        """Token tensors alive at the fullest moment of a block; fused operations work in place.
-
-        The residual stream x, the normed y and a sub-layer's output are whole; cut up are q, k, v
-        and the result (4) in self-attention, q and the result (2) in cross-attention, and both
-        sides of GELU (8) in the MLP.
-        """
-        attention = 7 if self.groups == 1 else max(3 + 4 / self.groups, 4)
-        cross = 3 + 2 / self.chunks
-        mlp = 10 if self.chunks == 1 else 3 + 8 / self.chunks
-        return max(attention, cross, mlp)
-
-
-CUTS: Final = (
-    Cut(1, 1, 0.0),
-    Cut(2, 1, 0.002),
-    Cut(4, 2, 0.006),
-    Cut(8, 4, 0.015),
+T5_11B: Final = TextShape(
+    vocab_size=32128,
+    d_model=1024,
+    d_kv=128,
+    d_ff=65536,
+    num_layers=24,
+    num_heads=128,
+    buckets=32,
 )
-TILES: Final = ((1, 1), (1, 2), (2, 2), (2, 3), (3, 4))
-"""Tiles of a picture along rows and columns that the VAE decodes one after the other."""
-TILE_OVERLAP: Final = 8
-"""Latent rows and columns that neighbouring tiles share."""
+
+SLOWDOWNS: Final[Mapping[Cut, float]] = MappingProxyType(
+    {Cut(1, 1): 0.0, Cut(2, 1): 0.002, Cut(4, 2): 0.006, Cut(8, 4): 0.015}
+)
+"""Ways to cut a DiT block's activations up, and their additional share of time; estimates."""
+FRAME_BY_FRAME: Final = "frame by frame"
+"""The shape of decoding in which pictures are made one at a time."""
+_FRAME_BY_FRAME_SLOWDOWN: Final = 0.03
+"""Additional share of time; estimate."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +83,14 @@ class Workload:
     num_steps: int
     guided: bool
     """Two forwards a step, and two prompts."""
-    text_bytes_per_value: int = BF16
-    """2 for a text encoder stored in bfloat16, 4 for float32, 0 for no text encoder."""
+    dtype: torch.dtype = torch.bfloat16
+    """Of the transformer and the VAE."""
+    fused: bool = False
+    """The VAE's decoder runs between kernels; see ``model/vae_fused.py``."""
+    text: TextShape | None = T5_11B
+    """None: no prompt has to be encoded."""
+    text_dtype: torch.dtype = torch.bfloat16
+    """What the text encoder is stored in."""
     offloaded: frozenset[str] = frozenset()
     """Components that must leave the device when their stage ends."""
 
@@ -151,9 +130,9 @@ class Workload:
 
 def stages(workload: Workload, card: Card) -> tuple[Stage, ...]:
     """The stages of ``workload`` on ``card``, in order."""
-    text = (text_stage(workload, card),) if workload.text_bytes_per_value else ()
+    text = () if workload.text is None else (text_stage(workload, workload.text, card),)
     with torch.device("meta"):
-        vae = VAE(workload.profile.vae).to(torch.bfloat16)
+        vae = VAE(workload.profile.vae).to(workload.dtype)
     vae.requires_grad_(False)
     return (
         *text,
@@ -163,22 +142,26 @@ def stages(workload: Workload, card: Card) -> tuple[Stage, ...]:
     )
 
 
-def text_stage(workload: Workload, card: Card) -> Stage:
-    """T5-11B, one pass a prompt; its layers may stream."""
-    width = workload.text_bytes_per_value
-    layer = 4 * _T5_WIDTH * _T5_INNER + 2 * _T5_WIDTH * _T5_HIDDEN + 2 * _T5_WIDTH
-    bias = _T5_HEADS * _T5_BUCKETS
-    nanos = _nanos(_T5_FLOPS / _T5_LAYERS, card.text_flops)
-    blocks = [Block("embedding", (_T5_VOCABULARY + 1) * _T5_WIDTH * width, 0, hold=True)]
+def text_stage(workload: Workload, shape: TextShape, card: Card) -> Stage:
+    """T5, one pass a prompt; its layers may stream."""
+    inner, width = shape.num_heads * shape.d_kv, workload.text_dtype.itemsize
+    matrices = [shape.d_model * inner] * 4 + [shape.d_model * shape.d_ff] * 2
+    norms = [shape.d_model] * 2
+    layer = _packed([*matrices, *norms], width)
+    flops = 2 * TEXT_ROWS * sum(matrices) + 4 * TEXT_ROWS**2 * inner
+    nanos = _nanos(flops, card.text_flops)
+    embedding = _packed([shape.vocab_size * shape.d_model, shape.d_model], width)
+    blocks = [Block("embedding", embedding, 0, hold=True)]
+    bias = _packed([shape.num_heads * shape.buckets], width)
     blocks += [
-        Block(f"layer {index}", (layer + bias * (index == 0)) * width, nanos)
-        for index in range(_T5_LAYERS)
+        Block(f"layer {index}", layer + bias * (index == 0), nanos)
+        for index in range(shape.num_layers)
     ]
-    pairs = _T5_HEADS * TEXT_ROWS**2
+    pairs = shape.num_heads * TEXT_ROWS**2
     # Position bias and scores in the encoder's dtype, softmax in float32 and back, and beside them
     # q, k, v or the hidden layer before and after its ReLU.
-    attention = pairs * (3 * width + FLOAT) + 4 * TEXT_ROWS * _T5_INNER * width
-    hidden = 2 * TEXT_ROWS * _T5_HIDDEN * width
+    attention = pairs * (3 * width + FLOAT) + 4 * TEXT_ROWS * inner * width
+    hidden = 2 * TEXT_ROWS * shape.d_ff * width
     return Stage(
         "text",
         "text encoder",
@@ -192,27 +175,28 @@ def text_stage(workload: Workload, card: Card) -> Stage:
 def denoise_stage(workload: Workload, card: Card) -> Stage:
     """Every forward of every step; the blocks may stream."""
     config = workload.profile.dit
-    block, edges = dit_parameters(config)
+    block, edges = dit_bytes(config, workload.dtype)
+    width = workload.dtype.itemsize
     flops = forward_flops(config, workload.latent_size)
-    token_tensor = workload.tokens * config.width * BF16
+    token_tensor = workload.tokens * config.width * width
     nanos = (
         _nanos(flops.self_attention / config.num_layers, card.attention_flops)
         + _nanos(flops.other / config.num_layers, card.linear_flops)
         + _nanos(_ELEMENTWISE_PASSES * token_tensor, card.memory_bytes_per_second)
     )
-    blocks = [Block("edges", edges * BF16, 0, hold=True)]
-    blocks += [Block(f"blocks.{index}", block * BF16, nanos) for index in range(config.num_layers)]
-    text_keys = config.num_layers * 2 * TEXT_ROWS * config.width * BF16 * workload.branches
+    blocks = [Block("edges", edges, 0, hold=True)]
+    blocks += [Block(f"blocks.{index}", block, nanos) for index in range(config.num_layers)]
+    text_keys = config.num_layers * 2 * TEXT_ROWS * config.width * width * workload.branches
     rope = workload.tokens * config.head_dim * FLOAT
     held = text_keys + rope + _STATES * workload.latent_bytes
     shapes = tuple(
         Shape(
             cut.name,
-            int(cut.token_tensors * token_tensor) + held,
-            round(cut.slowdown * 1e6),
-            exact=index == 0,
+            int(cut.token_tensors(workload.latent_size[0]) * token_tensor) + held,
+            round(slowdown * 1e6),
+            exact=cut == Cut(),
         )
-        for index, cut in enumerate(CUTS)
+        for cut, slowdown in SLOWDOWNS.items()
     )
     return Stage(
         "denoise",
@@ -240,59 +224,78 @@ def encode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
 
 
 def decode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
-    """The whole clip, one latent frame at a time; pictures may be cut into tiles."""
+    """The whole clip, one latent frame at a time; its pictures may be made one by one."""
     frames, rows, columns = workload.latent_size
     latents = torch.empty(1, LATENT_CHANNELS, min(frames, 3), rows, columns, device="meta")
 
-    def decode() -> None:
-        for _ in vae.decode_chunks(latents):
-            pass
+    def peak(frame_by_frame: bool) -> int:
+        def decode() -> None:
+            if workload.fused and not frame_by_frame:
+                fused = FusedDecoder(vae.decoder, vae.post_quant_conv, _METERED)
+                for chunk in latents.to(workload.dtype).split(1, dim=2):
+                    fused.chunk(chunk)
+                return
+            for _ in vae.decode_chunks(latents, frame_by_frame=frame_by_frame):
+                pass
 
-    peak = peak_bytes(decode)
+        return peak_bytes(decode)
+
     pictures = 3 * workload.num_frames * workload.size.height * workload.size.width
     # The clip as bytes, once in chunks and once joined, and the latents it is made of.
     held = 2 * pictures + 2 * workload.latent_bytes
-    shapes = []
-    for grid in TILES:
-        share, work = tile_shares((rows, columns), grid)
-        name = "whole" if grid == (1, 1) else f"{grid[0]} x {grid[1]} tiles"
-        slowdown = round((work - 1) * 1e6)
-        shapes.append(Shape(name, int(peak * share) + held, slowdown, exact=grid == (1, 1)))
+    shapes = (
+        Shape("whole", peak(False) + held),
+        Shape(
+            FRAME_BY_FRAME,
+            peak(True) + held,
+            round(_FRAME_BY_FRAME_SLOWDOWN * 1e6),
+            exact=False,
+        ),
+    )
     return _vae_stage(
         workload,
         ("decode", "vae decoder", "decoder"),
         layout([*vae.decoder.parameters(), *vae.post_quant_conv.parameters()])[1],
         _vae_nanos(workload, card, 0, workload.num_frames),
-        tuple(shapes),
+        shapes,
     )
 
 
-def tile_shares(size: tuple[int, int], grid: tuple[int, int]) -> tuple[float, float]:
-    """Share of the picture that one tile has, and work of all tiles over that of the picture."""
-    share = 1.0
-    for length, count in zip(size, grid, strict=True):
-        tile = -(-(length + (count - 1) * TILE_OVERLAP) // count)
-        share *= tile / length
-    return share, share * grid[0] * grid[1]
+def _metered_rms_silu(
+    x: torch.Tensor, *others: Any, keep_total: bool
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    history: int = others[-1]
+    padded = x.new_empty((x.shape[0], history + x.shape[1], *x.shape[2:]))
+    kept = x.new_empty((x.shape[0], history, *x.shape[2:]))
+    return (torch.empty_like(x) if keep_total else None), padded, kept
 
 
-def dit_parameters(config: DiTConfig) -> tuple[int, int]:
-    """Parameters of one block, and of everything outside the blocks."""
-    width, rank = config.width, config.adaln_rank
-    linear = (
-        4 * width**2 + 2 * width**2 + 2 * config.text_dim * width + 2 * width * config.mlp_width
-    )
-    norms = 4 * config.head_dim
-    modulation = 3 * (rank * width + 3 * rank * width)
-    edges = (
-        config.patch_features * width
-        + width**2 * 4
-        + width
-        + rank * width
-        + 2 * rank * width
-        + config.out_channels * config.patch**2 * width
-    )
-    return linear + norms + modulation, edges
+def _metered_upsample(x: torch.Tensor, _: torch.Tensor | None, *, in_time: bool) -> torch.Tensor:
+    batch, frames, height, width, channels = x.shape
+    if in_time:
+        frames, channels = 2 * frames, channels // 2
+    return x.new_empty((batch, frames, 2 * height, 2 * width, channels))
+
+
+_METERED: Final = Ops(rms_silu=_metered_rms_silu, upsample=_metered_upsample)
+"""What the kernels allocate, and nothing computed."""
+
+
+def dit_bytes(config: DiTConfig, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of one block's weights, and of those outside the blocks."""
+    with torch.device("meta"):
+        network = DiT(replace(config, num_layers=1), Ops())
+    blocks = dit_blocks(network)
+    sizes = {
+        name: layout([p for module in modules for p in module.parameters()], dtype)[1]
+        for name, modules in blocks.items()
+    }
+    return sizes["blocks.0"], sizes["edges"]
+
+
+def _packed(counts: Iterable[int], width: int) -> int:
+    """Bytes of parameters of so many values, side by side in a block."""
+    return sum(-(-count * width // PARAMETER_ALIGNMENT) * PARAMETER_ALIGNMENT for count in counts)
 
 
 def _vae_stage(

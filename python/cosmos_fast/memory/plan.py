@@ -8,17 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import torch
+
 from cosmos_fast._core import smallest_memory
 from cosmos_fast.config import Profile, round_size
 from cosmos_fast.errors import InputError, MemoryPlanError
 from cosmos_fast.memory.cards import find_card
-from cosmos_fast.memory.models import Workload, stages
+from cosmos_fast.memory.models import T5_11B, Workload, stages
 from cosmos_fast.memory.request import GIB, MIB, Link, Machine, Request
 from cosmos_fast.memory.schedule import Schedule
 from cosmos_fast.weights.released import ARCHITECTURES, family_of, released_profile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from cosmos_fast.memory.cards import Card
     from cosmos_fast.types import Size
@@ -28,12 +30,13 @@ AUTO_SHARE: Final = 0.95
 """Of a card's memory, what "auto" takes: torch's allocator and the driver round up."""
 _HOST_FIXED: Final = 2 * GIB
 """Python, torch and a CUDA process without weights; estimate."""
-_WINDOW: Final = 512 * MIB
+WINDOW_BYTES: Final = 512 * MIB
+"""Of pinned memory through which weights pass on their way from files."""
 _FILES: Final = Link(8_000_000_000)
 """Weight files in the page cache, through the window; estimate."""
 _UNITS: Final = {
     "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
-    "KIB": 1 << 10, "MIB": MIB, "GIB": GIB,
+    "KIB": 1 << 10, "MIB": MIB, "GIB": GIB, "TB": 10**12, "TIB": 1 << 40,
 }  # fmt: skip
 _AMOUNT = re.compile(r"\s*(?P<number>\d+(\.\d*)?)\s*(?P<unit>[A-Za-z]*)\s*")
 
@@ -95,6 +98,42 @@ class Plan(Schedule):
             plain["stages"][stage.name] = fields
         return plain
 
+    def compared(self, seconds: Mapping[str, float], peak: int | None) -> dict[str, Any]:
+        """Predictions beside measurements, as plain values.
+
+        Args:
+            seconds: measured, of stages by name.
+            peak: measured device bytes, the fixed ones included; None: not known.
+        """
+        streamed = ", ".join(
+            f"{stage.streamed} of {len(stage.blocks)} blocks of {stage.component}"
+            for stage in self.stages
+            if stage.streamed
+        )
+        shapes = ", ".join(
+            f"{stage.name} in {stage.shape}" for stage in self.stages if stage.shape != "whole"
+        )
+        moves = f"streams {streamed}" if streamed else "streams nothing"
+        return {
+            "summary": f"{_gib(self.peak_bytes)} planned of {_gib(self.budget_bytes)}, {moves}"
+            + (f"; {shapes}" if shapes else ""),
+            "budget_bytes": self.budget_bytes,
+            "predicted_peak_bytes": self.peak_bytes,
+            "measured_peak_bytes": peak,
+            "exact": self.exact,
+            "sources": dict(self.sources),
+            "stages": {
+                stage.name: {
+                    "shape": stage.shape,
+                    "streamed": stage.streamed,
+                    "predicted_seconds": round(stage.seconds, 6),
+                    "measured_seconds": round(seconds[stage.name], 6),
+                }
+                for stage in self.stages
+                if stage.name in seconds
+            },
+        }
+
     def table(self) -> str:
         """Peak, time and traffic of each stage, as text."""
         header = ("stage", "peak", "weights", "streamed", "slots", "seconds", "a pass", "stalls")
@@ -132,16 +171,16 @@ class Plan(Schedule):
 
 
 def plan(
-    model: str | Profile,
+    model: str | os.PathLike[str] | Profile,
     *,
     memory: Memory = "auto",
-    gpu: str | Card,
+    gpu: str | Card = "measured",
     size: tuple[int, int] | None = None,
     num_frames: int | None = None,
     num_conditional_frames: int = 1,
     num_steps: int | None = None,
     guidance: float | None = None,
-    variant: str = "480p-16fps",
+    variant: str | None = None,
     host_memory: int | str | None = None,
     text_dtype: Literal["bfloat16", "float32", "none"] = "bfloat16",
     offload: Iterable[str] = (),
@@ -154,11 +193,11 @@ def plan(
         memory: "auto" (all of the card), "resident" (all of it, and nothing may leave), an amount
             such as "12GiB", bytes, or a :class:`Budget`: the engine's whole share, CUDA context
             and workspaces included.
-        gpu: a name from ``CARDS``, or a card of your own.
+        gpu: a name from ``CARDS``, a card of your own, or "measured": the one in this machine.
         size: (height, width) in pixels; None: the profile's.
-        num_frames: 4·n + 1 frames; None: the profile's.
+        num_frames: 4 n + 1 frames; None: the profile's.
         num_steps, guidance: None: the profile's.
-        variant: which of a model's released variants, such as "480p-16fps".
+        variant: which of a model's released variants; None: "480p-16fps".
         host_memory: amount or bytes of RAM; None: as much as is asked for.
         text_dtype: what the text encoder is stored in; "none": embeddings are given.
         offload: components ("text encoder", "vae encoder", "dit", "vae decoder") that must leave
@@ -170,34 +209,55 @@ def plan(
         MemoryPlanError: the budget is too small; the message says which would do, and ``plan`` of
             the error is the plan for that one.
     """
-    profile = _profile(model, variant)
+    profile = _profile(model, variant or "480p-16fps")
     card = find_card(gpu)
-    budget = _budget(memory, card, host_memory)
-    frames = num_frames or profile.num_frames
     workload = Workload(
         profile=profile,
         size=profile.size if size is None else round_size(size),
-        num_frames=frames,
+        num_frames=num_frames or profile.num_frames,
         num_conditional_frames=num_conditional_frames,
         num_steps=profile.num_steps if num_steps is None else num_steps,
         guided=(profile.guidance if guidance is None else guidance) != 0,
-        text_bytes_per_value={"bfloat16": 2, "float32": 4, "none": 0}[text_dtype],
+        text=None if text_dtype == "none" else T5_11B,
+        text_dtype=torch.float32 if text_dtype == "float32" else torch.bfloat16,
         offloaded=frozenset(offload),
     )
+    budget = read_budget(memory, card, host_memory)
+    return solve(workload, card, budget, resident=memory == "resident", stable_slots=stable_slots)
+
+
+def solve(
+    workload: Workload,
+    card: Card,
+    budget: Budget,
+    *,
+    resident: bool = False,
+    host_copies: bool = True,
+    stable_slots: bool = False,
+) -> Plan:
+    """The fastest plan for ``workload`` on ``card`` within ``budget``.
+
+    Args:
+        resident: all weights stay on the device.
+        host_copies: what is on the device has a pinned copy, to sleep and wake by.
+        stable_slots: as for :func:`plan`.
+
+    Raises:
+        MemoryPlanError: as for :func:`plan`.
+    """
     machine = Machine(
         device_bytes=budget.device or int(card.memory_bytes * AUTO_SHARE),
         device_fixed_bytes=card.context_bytes + card.workspace_bytes,
         host_bytes=budget.host or 1 << 45,
         host_fixed_bytes=_HOST_FIXED,
-        window_bytes=_WINDOW,
+        window_bytes=WINDOW_BYTES,
         bus=Link(card.bus_bytes_per_second),
         files=_FILES,
     )
     wanted = stages(workload, card)
-    if memory == "resident":
+    if resident:
         wanted = tuple(replace(stage, residency="keep") for stage in wanted)
-    # The executor holds a pinned copy of what is on the device, to sleep and wake by.
-    request = Request(machine, wanted, stable_slots=stable_slots, host_copies=True)
+    request = Request(machine, wanted, stable_slots=stable_slots, host_copies=host_copies)
     return _planned(workload, card, request)
 
 
@@ -212,12 +272,16 @@ def _planned(workload: Workload, card: Card, request: Request) -> Plan:
         return Plan.solve(request, **names)
     except MemoryPlanError as error:
         device, host = smallest_memory(request)
-        machine = replace(request.machine, device_bytes=device, host_bytes=host)
+        machine = replace(
+            request.machine,
+            device_bytes=max(device, request.machine.device_bytes),
+            host_bytes=max(host, request.machine.host_bytes),
+        )
         error.plan = Plan.solve(replace(request, machine=machine), **names)
         raise
 
 
-def _profile(model: str | Profile, variant: str) -> Profile:
+def _profile(model: str | os.PathLike[str] | Profile, variant: str) -> Profile:
     if isinstance(model, Profile):
         return model
     path = Path(os.fspath(model))
@@ -233,7 +297,12 @@ def _profile(model: str | Profile, variant: str) -> Profile:
     return profile
 
 
-def _budget(memory: Memory, card: Card, host: int | str | None) -> Budget:
+def read_budget(memory: Memory, card: Card, host: int | str | None = None) -> Budget:
+    """The budget that ``memory`` means on ``card``.
+
+    Raises:
+        InputError: not an amount, or more than the card has.
+    """
     ram = parse_amount(host) if isinstance(host, str) else host
     if isinstance(memory, Budget):
         return memory if ram is None else replace(memory, host=ram)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cosmos_fast._core import MemoryPlan, plan_memory
 from cosmos_fast.errors import InputError
-from cosmos_fast.memory.timeline import timeline_svg
+from cosmos_fast.memory.timeline import Drawing, timeline
 
 if TYPE_CHECKING:
     from typing import Self
@@ -129,8 +129,8 @@ class Schedule:
                 return stage
         raise InputError(f"no stage {name!r}: {', '.join(stage.name for stage in self.stages)}")
 
-    def svg(self, stage: str = "denoise") -> str:
-        """Slots and copies of the first passes of ``stage``, as a picture (SVG)."""
+    def timeline(self, stage: str = "denoise") -> Drawing:
+        """Slots and copies of the first passes of ``stage``, as a picture."""
         index = self.stages.index(self.stage(stage))
         copies, uses = self.core.timeline(index)
-        return timeline_svg(self.stages[index], copies, uses)
+        return timeline(self.stages[index], copies, uses)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from xml.sax.saxutils import escape
+
+from cosmos_fast.errors import InputError
 
 if TYPE_CHECKING:
     from cosmos_fast.memory.schedule import StagePlan
@@ -18,67 +21,135 @@ _ROW: Final = 26
 _COPY: Final = "#3f7fbf"
 _USE: Final = "#4c9f70"
 _HELD: Final = "#dfe7ef"
+_INK: Final = "#000000"
+_GRID: Final = "#cccccc"
 _TICKS: Final = 8
+_LETTER: Final = 6
+"""Width of a letter, about."""
 
 
-def timeline_svg(stage: StagePlan, copies: Sequence[Span], uses: Sequence[Span]) -> str:
+class Box(NamedTuple):
+    """A rectangle, in pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    colour: str
+    tip: str = ""
+    """What is told of it where the form of the picture can."""
+
+
+class Label(NamedTuple):
+    """Text whose line starts, is centred or ends at (x, y)."""
+
+    x: float
+    y: float
+    text: str
+    anchor: str = "start"
+    size: int = 11
+
+
+class Drawing(NamedTuple):
+    """A picture as shapes, drawn in this order, labels last."""
+
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+    labels: tuple[Label, ...]
+
+    def svg(self) -> str:
+        """The picture as SVG."""
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width}" '
+            f'height="{self.height}" font-family="sans-serif">',
+            f'<rect width="{self.width}" height="{self.height}" fill="white"/>',
+        ]
+        parts += [
+            f'<rect x="{box.left:.1f}" y="{box.top:.1f}" width="{box.width:.1f}" '
+            f'height="{box.height:.1f}" fill="{box.colour}"><title>{escape(box.tip)}</title></rect>'
+            for box in self.boxes
+        ]
+        parts += [
+            f'<text x="{label.x:.1f}" y="{label.y:.1f}" font-size="{label.size}" '
+            f'text-anchor="{label.anchor}">{escape(label.text)}</text>'
+            for label in self.labels
+        ]
+        return "\n".join([*parts, "</svg>\n"])
+
+    def png(self) -> bytes:
+        """The picture as PNG.
+
+        Raises:
+            InputError: Pillow is not installed.
+        """
+        try:
+            from PIL import Image, ImageDraw
+        except ImportError as error:
+            raise InputError(
+                "a PNG picture needs Pillow: pip install pillow, or ask for an .svg file"
+            ) from error
+        image = Image.new("RGB", (self.width, self.height), "white")
+        draw = ImageDraw.Draw(image)
+        for box in self.boxes:
+            right = max(box.left + box.width - 0.5, box.left)
+            corners = (box.left, box.top, right, box.top + max(box.height - 1, 0))
+            draw.rectangle(corners, fill=box.colour)
+        anchors = {"start": "ls", "middle": "ms", "end": "rs"}
+        for label in self.labels:
+            draw.text((label.x, label.y), label.text, fill=_INK, anchor=anchors[label.anchor])
+        stream = io.BytesIO()
+        image.save(stream, "PNG")
+        return stream.getvalue()
+
+
+def timeline(stage: StagePlan, copies: Sequence[Span], uses: Sequence[Span]) -> Drawing:
     """
     Args:
         stage: what the spans belong to.
         copies, uses: what the engines do, in order.
 
     Returns:
-        SVG: one row an engine, one row a slot, time to the right, two passes at most.
+        One row an engine, one row a slot, time to the right, two passes at most.
     """
     shown = uses[: 2 * len(stage.blocks)]
     end = max(span[3] for span in shown)
     copies = [span for span in copies if span[2] < end]
     scale = (_WIDTH - _LEFT - 10) / max(end, 1)
     rows = ["copy", "compute", *(f"slot {index}" for index in range(stage.slots))]
-    height = 40 + _ROW * len(rows) + 30
     title = (
         f"{stage.name}: {stage.streamed} of {len(stage.blocks)} blocks through {stage.slots} "
         f"slots of {stage.slot_bytes / 2**20:.0f} MiB, {stage.shape}"
     )
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
-        f'font-family="sans-serif" font-size="11">',
-        f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
-        f'<text x="8" y="20" font-size="14">{escape(title)}</text>',
+    bars = [(0, _COPY, span) for span in copies] + [(1, _USE, span) for span in shown]
+    bars += [
+        (2 + span[1], _HELD, (*span[:3], min(span[3], end)))
+        for span in _tenures(copies, shown)
+        if span[1] < stage.slots
     ]
-    for row, name in enumerate(rows):
-        parts.append(f'<text x="8" y="{_top(row) + 15}">{escape(name)}</text>')
-    parts += _bars(stage, 0, copies, _COPY, scale)
-    parts += _bars(stage, 1, shown, _USE, scale)
-    for block, place, start, until in _tenures(copies, shown):
-        if place < stage.slots:
-            parts.append(_bar(2 + place, start, min(until, end), _HELD, scale, stage.blocks[block]))
-    parts += _axis(len(rows), end, scale)
-    return "\n".join([*parts, "</svg>\n"])
+    boxes = [*_grid(len(rows), end, scale)]
+    labels = [Label(8, 20, title, size=14)]
+    labels += [Label(8, _top(row) + 15, name) for row, name in enumerate(rows)]
+    labels += _ticks(len(rows), end, scale)
+    for row, colour, (block, _, start, until) in bars:
+        name = stage.blocks[block]
+        box = Box(
+            _LEFT + start * scale,
+            _top(row),
+            max((until - start) * scale - 0.5, 0.5),
+            _ROW - 6,
+            colour,
+            f"{name}: {start / 1e6:.2f} to {until / 1e6:.2f} ms",
+        )
+        boxes.append(box)
+        short = name.rpartition(".")[2]
+        if box.width >= _LETTER * len(short) + 3:
+            labels.append(Label(box.left + 3, _top(row) + 14, short))
+    return Drawing(_WIDTH, 40 + _ROW * len(rows) + 30, tuple(boxes), tuple(labels))
 
 
 def _top(row: int) -> int:
     return 34 + _ROW * row
-
-
-def _bars(
-    stage: StagePlan, row: int, spans: Sequence[Span], colour: str, scale: float
-) -> Iterator[str]:
-    for block, _, start, end in spans:
-        yield _bar(row, start, end, colour, scale, stage.blocks[block])
-
-
-def _bar(row: int, start: int, end: int, colour: str, scale: float, name: str) -> str:
-    left, width = _LEFT + start * scale, max((end - start) * scale, 0.5)
-    shape = (
-        f'<rect x="{left:.1f}" y="{_top(row)}" width="{width:.1f}" height="{_ROW - 6}" '
-        f'fill="{colour}" stroke="white" stroke-width="0.5"><title>{escape(name)}: '
-        f"{start / 1e6:.2f} to {end / 1e6:.2f} ms</title></rect>"
-    )
-    short = name.rpartition(".")[2]
-    if width < 6 * len(short) + 3:
-        return shape
-    return f'{shape}<text x="{left + 3:.1f}" y="{_top(row) + 14}">{escape(short)}</text>'
 
 
 def _tenures(copies: Sequence[Span], uses: Sequence[Span]) -> Iterator[Span]:
@@ -88,14 +159,14 @@ def _tenures(copies: Sequence[Span], uses: Sequence[Span]) -> Iterator[Span]:
         yield block, place, start, next(later, 1 << 62)
 
 
-def _axis(rows: int, end: int, scale: float) -> Iterator[str]:
+def _grid(rows: int, end: int, scale: float) -> Iterator[Box]:
+    for tick in range(_TICKS + 1):
+        yield Box(_LEFT + end * tick / _TICKS * scale, 30, 0.5, _top(rows) - 30, _GRID)
+
+
+def _ticks(rows: int, end: int, scale: float) -> Iterator[Label]:
     for tick in range(_TICKS + 1):
         moment = end * tick / _TICKS
-        left = _LEFT + moment * scale
-        bottom = _top(rows)
         anchor = "end" if tick == _TICKS else "middle"
-        yield (
-            f'<line x1="{left:.1f}" y1="30" x2="{left:.1f}" y2="{bottom}" stroke="#ccc" '
-            f'stroke-width="0.5"/><text x="{left:.1f}" y="{bottom + 14}" text-anchor="{anchor}">'
-            f"{moment / 1e6:.1f} ms</text>"
-        )
+        place = _LEFT + moment * scale
+        yield Label(place, _top(rows) + 14, f"{moment / 1e6:.1f} ms", anchor)

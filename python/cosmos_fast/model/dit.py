@@ -7,8 +7,9 @@ Axes: B batch, C channels, T latent frames, H W latent rows and columns, N token
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import nn
 
 from cosmos_fast.errors import InputError
 from cosmos_fast.model.attention import AttentionSpec
+from cosmos_fast.model.cuts import LAYER_NORM_EPS, Cut, in_pieces
 from cosmos_fast.model.patches import patchify, unpatchify
 from cosmos_fast.model.rope import Rope, rope
 from cosmos_fast.types import TokenLayout
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from cosmos_fast.config import DiTConfig, RopeTable
     from cosmos_fast.model.ops import Ops
 
-_LAYER_NORM_EPS = 1e-6
 _TIME_NORM_EPS = 1e-6
 _TEXT_BLOCK = 128
 """Rows of text are kept in multiples of this: keys in one step of our attention kernels."""
@@ -35,7 +36,7 @@ _TEXT_BLOCK = 128
 class TextContext(NamedTuple):
     """Keys and values of a prompt for the cross-attention of every block; constant over a run."""
 
-    blocks: tuple[torch.Tensor, ...]
+    blocks: Sequence[torch.Tensor]
     """One tensor a block: network dtype, shape (B or 1, S, 2, heads, head_dim), keys normed."""
     zero_keys: int = 0
     """Further rows of padding, whose keys and values are zeros, that are counted and not kept."""
@@ -44,14 +45,18 @@ class TextContext(NamedTuple):
 class Modulations(NamedTuple):
     """Every AdaLN vector of a forward pass: a function of time alone, so a run can tabulate it."""
 
-    blocks_LKBTE: torch.Tensor
+    blocks_LKBTE: torch.Tensor | Sequence[torch.Tensor]
     """Network dtype, shape (L, 3, B, T, 3·D): per block and sub-layer shift, scale and gate."""
     final_BTE: torch.Tensor
     """Network dtype, shape (B, T, 2·D): shift and scale of the final layer."""
 
     def at(self, index_BT: torch.Tensor) -> Modulations:
         """Rows of a table that was made from times of shape (1, R): index (B, T) of 0 to R - 1."""
-        return Modulations(self.blocks_LKBTE[:, :, 0, index_BT], self.final_BTE[0, index_BT])
+        table = self.blocks_LKBTE
+        if isinstance(table, torch.Tensor):
+            return Modulations(table[:, :, 0, index_BT], self.final_BTE[0, index_BT])
+        rows = AsUsed(lambda index: table[index][:, 0, index_BT], len(table))
+        return Modulations(rows, self.final_BTE[0, index_BT])
 
 
 class Placement(NamedTuple):
@@ -60,6 +65,7 @@ class Placement(NamedTuple):
     rope: Rope
     frame_N: torch.Tensor | None
     """int64 latent frame of each token; None in raster order, where N / T tokens share one."""
+    cut: Cut = Cut()
 
 
 class ActionContext(NamedTuple):
@@ -248,11 +254,14 @@ class Block(nn.Module):
         text_BS2HD: torch.Tensor,
         zero_keys: int = 0,
     ) -> torch.Tensor:
+        if placement.cut != Cut():
+            text = (text_BS2HD, zero_keys)
+            return in_pieces(self, placement.cut, x_BND, modulation_KBTE, placement, text)
         self_attn, cross_attn, mlp = (part.chunk(3, dim=-1) for part in modulation_KBTE.unbind(0))
         frame_N, ops = placement.frame_N, self.ops
 
         shift_BTD, scale_BTD, gate_BTD = self_attn
-        y_BND = ops.layernorm_modulate(x_BND, shift_BTD, scale_BTD, frame_N, _LAYER_NORM_EPS)
+        y_BND = ops.layernorm_modulate(x_BND, shift_BTD, scale_BTD, frame_N, LAYER_NORM_EPS)
         y_BND = self.self_attn(y_BND, placement.rope)
 
         # Padding alone has values of zeros: without a prompt this sub-layer adds nothing.
@@ -274,7 +283,7 @@ class Block(nn.Module):
         """The residual stream with one sub-layer added, and what the following one reads."""
         shift_BTD, scale_BTD, _ = following
         return self.ops.gated_layernorm_modulate(
-            x_BND, gate_BTD, y_BND, shift_BTD, scale_BTD, frame_N, _LAYER_NORM_EPS
+            x_BND, gate_BTD, y_BND, shift_BTD, scale_BTD, frame_N, LAYER_NORM_EPS
         )
 
 
@@ -289,7 +298,7 @@ class FinalLayer(nn.Module):
         self, x_BND: torch.Tensor, modulation_BTE: torch.Tensor, frame_N: torch.Tensor | None
     ) -> torch.Tensor:
         shift_BTD, scale_BTD = modulation_BTE.chunk(2, dim=-1)
-        y_BND = self.ops.layernorm_modulate(x_BND, shift_BTD, scale_BTD, frame_N, _LAYER_NORM_EPS)
+        y_BND = self.ops.layernorm_modulate(x_BND, shift_BTD, scale_BTD, frame_N, LAYER_NORM_EPS)
         out_BNE: torch.Tensor = self.linear(y_BND)
         return out_BNE
 
@@ -317,13 +326,17 @@ class DiT(nn.Module):
         """dtype of the weights, of the residual stream, and of x and t as the network sees them."""
         return self.patch_embed.weight.dtype
 
-    def text_context(self, rows_BSC: torch.Tensor, length: int | None = None) -> TextContext:
+    def text_context(
+        self, rows_BSC: torch.Tensor, length: int | None = None, *, as_used: bool = False
+    ) -> TextContext:
         """Cross-attention keys and values of every block; all rows count, zero rows too.
 
         Args:
             rows_BSC: text embedding, any float dtype, shape (B, 512, text_dim).
             length: rows from this one on are known to be zeros: no projection has a bias, so that
                 their keys and values are zeros, and they need not be kept. None: keep all.
+            as_used: each block's part is made when the block first asks for it: for weights that
+                are on the device for the moment of their use only.
 
         Raises:
             InputError: the rows have another width.
@@ -335,10 +348,13 @@ class DiT(nn.Module):
             )
         kept = self._kept_rows(rows_BSC.shape[1], length)
         given_BSC = rows_BSC[:, :kept].to(self.dtype)
-        return TextContext(
-            tuple(block.cross_attn.keys_and_values(given_BSC) for block in self._blocks()),
-            rows_BSC.shape[1] - kept,
-        )
+        blocks = list(self._blocks())
+
+        def make(index: int) -> torch.Tensor:
+            return blocks[index].cross_attn.keys_and_values(given_BSC)
+
+        made = AsUsed(make, len(blocks))
+        return TextContext(made if as_used else tuple(made), rows_BSC.shape[1] - kept)
 
     def action_context(self, actions_BCD: torch.Tensor | None) -> ActionContext | None:
         """What a chunk of actions adds to the time embedding; None for networks without actions.
@@ -372,6 +388,13 @@ class DiT(nn.Module):
             self.final_layer.modulation(*time),
         )
 
+    def modulations_as_used(self, t_BT: torch.Tensor) -> Modulations:
+        """The same, each block's part made when it is first asked for."""
+        time = self.time_embed(t_BT, self._needed(None))
+        blocks = list(self._blocks())
+        made = AsUsed(lambda index: blocks[index].modulations(*time), len(blocks))
+        return Modulations(made, self.final_layer.modulation(*time))
+
     def rope(self, layout: TokenLayout) -> Rope:
         """The rotation of each token of ``layout``, to pass to :meth:`forward`."""
         return rope(self.config, layout, self.rope_table, self.patch_embed.weight.device)
@@ -387,6 +410,7 @@ class DiT(nn.Module):
         rope: Rope | None = None,
         modulations: Modulations | None = None,
         action: ActionContext | None = None,
+        cut: Cut | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -399,6 +423,7 @@ class DiT(nn.Module):
             layout: which tokens to compute, in which order; None: all, in raster order.
             rope, modulations: what the methods of these names return, to make them once a run.
             action: from :meth:`action_context`; not needed where ``modulations`` are given.
+            cut: how far activations are cut up to save memory; None: not at all.
 
         Returns:
             Velocity, float32, shape (B, 16, T, H, W); 0 at patches that ``layout`` leaves out.
@@ -411,7 +436,7 @@ class DiT(nn.Module):
         frame_N = None
         if layout.raster_index is not None:
             frame_N = layout.positions(x_BCTHW.device)[:, 0]
-        placement = Placement(rope or self.rope(layout), frame_N)
+        placement = Placement(rope or self.rope(layout), frame_N, cut or Cut())
         modulation = self._each_modulation(x_BCTHW, t_BT, modulations, action)
 
         x_BND = self.patch_embed(self._patches(x_BCTHW, mask_B1THW, layout))
@@ -443,7 +468,8 @@ class DiT(nn.Module):
                 f"either place fits x of shape {tuple(x_BCTHW.shape)}"
             )
         if modulations is not None:
-            yield from modulations.blocks_LKBTE.expand(-1, -1, batch, frames, -1)
+            for own_KBTE in modulations.blocks_LKBTE:
+                yield own_KBTE.expand(-1, batch, frames, -1)
             yield modulations.final_BTE.expand(batch, frames, -1)
             return
         time = self.time_embed(t_BT.expand(batch, frames), self._needed(action))
@@ -512,6 +538,25 @@ class DiT(nn.Module):
             index_N = layout.raster_index.to(placed_BNE.device)
             values_BNE = placed_BNE.index_copy(1, index_N, values_BNE)
         return unpatchify(values_BNE, layout.grid, self.config.patch).float()
+
+
+class AsUsed(Sequence[torch.Tensor]):
+    """One tensor a block, each made when it is first asked for, and kept."""
+
+    def __init__(self, make: Callable[[int], torch.Tensor], count: int) -> None:
+        self._make = make
+        self._count = count
+        self._made: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= self._count:
+            raise IndexError(index)
+        if index not in self._made:
+            self._made[index] = self._make(index)
+        return self._made[index]
 
 
 def _sinusoid(t_BT: torch.Tensor, width: int) -> torch.Tensor:

@@ -86,7 +86,9 @@ class GraphedDiT:
         """
         if not self.replays(layout, x_BCTHW.device):
             return self._run(x_BCTHW, t_BT, mask_B1THW, text, layout, rope, modulations)
-        inputs = (x_BCTHW, mask_B1THW, *modulations)
+        blocks_LKBTE, final_BTE = modulations
+        assert isinstance(blocks_LKBTE, torch.Tensor), "weights that come and go are not replayed"
+        inputs = (x_BCTHW, mask_B1THW, blocks_LKBTE, final_BTE)
         key = (slot, layout.grid, text.zero_keys, *_shapes((*inputs, *text.blocks)))
         recorded = self._recorded.pop(key, None)
         if recorded is None:

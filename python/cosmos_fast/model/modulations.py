@@ -17,13 +17,16 @@ class StepModulations:
     one of given frames. For the 2B the table takes 38 MB.
     """
 
-    def __init__(self, dit: DiT, times_KT: torch.Tensor) -> None:
+    def __init__(self, dit: DiT, times_KT: torch.Tensor, *, as_used: bool = False) -> None:
         """
         Args:
             times_KT: float32, 0 to 1: time of each latent frame at each evaluation.
+            as_used: each block's rows are made when the block first asks for them: for weights
+                that are on the device for the moment of their use only.
         """
         times_R, self._index_KT = times_KT.unique(return_inverse=True)
-        self._table = dit.modulations(times_R[None])
+        make = dit.modulations_as_used if as_used else dit.modulations
+        self._table = make(times_R[None])
         self._last: tuple[int, Modulations] | None = None
 
     def __call__(self, step: int) -> Modulations:

@@ -48,11 +48,17 @@ class Embeds(Protocol):
 class TextEncoder:
     """T5 v1.0's encoder and its tokenizer, as the reference runs them."""
 
-    def __init__(self, t5: T5EncoderModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        t5: T5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device | None = None,
+    ) -> None:
         """
         Args:
-            t5: in evaluation mode, in the dtype its checkpoint is stored in, on its device.
+            t5: in evaluation mode, in the dtype its checkpoint is stored in.
             tokenizer: a fast tokenizer of transformers, from :func:`load_tokenizer`.
+            device: where it runs; None: where its weights are.
 
         Raises:
             CheckpointError: the tokenizer knows tokens that the encoder has no embedding for.
@@ -62,7 +68,8 @@ class TextEncoder:
                 f"the tokenizer has {tokens} tokens and the text encoder {t5.config.vocab_size} "
                 f"embeddings: they do not belong together"
             )
-        self._t5 = t5
+        self.t5: Final = t5
+        self._device = device or t5.device
         self._tokenizer = tokenizer
 
     @classmethod
@@ -71,6 +78,7 @@ class TextEncoder:
         config: T5Config,
         parameters: Mapping[str, torch.Tensor],
         tokenizer: PreTrainedTokenizerBase,
+        device: torch.device | None = None,
     ) -> Self:
         """An encoder around parameters that are already where they should be; nothing is copied.
 
@@ -78,14 +86,12 @@ class TextEncoder:
             config: of the encoder.
             parameters: every parameter under transformers' names.
             tokenizer: from :func:`load_tokenizer`.
+            device: where it runs; None: where the parameters are.
         """
-        with untraced():
-            from transformers import T5EncoderModel  # costs seconds: only a cache miss pays them
-
-        with torch.device("meta"):
-            t5: Any = T5EncoderModel(config)
+        t5 = empty_encoder(config)
         t5.load_state_dict(parameters, strict=True, assign=True)
-        return cls(t5.eval().requires_grad_(False), tokenizer)
+        t5.encoder.set_input_embeddings(t5.shared)  # one parameter, which may move
+        return cls(t5.eval().requires_grad_(False), tokenizer, device)
 
     def embed(self, prompt: str) -> TextEmbedding:
         """The last hidden state of ``prompt``, on the host: rows past its end token are zero.
@@ -114,19 +120,28 @@ class TextEncoder:
             )
         mask = tokens["attention_mask"]
         length = int(mask.sum())
-        device = self._t5.device
+        device = self._device
         with torch.no_grad():
-            rows_BSC = self._t5(
+            rows_BSC = self.t5(
                 input_ids=tokens["input_ids"].to(device), attention_mask=mask.to(device)
             ).last_hidden_state
         rows_SC = rows_BSC[0].to("cpu", torch.bfloat16)
         rows_SC[length:] = 0
         if not torch.isfinite(rows_SC).all():
             raise CheckpointError(
-                f"the text encoder gives values that are not finite in {self._t5.dtype}; "
+                f"the text encoder gives values that are not finite in {self.t5.dtype}; "
                 f"run it in bfloat16 or float32"
             )
         return TextEmbedding(rows_SC, length)
+
+
+def empty_encoder(config: T5Config) -> Any:
+    """A ``T5EncoderModel`` of ``config`` without memory, on the meta device."""
+    with untraced():
+        from transformers import T5EncoderModel  # costs seconds: only a cache miss pays them
+
+    with torch.device("meta"):
+        return T5EncoderModel(config)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -269,12 +284,21 @@ class CachedTextEncoder:
         """Whether the encoder is in memory."""
         return self._encoder is not None
 
+    def load(self) -> None:
+        """Makes the encoder, unless it is there; errors as ``load``."""
+        if self._encoder is None:
+            self._encoder = self._load()
+
+    def knows(self, prompt: str) -> bool:
+        """Whether the embedding of ``prompt`` is in the cache: no encoder is needed for it."""
+        return self._cache is not None and self._cache.get(prompt) is not None
+
     def embed(self, prompt: str) -> TextEmbedding:
         """The rows of ``prompt``, on the host; errors as ``load`` and :meth:`TextEncoder.embed`."""
         if self._cache is not None and (known := self._cache.get(prompt)) is not None:
             return known
-        if self._encoder is None:
-            self._encoder = self._load()
+        self.load()
+        assert self._encoder is not None
         embedding = self._encoder.embed(prompt)
         if self._cache is not None:
             self._cache.put(prompt, embedding)

@@ -255,10 +255,27 @@ class Decoder(nn.Module):
             width = out_width // 2
         self.norm_out = RMSNorm(widths[-1], axes=3)
         self.conv_out = CausalConv3d(widths[-1], 3, (3, 3, 3))
+        self.timed = max((level + 1 for level, doubles in enumerate(in_time) if doubles), default=0)
+        """Blocks at the front, the last of which doubles frames."""
 
-    def forward(self, z_BCTHW: torch.Tensor, past: Past) -> torch.Tensor:
+    def forward(
+        self, z_BCTHW: torch.Tensor, past: Past, *, frame_by_frame: bool = False
+    ) -> torch.Tensor:
+        """
+        Args:
+            frame_by_frame: once no block doubles frames any more, each frame goes through the rest
+                by itself: a causal network does the same, on a quarter of the memory.
+        """
         x_BCTHW = self.mid_block(self.conv_in(z_BCTHW, past), past)
-        for block in self.up_blocks:
+        for block in self.up_blocks[: self.timed]:
+            x_BCTHW = block(x_BCTHW, past)
+        if not frame_by_frame:
+            return self._pictures(x_BCTHW, past)
+        frames = [self._pictures(frame, past) for frame in x_BCTHW.split(1, dim=2)]
+        return torch.cat(frames, dim=2)
+
+    def _pictures(self, x_BCTHW: torch.Tensor, past: Past) -> torch.Tensor:
+        for block in self.up_blocks[self.timed :]:
             x_BCTHW = block(x_BCTHW, past)
         return cast("torch.Tensor", self.conv_out(F.silu(self.norm_out(x_BCTHW)), past))
 
@@ -319,11 +336,15 @@ class VAE(nn.Module):
         _check_video(video_BCTHW)
         return self._normalised(self._moments(video_BCTHW, Past()))
 
-    def decode_chunks(self, latents_BCTHW: torch.Tensor) -> Iterator[torch.Tensor]:
+    def decode_chunks(
+        self, latents_BCTHW: torch.Tensor, *, frame_by_frame: bool = False
+    ) -> Iterator[torch.Tensor]:
         """The clip of ``latents``, frame by latent frame.
 
         Args:
             latents_BCTHW: normalised, float, shape (B, 16, n + 1, h, w).
+            frame_by_frame: less memory, the same numbers up to the rounding of the convolutions;
+                see :meth:`Decoder.forward`.
 
         Returns:
             An iterator that computes as it is asked, under the caller's gradient mode: float32 of
@@ -333,7 +354,7 @@ class VAE(nn.Module):
         Raises:
             InputError: another shape.
         """
-        return self._decoded(self._denormalised(latents_BCTHW))
+        return self._decoded(self._denormalised(latents_BCTHW), frame_by_frame)
 
     def decode(self, latents_BCTHW: torch.Tensor) -> torch.Tensor:
         """The whole clip, made of :meth:`decode_chunks`: float32 (B, 3, 4·n + 1, 8·h, 8·w)."""
@@ -346,8 +367,8 @@ class VAE(nn.Module):
         video_BCTHW: torch.Tensor = self.decoder(z_BCTHW, past)
         return video_BCTHW.float()
 
-    def _decoded(self, z_BCTHW: torch.Tensor) -> Iterator[torch.Tensor]:
-        if self.ops is not None and self._fuses(self.ops, z_BCTHW):
+    def _decoded(self, z_BCTHW: torch.Tensor, frame_by_frame: bool) -> Iterator[torch.Tensor]:
+        if not frame_by_frame and self.ops is not None and self._fuses(self.ops, z_BCTHW):
             # It stands on this module; imported where it is used, it adds no cycle.
             from cosmos_fast.model.vae_fused import FusedDecoder
 
@@ -356,7 +377,8 @@ class VAE(nn.Module):
             return
         past = Past()
         for chunk in _chunks(z_BCTHW, step=1):
-            yield self.decoder(self.post_quant_conv(chunk, past), past).float()
+            z_chunk = self.post_quant_conv(chunk, past)
+            yield self.decoder(z_chunk, past, frame_by_frame=frame_by_frame).float()
 
     def _fuses(self, ops: Ops, z_BCTHW: torch.Tensor) -> bool:
         """Whether the layers may be computed without being called: nobody listens at one."""

@@ -139,6 +139,12 @@ def weights_in(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: neither model.safetensors nor an index of shards is there")
 
 
+def weight_bytes(path: Path) -> int:
+    """Bytes of a companion's weights: of a file, or of all safetensors of a folder."""
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def is_wanted(name: str) -> bool:
     """Whether a repository's file belongs to the model: no pictures, readmes, other formats."""
     path = PurePosixPath(name)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,23 +13,43 @@ import torch
 from cosmos_fast.errors import CheckpointError
 from cosmos_fast.imports import untraced
 from cosmos_fast.weights import dit_keys, text_keys, vae_keys
+from cosmos_fast.weights.bring import Piece, bring
 from cosmos_fast.weights.companions import weights_in
 from cosmos_fast.weights.layout import text_weights
 from cosmos_fast.weights.tensor_files import open_tensors, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from transformers import T5Config
 
+    from cosmos_fast.weights.extents import Extent
     from cosmos_fast.weights.find import CheckpointFiles
     from cosmos_fast.weights.key_map import KeyMap
     from cosmos_fast.weights.tensor_files import TensorFile
 
+Place = Callable[[str, tuple[int, ...], torch.dtype], torch.Tensor]
+"""``place(name, shape, dtype)``: the memory that a parameter is read into."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Bytes of a file that become a part of a parameter."""
+
+    extent: Extent
+    rounded: bool
+    """float32 in the file, bfloat16 in memory."""
+
+
+Sources = Mapping[str, tuple[Source, ...]]
+"""Of each parameter that can come straight from its file."""
+
 
 def load_dit(
-    files: CheckpointFiles, device: torch.device | str, dtype: torch.dtype
+    files: CheckpointFiles,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    place: Place | None = None,
 ) -> dict[str, torch.Tensor]:
     """The transformer's parameters under our names, for ``load_state_dict(assign=True)``.
 
@@ -33,32 +57,61 @@ def load_dit(
         files: from :func:`find_checkpoint`.
         device: where they are wanted.
         dtype: float32, bfloat16 or float16.
+        place: as for :func:`read_parameters`.
 
     Raises:
         CheckpointError: a tensor is missing, extra, misshapen, of a wrong dtype or not finite.
     """
+    with _dit(files) as (file, key_map):
+        return read_parameters(file, key_map, device, dtype, place)
+
+
+def locate_dit(files: CheckpointFiles, dtype: torch.dtype) -> Sources:
+    """Where the transformer's parameters lie; as :func:`locate_parameters`."""
+    with _dit(files) as (file, key_map):
+        return locate_parameters(file, key_map, dtype)
+
+
+@contextmanager
+def _dit(files: CheckpointFiles) -> Iterator[tuple[TensorFile, KeyMap]]:
     with open_tensors(files.dit) as file:
         layout, prefix = dit_keys.detect(file.entries, files.ema)
         config = files.profile.dit
         if layout == "nvidia":
-            key_map = dit_keys.nvidia_keys(config, prefix)
+            yield file, dit_keys.nvidia_keys(config, prefix)
         else:
-            key_map = dit_keys.diffusers_keys(config)
-        return read_parameters(file, key_map, device, dtype)
+            yield file, dit_keys.diffusers_keys(config)
 
 
 def load_vae(
-    files: CheckpointFiles, device: torch.device | str, dtype: torch.dtype
+    files: CheckpointFiles,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    place: Place | None = None,
 ) -> dict[str, torch.Tensor]:
     """The VAE's parameters under our (diffusers') names; otherwise as :func:`load_dit`."""
+    with _vae(files) as (file, key_map):
+        return read_parameters(file, key_map, device, dtype, place)
+
+
+def locate_vae(files: CheckpointFiles, dtype: torch.dtype) -> Sources:
+    """Where the VAE's parameters lie; as :func:`locate_parameters`."""
+    with _vae(files) as (file, key_map):
+        return locate_parameters(file, key_map, dtype)
+
+
+@contextmanager
+def _vae(files: CheckpointFiles) -> Iterator[tuple[TensorFile, KeyMap]]:
     with open_tensors(files.vae) as file:
         keys = {"nvidia": vae_keys.wan_keys, "diffusers": vae_keys.diffusers_keys}
-        key_map = keys[vae_keys.detect(file.entries)](files.profile.vae)
-        return read_parameters(file, key_map, device, dtype)
+        yield file, keys[vae_keys.detect(file.entries)](files.profile.vae)
 
 
 def load_text_encoder(
-    files: CheckpointFiles, device: torch.device | str, dtype: torch.dtype | None = None
+    files: CheckpointFiles,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    place: Place | None = None,
 ) -> tuple[T5Config, dict[str, torch.Tensor]]:
     """The text encoder's configuration and parameters under transformers' names.
 
@@ -69,17 +122,14 @@ def load_text_encoder(
         files: from :func:`find_checkpoint`.
         device: where the parameters are wanted.
         dtype: None keeps the one they are stored in.
+        place: as for :func:`read_parameters`.
 
     Raises:
         CheckpointError: there is no text encoder, it is no T5 v1.0, or as for :func:`load_dit`.
     """
-    folder, _ = files.require_text()
-    weights = text_weights(folder)
-    config = read_json(folder / "config.json")
-    shape = text_keys.TextShape.from_json(config, folder / "config.json")
-    with open_tensors(weights) as file:
-        key_map = text_keys.text_keys(shape, file.entries)
-        parameters = read_parameters(file, key_map, device, dtype or _stored_dtype(file, key_map))
+    with _text(files) as (file, key_map):
+        dtype = dtype or _stored_dtype(file, key_map)
+        parameters = read_parameters(file, key_map, device, dtype, place)
         embedding = parameters[text_keys.EMBEDDING]
         both = {text_keys.EMBEDDING, text_keys.TIED_EMBEDDING}
         if both <= file.entries.keys() and not torch.equal(*map(file.read, sorted(both))):
@@ -88,33 +138,88 @@ def load_text_encoder(
                 f"one tensor, so one of them is wrong"
             )
     parameters[text_keys.TIED_EMBEDDING] = embedding
+    return text_config(files), parameters
 
+
+def locate_text_encoder(files: CheckpointFiles, dtype: torch.dtype) -> Sources:
+    """Where the text encoder's parameters lie; as :func:`locate_parameters`."""
+    with _text(files) as (file, key_map):
+        return locate_parameters(file, key_map, dtype)
+
+
+def describe_text_encoder(
+    files: CheckpointFiles, dtype: torch.dtype | None = None
+) -> tuple[text_keys.TextShape, torch.dtype]:
+    """The text encoder's sizes and, unless given, stored dtype; no weight is read."""
+    with _text(files) as (file, key_map):
+        folder, _ = files.require_text()
+        path = folder / "config.json"
+        shape = text_keys.TextShape.from_json(read_json(path), path)
+        return shape, dtype or _stored_dtype(file, key_map)
+
+
+def text_config(files: CheckpointFiles) -> T5Config:
+    """The text encoder's configuration."""
+    folder, _ = files.require_text()
+    config = read_json(folder / "config.json")
     with untraced():
         from transformers import T5Config  # costs a second; only those who need the encoder pay it
 
-    return T5Config.from_dict(config), parameters
+    return T5Config.from_dict(config)
+
+
+@contextmanager
+def _text(files: CheckpointFiles) -> Iterator[tuple[TensorFile, KeyMap]]:
+    folder, _ = files.require_text()
+    weights = text_weights(folder)
+    shape = text_keys.TextShape.from_json(read_json(folder / "config.json"), folder / "config.json")
+    with open_tensors(weights) as file:
+        yield file, text_keys.text_keys(shape, file.entries)
 
 
 def read_parameters(
-    file: TensorFile, key_map: KeyMap, device: torch.device | str, dtype: torch.dtype
+    file: TensorFile,
+    key_map: KeyMap,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    place: Place | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Every parameter of ``key_map``, each copied straight into its place on ``device``.
+    """Every parameter of ``key_map``, each read straight into its place.
+
+    Args:
+        device: where the parameters are wanted.
+        dtype: what they are wanted in.
+        place: gives the memory for a parameter: called with its name, shape and dtype. None: new
+            memory on ``device``.
 
     Raises:
         CheckpointError: as :meth:`KeyMap.check`, or a value is not finite in ``dtype``; named.
     """
     key_map.check(file)
+    if place is None:
+
+        def place(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
     parameters: dict[str, torch.Tensor] = {}
-    extremes: list[torch.Tensor] = []
+    pieces: list[Piece] = []
+    owners: list[str] = []
     for target in key_map.targets:
-        tensor = torch.empty(key_map.shape(target), dtype=dtype, device=device)
+        parameters[target] = tensor = place(target, key_map.shape(target), dtype)
         for name, rows in key_map.split(target, tensor):
-            rows.copy_(file.read(name))
-        # One pass and no temporary: not a number and infinities come through as extremes.
-        extremes.append(torch.stack(torch.aminmax(tensor)))
-        parameters[target] = tensor
-    verdicts = torch.stack(extremes).isfinite().all(1).tolist()  # the only wait for the device
-    for target, verdict in zip(parameters, verdicts, strict=True):
+            pieces.append(Piece(name, rows))
+            owners.append(target)
+    missing = Counter(owners)
+    extremes: dict[str, torch.Tensor] = {}
+    for index in bring(file, pieces):
+        target = owners[index]
+        missing[target] -= 1
+        if not missing[target]:
+            # One pass and no temporary: not a number and infinities come through as extremes.
+            extremes[target] = torch.stack(torch.aminmax(parameters[target]))
+    # The only wait for the device.
+    verdicts = torch.stack(list(extremes.values())).isfinite().all(1).tolist()
+    for target, verdict in zip(extremes, verdicts, strict=True):
         if not verdict:
             raise _not_finite(file, key_map, target, parameters[target])
     return parameters
@@ -153,6 +258,42 @@ def read_tensors(
             if not torch.isfinite(tensors[target]).all():
                 raise CheckpointError(f"{entry.file}: {name} holds values that are not finite")
     return tensors
+
+
+def locate_parameters(
+    file: TensorFile, key_map: KeyMap, dtype: torch.dtype
+) -> dict[str, tuple[Source, ...]]:
+    """Where the bytes of every parameter of ``key_map`` lie, part by part.
+
+    Everything is read once, to see that it is finite, and nothing is kept.
+
+    Args:
+        dtype: what they are wanted in.
+
+    Returns:
+        For each parameter the stretches of files that follow one another in it; nothing for one
+        that cannot come straight from its file: its dtype or its form is another.
+
+    Raises:
+        CheckpointError: as :func:`read_parameters`.
+    """
+    key_map.check(file)
+    found: dict[str, tuple[Source, ...]] = {}
+    for target, pieces in key_map.targets.items():
+        sources = []
+        for piece in pieces:
+            name = key_map.prefix + piece.name
+            value = file.read(name).to(dtype)
+            if not torch.stack(torch.aminmax(value)).isfinite().all():
+                parameter = torch.cat([file.read(key_map.prefix + p.name) for p in pieces])
+                raise _not_finite(file, key_map, target, parameter.to(dtype))
+            stored, extent = file.entries[name].dtype, file.extents.get(name)
+            rounded = stored == torch.float32 and dtype == torch.bfloat16
+            if extent is not None and (rounded or stored == dtype):
+                sources.append(Source(extent, rounded))
+        if len(sources) == len(pieces):
+            found[target] = tuple(sources)
+    return found
 
 
 def _not_finite(

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cosmos_fast.errors import CheckpointError
+from cosmos_fast.weights.extents import Extent, archive_extents, safetensors_extents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -58,6 +59,8 @@ class TensorFile:
     _read: Callable[[str], torch.Tensor]
     others: Mapping[str, str] = field(default_factory=dict)
     """Entries that are no tensors: their name and type."""
+    extents: Mapping[str, Extent] = field(default_factory=dict)
+    """Where the bytes of each tensor lie; without those that are not in one piece."""
     _resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def read(self, name: str) -> torch.Tensor:
@@ -183,16 +186,21 @@ def _open_safetensors(path: Path) -> TensorFile:
         for name in file.keys():  # noqa: SIM118 - not a mapping: it has keys() and no iterator
             view = file.get_slice(name)
             entries[name] = Entry(tuple(view.get_shape()), _DTYPES.get(view.get_dtype()), path)
+        extents = safetensors_extents(path)
+    except CheckpointError:
+        resources.close()
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         resources.close()
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
-    return TensorFile(path, entries, file.get_tensor, _resources=resources)
+    return TensorFile(path, entries, file.get_tensor, extents=extents, _resources=resources)
 
 
 def _open_index(path: Path) -> TensorFile:
     weight_map = shard_names(path)
     resources = contextlib.ExitStack()
     entries: dict[str, Entry] = {}
+    extents: dict[str, Extent] = {}
     shards: dict[str, TensorFile] = {}
     with contextlib.ExitStack() as on_error:
         on_error.callback(resources.close)
@@ -210,6 +218,7 @@ def _open_index(path: Path) -> TensorFile:
                         f"{weight_map.get(name)!r}; index and shards are not of one checkpoint"
                     )
                 entries[name] = entry
+            extents |= shards[shard].extents
         if absent := sorted(weight_map.keys() - entries.keys()):
             raise CheckpointError(
                 f"{path}: {absent[0]} should be in {weight_map[absent[0]]} and is not "
@@ -217,7 +226,11 @@ def _open_index(path: Path) -> TensorFile:
             )
         on_error.pop_all()
     return TensorFile(
-        path, entries, lambda name: shards[weight_map[name]].read(name), _resources=resources
+        path,
+        entries,
+        lambda name: shards[weight_map[name]].read(name),
+        extents=extents,
+        _resources=resources,
     )
 
 
@@ -263,7 +276,8 @@ def _open_pickle(path: Path, inside: str | None) -> TensorFile:
         else:
             tensors[name] = value.detach()
     entries = {n: Entry(tuple(t.shape), t.dtype, path) for n, t in tensors.items()}
-    return TensorFile(path, entries, tensors.__getitem__, others)
+    extents = archive_extents(path, tensors) if zipfile.is_zipfile(path) else {}
+    return TensorFile(path, entries, tensors.__getitem__, others, extents)
 
 
 def _check_archive(path: Path) -> bool:

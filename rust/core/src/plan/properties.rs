@@ -161,7 +161,10 @@ fn check(request: &Request, more: (u64, u64), strange: &[u64]) -> TestCaseResult
     let found = plan(request).unwrap();
     prop_assert!(found.peak_bytes <= machine.device_bytes);
     prop_assert!(found.host_bytes <= machine.host_bytes);
-    prop_assert_eq!(&found, &plan(&request.clone()).unwrap(), "the same request, another plan");
+    // Planning is most of what these cases cost: one in eight is planned a second time.
+    if more.0.is_multiple_of(8) {
+        prop_assert_eq!(&found, &plan(request).unwrap(), "the same request, another plan");
+    }
     for index in 0..request.stages.len() {
         check_stage(request, &found, index, strange)?;
     }

@@ -180,37 +180,6 @@ fn archive(sizes: &[usize], wide: bool, comment: usize) -> (Vec<u8>, Vec<(u64, u
     (file, stretches)
 }
 
-/// Random damage for a minute: `cargo test --release -- --ignored fuzz`.
-#[test]
-#[ignore = "takes a minute; run before a release"]
-fn fuzz_both_parsers_for_a_minute() {
-    use proptest::strategy::ValueTree;
-    use proptest::test_runner::TestRunner;
-
-    let mut runner = TestRunner::default();
-    let (files, harm) = (safetensors_file(), damage());
-    let noise = prop::collection::vec(any::<u8>(), 0..400);
-    let start = Instant::now();
-    let mut cases = 0_u64;
-    while start.elapsed() < Duration::from_secs(60) {
-        let mut file = match cases % 3 {
-            0 => files.new_tree(&mut runner).unwrap().current(),
-            1 => {
-                archive(&[cases as usize % 90, 7, 0], cases.is_multiple_of(2), cases as usize % 5).0
-            }
-            _ => noise.new_tree(&mut runner).unwrap().current(),
-        };
-        for _ in 0..200 {
-            let places = harm.new_tree(&mut runner).unwrap().current();
-            file = damaged(file, &places, (cases % 50 == 49).then_some(cases as usize));
-            let _ = read_header(file.as_slice());
-            let _ = read_directory(file.as_slice());
-            cases += 1;
-        }
-    }
-    assert!(cases > 10_000, "{cases} cases are too few to mean anything");
-}
-
 fn written(bytes: &[u8]) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
