@@ -285,9 +285,7 @@ def die(place: Path, writing: Any) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
             return clip
 
-    run_batch(
-        Deadly(place / "log"), place / "jobs.jsonl", place / "out", join=1, input_root=place
-    )
+    run_batch(Deadly(place / "log"), place / "jobs.jsonl", place / "out", join=1, input_root=place)
 
 
 @pytest.mark.slow
