@@ -36,7 +36,7 @@ def place(companions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     copied(companions, tmp_path / "checkpoints")
     guarded_world(tmp_path / "checkpoints")
     write_png("start.png", np.full((32, 48, 3), 90, np.uint8))
-    prompts: list[Any] = ["A crane turns.", "He lifts the rifle.", ..., "A ferry leaves."]
+    prompts: list[Any] = ["A crane turns.", "He lifts the rifle from it.", ..., "A ferry leaves."]
     lines = [job(prompt=prompt) for prompt in prompts]
     (tmp_path / "jobs.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     return tmp_path
@@ -95,7 +95,7 @@ def test_a_guarded_list_is_killed_twice_and_finishes(
 def test_a_line_of_a_list_is_blocked_by_either_prompt(
     place: Path, blocked: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    lines = [job(prompt="A crane turns.", **{blocked: "a rifle"}), job(prompt="", seed=9)]
+    lines = [job(**{"prompt": "A crane turns.", blocked: "a rifle"}), job(prompt="", seed=9)]
     (place / "jobs.jsonl").write_bytes(b"\n".join(lines))
     code = main([*COMMAND, "--json"])
     captured = capfd.readouterr()

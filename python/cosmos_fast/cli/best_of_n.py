@@ -66,6 +66,7 @@ def best_of_n(**given: object) -> int:
             "--gr00t_variant needs the GR00T part, which does not exist yet; leave it out, or give "
             "the weights with --dit_path"
         )
+    named = _function(own["critic"]) if "critic" in own else None
     judging = _critic_folder(flags)
     refused: dict[str, str] = {}
     if own.get("skip_generation"):
@@ -73,12 +74,12 @@ def best_of_n(**given: object) -> int:
         if not videos:
             raise UsageError(f"--skip_generation: there is no .mp4 in {str(folder)!r}")
         seed = flags.get("seed", 0)
-        critic = _critic(own, judging, flags, local=False)
+        critic = named or _critic(judging, flags, local=False)
     else:
         settings = read_settings(flags)
         if settings.dry_run:
             return dry_run(settings, as_json=bool(flags.get("json")))
-        critic = _critic(own, judging, flags, local=local_model(settings) is not None)
+        critic = named or _critic(judging, flags, local=local_model(settings) is not None)
         videos, seed = _generate(settings, folder, own, refused), settings.seed
     ranking = _judge(videos, critic, own, seed)
     code = ExitCode.PART_OF_BATCH_FAILED if refused else ExitCode.OK
@@ -106,10 +107,8 @@ def _critic_folder(flags: dict[str, Any]) -> Path | None:
     return folder
 
 
-def _critic(
-    own: dict[str, Any], folder: Path | None, flags: dict[str, Any], *, local: bool
-) -> Critic:
-    """What judges the videos; looked for before any is made, read from disk afterwards.
+def _critic(folder: Path | None, flags: dict[str, Any], *, local: bool) -> Critic:
+    """The reference's critic; looked for before any video is made, read from disk afterwards.
 
     Args:
         local: the model lies on this machine: then so must the critic.
@@ -118,8 +117,6 @@ def _critic(
         UsageError: it is not there.
         GatedRepoError: the hub refuses the repository.
     """
-    if "critic" in own:
-        return _function(own["critic"])
     from cosmos_fast.errors import CheckpointError, GatedRepoError
     from cosmos_fast.jobs import ReasoningCritic
     from cosmos_fast.weights.companions import REASON1
