@@ -16,7 +16,7 @@ import pytest
 
 from cosmos_fast.errors import MediaError
 from cosmos_fast.media import VideoWriter, write_png
-from cosmos_fast.media.publishing import PREFIX, Draft, FolderDraft
+from cosmos_fast.media.publishing import PREFIX, Draft, FolderDraft, publish
 from cosmos_fast.types import Size
 
 if TYPE_CHECKING:
@@ -214,9 +214,8 @@ def test_what_is_being_written_is_not_swept_however_old(tmp_path: Path) -> None:
     age(tmp_path, 3600)
     save(tmp_path / "b.mp4", 2)
     assert len(names(tmp_path)) == 3
-    os.write(file.descriptor, b"whole")
-    file.publish()
-    folder.publish()
+    file.write(b"whole")
+    publish([file, folder])
     assert names(tmp_path) == ["a.mp4", "b.mp4", "pictures"]
     assert (tmp_path / "a.mp4").read_bytes() == b"whole"
 

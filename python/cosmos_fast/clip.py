@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cosmos_fast.errors import InputError
-from cosmos_fast.files import write_atomically
 from cosmos_fast.media import VideoWriter
 
 if TYPE_CHECKING:
@@ -113,15 +112,26 @@ class ClipWriter:
         """Waits for the encoder and verifies what it wrote; nothing has its final name yet."""
         self._unpublished = self._video.finish()
 
-    def publish(self, report: Report, sidecar: Sidecar | None) -> Path:
-        """Makes all files appear, the video last."""
-        if sidecar is not None:
-            text = sidecar_text(report.arguments, sidecar, report.upsampler.get("prompt"))
-            write_atomically(companions(self.path)[0], text.encode())
-        return self.publish_plain(report.as_dict())
+    def publish(self, report: Report, sidecar: Sidecar | None, text: str | None = None) -> Path:
+        """Makes all files appear, the video last, or none.
 
-    def publish_plain(self, record: Mapping[str, Any]) -> Path:
-        """Makes the manifest, with ``record`` in it, and then the video appear."""
+        Args:
+            report: goes into the manifest.
+            sidecar: form of the text beside the video; None: there is none.
+            text: in place of what the form would say.
+
+        Raises:
+            MediaError: the disk is full or the folder has gone; nothing is left behind, and what
+                was there before is there again.
+        """
+        if sidecar is None:
+            return self.publish_plain(report.as_dict())
+        if text is None:
+            text = sidecar_text(report.arguments, sidecar, report.upsampler.get("prompt"))
+        return self.publish_plain(report.as_dict(), text)
+
+    def publish_plain(self, record: Mapping[str, Any], text: str | None = None) -> Path:
+        """As :meth:`publish`: ``record`` is in the manifest, ``text`` is the sidecar, if any."""
         manifest = {
             "schema": 1,
             "generated": True,
@@ -137,10 +147,10 @@ class ClipWriter:
             },
             **record,
         }
-        _, manifest_path = companions(self.path)
+        text_path, manifest_path = companions(self.path)
         document = json.dumps(manifest, indent=2, ensure_ascii=False)
-        write_atomically(manifest_path, f"{document}\n".encode())
-        self._video.publish()
+        beside = {} if text is None else {text_path: text.encode()}
+        self._video.publish({**beside, manifest_path: f"{document}\n".encode()})
         return self.path
 
 

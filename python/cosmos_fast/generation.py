@@ -187,6 +187,7 @@ class Generation:
     @torch.no_grad()
     def _sampled(self) -> torch.Tensor:
         request, clock, residence = self._request, self._clock, self._parts.residence
+        seen: list[str] = []
         with clock.stage("read"):
             known = self._ranks.on_first(
                 lambda: frames_from(
@@ -195,8 +196,11 @@ class Generation:
                     num_frames=request.num_conditional_frames,
                     fit=request.fit,
                     fps=request.fps,
+                    notes=seen,
                 )
             )
+            # Once, even where the run started again.
+            clock.notes += [note for note in seen if note not in clock.notes]
         self._wording = self._studio.desk.word(request, known, self._inspection, clock)
         prompts = [] if self._wording is None else request.prompts(self._wording.prompt)
         with clock.stage("text"), self._studio.text_encoder(self._parts.unknown(prompts)):

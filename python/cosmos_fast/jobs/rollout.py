@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Unpack, get_args
 
 import numpy as np
 
-from cosmos_fast.clip import DEFAULT_CRF, ClipWriter, companions, sidecar_text
+from cosmos_fast.clip import DEFAULT_CRF, ClipWriter, sidecar_text
 from cosmos_fast.errors import InputError
-from cosmos_fast.files import write_atomically
 from cosmos_fast.jobs.drift import ChunkDrift, drift_table, measure
 from cosmos_fast.media import VideoWriter, frames_from
 from cosmos_fast.report import Report, Stage
@@ -82,8 +81,7 @@ class Rollout:
                 text = _sections(self.prompts, text, sidecar, "Prompt")
             if refined:
                 text = _sections(refined, text, sidecar, "Refined Prompt")
-            write_atomically(companions(Path(path))[0], text.encode())
-            return writer.publish(self.report, None)
+            return writer.publish(self.report, sidecar, text)
 
 
 def rollout(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from cosmos_fast.errors import MediaError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 PREFIX: Final = ".cosmos-fast-draft-"
 """Names under this prefix belong to drafts that are being written, or were when something died."""
@@ -41,7 +41,8 @@ class Draft:
                 is something other than a file.
         """
         self._path, self._name = path, _fresh_name()
-        self._named = False
+        self._former = _fresh_name()
+        self._named = self._appeared = self._replaced = False
         self._folder = _open_folder(path)
         try:
             self.descriptor: Final = self._open(nameless)
@@ -64,11 +65,23 @@ class Draft:
         """A path under which this process can read the draft, before it is published."""
         return Path(f"/proc/self/fd/{self.descriptor}")
 
-    def publish(self) -> None:
-        """Flushes the file to disk and gives it its name, in the place of what was there.
+    def write(self, data: bytes) -> None:
+        """Appends ``data``.
 
         Raises:
-            MediaError: the disk is full, or the folder has gone; nothing is left behind.
+            MediaError: the disk is full.
+        """
+        try:
+            with os.fdopen(os.dup(self.descriptor), "wb") as file:
+                file.write(data)
+        except OSError as error:
+            raise _failure(self._path, error) from error
+
+    def ready(self) -> None:
+        """Flushes the file to disk; whatever can run out has been taken after this.
+
+        Raises:
+            MediaError: the disk is full, or the folder has gone.
         """
         try:
             os.fsync(self.descriptor)
@@ -76,21 +89,47 @@ class Draft:
                 source = os.fspath(self.readable)
                 os.link(source, self._name, dst_dir_fd=self._folder, follow_symlinks=True)
                 self._named = True
-            os.rename(self._name, self._path.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-            self._named = False
+        except OSError as error:
+            raise _failure(self._path, error) from error
+
+    def appear(self) -> None:
+        """Gives the file its name, in the place of what was there.
+
+        Raises:
+            MediaError: the folder has gone.
+        """
+        name, folder = self._path.name, self._folder
+        with contextlib.suppress(OSError):  # nothing was there, or the file system has no links
+            former = self._former
+            os.link(name, former, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+            self._replaced = True
+        try:
+            os.rename(self._name, name, src_dir_fd=folder, dst_dir_fd=folder)
+            self._named, self._appeared = False, True
             os.fsync(self._folder)
         except OSError as error:
             raise _failure(self._path, error) from error
-        finally:
-            self.discard()
+
+    def undo(self) -> None:
+        """Takes the file back that has appeared, and restores what was there."""
+        if not self._appeared:
+            return
+        name, folder = self._path.name, self._folder
+        with contextlib.suppress(OSError):
+            if self._replaced:
+                os.rename(self._former, name, src_dir_fd=folder, dst_dir_fd=folder)
+                self._replaced = False
+            else:
+                os.unlink(name, dir_fd=folder)
 
     def discard(self) -> None:
-        """Leaves nothing behind; after ``publish`` it only closes."""
+        """Leaves nothing behind; after ``appear`` it only closes."""
         if self._folder < 0:
             return
-        if self._named:
-            with contextlib.suppress(OSError):
-                os.unlink(self._name, dir_fd=self._folder)
+        for name, exists in ((self._name, self._named), (self._former, self._replaced)):
+            if exists:
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=self._folder)
         os.close(self.descriptor)
         os.close(self._folder)
         self._folder = -1
@@ -121,27 +160,40 @@ class FolderDraft:
         """A path under which this process can read the folder, before it is published."""
         return Path(f"/proc/self/fd/{self.descriptor}")
 
-    def publish(self) -> None:
-        """Flushes all files and gives the folder its name.
+    def ready(self) -> None:
+        """Flushes all files to disk.
 
         Raises:
-            MediaError: the disk is full, or somebody else made the folder; nothing is left behind.
+            MediaError: the disk is full.
         """
         try:
             for entry in os.scandir(self.descriptor):
                 with _opened(entry.name, self.descriptor) as file:
                     os.fsync(file)
             os.fsync(self.descriptor)
+        except OSError as error:
+            raise _failure(self._path, error) from error
+
+    def appear(self) -> None:
+        """Gives the folder its name.
+
+        Raises:
+            MediaError: somebody else made the folder.
+        """
+        try:
             os.rename(self._name, self._path.name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
             self._name = ""
             os.fsync(self._parent)
         except OSError as error:
             raise _failure(self._path, error) from error
-        finally:
-            self.discard()
+
+    def undo(self) -> None:
+        """Takes the folder back that has appeared."""
+        if not self._name:
+            shutil.rmtree(self._path.name, ignore_errors=True, dir_fd=self._parent)
 
     def discard(self) -> None:
-        """Leaves nothing behind; after ``publish`` it only closes."""
+        """Leaves nothing behind; after ``appear`` it only closes."""
         if self._parent < 0:
             return
         if self._name:
@@ -149,6 +201,29 @@ class FolderDraft:
         os.close(self.descriptor)
         os.close(self._parent)
         self._parent = -1
+
+
+def publish(drafts: Sequence[Draft | FolderDraft]) -> None:
+    """All of them appear, in order, or none: what was there before then stays.
+
+    A process that is killed between two names leaves the first of them, each whole.
+
+    Raises:
+        MediaError: the disk is full, or a folder has gone; nothing is left behind.
+    """
+    try:
+        for draft in drafts:
+            draft.ready()
+        try:
+            for draft in drafts:
+                draft.appear()
+        except BaseException:
+            for draft in reversed(drafts):
+                draft.undo()
+            raise
+    finally:
+        for draft in drafts:
+            draft.discard()
 
 
 def _fresh_name() -> str:

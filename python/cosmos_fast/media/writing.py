@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from cosmos_fast.errors import InputError, MediaError
 from cosmos_fast.media import argv
 from cosmos_fast.media.discovery import Ffmpeg, find_ffmpeg
 from cosmos_fast.media.encoding import Encoding, kind_of
-from cosmos_fast.media.publishing import Draft, FolderDraft
+from cosmos_fast.media.publishing import Draft, FolderDraft, publish
 from cosmos_fast.media.sinks import ArrayFile, PictureFolder, Sink, StillFile, VideoFile
 from cosmos_fast.types import Frames, Size
 
@@ -106,15 +107,30 @@ class VideoWriter:
         self._state = "finished"
         return self._sink.draft.readable
 
-    def publish(self) -> Path:
+    def publish(self, companions: Mapping[Path, bytes] = MappingProxyType({})) -> Path:
         """Gives the finished file its name, which is returned.
 
+        Args:
+            companions: files that appear just before it; with it, or not at all.
+
         Raises:
-            MediaError: the disk is full or the folder has gone; nothing is left behind.
+            MediaError: the disk is full or the folder has gone; nothing is left behind, and what
+                was there before is there again.
         """
         self._require("finished")
+        drafts: list[Draft | FolderDraft] = []
+        try:
+            for path, data in companions.items():
+                draft = Draft(path)
+                drafts.append(draft)
+                draft.write(data)
+        except BaseException:
+            for draft in drafts:
+                draft.discard()
+            self.abort()
+            raise
         self._state = "published"
-        self._sink.draft.publish()
+        publish([*drafts, self._sink.draft])
         return self._path
 
     def close(self) -> Path:
@@ -194,7 +210,7 @@ def write_png(
     try:
         sink.write(np.ascontiguousarray(pixels[None]))
         sink.finish(1)
-        sink.draft.publish()
+        publish([sink.draft])
     except BaseException as error:
         sink.abort()
         if isinstance(error, MediaError):
