@@ -45,4 +45,3 @@ def test_the_first_chunk_is_that_of_generate(engine: cf.Video2World, prompt: Pro
     assert step.frames is not None
     apart = step.frames.to("np")[0].astype(int) - clip.frames.to("np")[1:]
     assert np.abs(apart).max() <= 1
-

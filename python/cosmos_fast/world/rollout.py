@@ -6,6 +6,7 @@ import importlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from cosmos_fast.world.world import World
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
     from pathlib import Path
 
     from cosmos_fast.engine import Video2World
@@ -53,8 +55,18 @@ class Rollout:
     guardrail: dict[str, Any]
     """Of the last chunk; its verdict is "partly checked" where the chunks' differ."""
 
-    def save(self, path: str | os.PathLike[str], *, crf: int = DEFAULT_CRF) -> Path:
-        """Writes the video; it appears whole or not at all.
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        crf: int = DEFAULT_CRF,
+        source: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Path:
+        """Writes the video, with a manifest (.json) beside it; it appears whole or not at all.
+
+        Args:
+            path, crf: as ``Clip.save``.
+            source: where start frame and actions came from, for the manifest; plain values.
 
         Raises:
             MediaError: ffmpeg failed, or the folder cannot be written.
@@ -63,12 +75,14 @@ class Rollout:
         with ClipWriter(path, self.frames.size, fps, self.model, crf) as writer:
             writer.write(self.frames)
             writer.finish()
-            return writer.publish_plain(self._manifest())
+            return writer.publish_plain(self.record(source))
 
-    def _manifest(self) -> dict[str, Any]:
+    def record(self, source: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        """Model, guardrail and how the rollout was made, as plain values: its provenance."""
         return {
             "model": self.model,
             "guardrail": self.guardrail,
+            "source": dict(source),
             "rollout": {
                 "actions": self.actions.tolist(),
                 "seed": self.state.seed,
@@ -200,9 +214,7 @@ class _Run:
     total: int
     options: dict[str, Any]
 
-    def made(
-        self, frame: Any, ask: Callable[[np.ndarray, int], torch.Tensor | None]
-    ) -> Rollout:
+    def made(self, frame: Any, ask: Callable[[np.ndarray, int], torch.Tensor | None]) -> Rollout:
         """The rollout whose chunks follow the actions that ``ask`` answers the newest frame and
         the chunk's number with; it ends at None."""
         start = tensor_of(frame, "frame")
