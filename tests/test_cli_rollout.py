@@ -15,7 +15,7 @@ import cosmos_fast as cf
 from action_world import CHUNK, DIM, HEIGHT, PROFILE, WIDTH, pictures
 from cosmos_fast.cli import main
 from cosmos_fast.media import VideoWriter, read_frames, write_png
-from cosmos_fast.world import rollout_actions
+from cosmos_fast.world import load_actions, rollout_actions
 from cosmos_fast.world.lerobot import Dataset, DatasetWriter
 from random_world import make_random_world
 
@@ -161,18 +161,44 @@ def test_a_policy_of_the_working_directory_acts(run: Run, place: Path) -> None:
     assert not Path("b.npy").exists()
 
 
-def test_an_annotation_is_carried_out(
-    run: Run, place: Path, seven: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    action = np.random.default_rng(1).uniform(-0.05, 0.05, (6, 6))
-    content = {"action": action.tolist(), "continuous_gripper_state": [0, 1, 1, 0, 0, 1, 0.5]}
+def annotate(actions: int) -> None:
+    action = np.random.default_rng(1).uniform(-0.05, 0.05, (actions, 6))
+    gripper = [0, 1, 1, 0, 0, 1, 0.5, 0, 1, 1][: actions + 1]
+    content = {"action": action.tolist(), "continuous_gripper_state": gripper}
     Path("0.json").write_text(json.dumps(content))
+
+
+def test_an_annotation_is_carried_out(
+    place: Path, seven: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    annotate(6)
     code = main(["rollout", "--model", str(seven), "--actions", "0.json", "--input_path",
                  "start.png", "--save_path", "a.npy"])  # fmt: skip
     assert code == 0, capfd.readouterr().err
     record = json.loads(Path("a.json").read_text())
     assert np.shape(record["rollout"]["actions"]) == (6, 7)
     assert [row[6] for row in record["rollout"]["actions"]] == [1, 1, 0, 0, 1, 0.5]
+
+
+def test_the_action_scripts_own_command(
+    place: Path, seven: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    annotate(9)
+    script = ["video2world_action", "--dit_path", str(seven), "--input_video", "start.png",
+              "--input_annotation", "0.json", "--seed", "3", "--guidance", "0"]  # fmt: skip
+    assert main([*script, "--chunk_size", "4", "--save_path", "one.npy"]) == 0
+    assert main([*script, "--chunk_size", "4", "--autoregressive", "--save_path", "all.npy"]) == 0
+    engine = cf.Video2World.from_pretrained(seven, device="cpu")
+    rows = load_actions("0.json")
+    one = rollout_actions(engine, START, rows[:4], seed=3, noise="reference", guidance=0.0)
+    np.testing.assert_array_equal(np.load("one.npy"), one.frames.to("np"))
+    every = rollout_actions(engine, START, rows, reference=True, guidance=0.0)
+    np.testing.assert_array_equal(np.load("all.npy"), every.frames.to("np"))
+    capfd.readouterr()
+    assert main(script) == 2
+    assert "--chunk_size 12: " in capfd.readouterr().err
+    assert main(["video2world-action", "--input_video", "start.png"]) == 2
+    assert "--input_annotation is required" in capfd.readouterr().err
 
 
 def test_a_dataset_is_rolled_out_and_written(run: Run, place: Path) -> None:
@@ -234,7 +260,9 @@ def test_a_dry_run_tells_everything_that_is_wrong(run: Run, place: Path) -> None
         ("--actions rows.npy --prompt push", "--prompt: of no meaning with --actions"),
         ("--actions rows.npy --num_chunks 3", "--num_chunks: of no meaning"),
         ("--actions rows.npy --stop_at 0.5", "--stop_at needs --samples 2"),
-        ("--actions rows.npy --reference --samples 2", "--reference has one future"),
+        ("--actions rows.npy --reference --samples 2", "have one future"),
+        ("--actions rows.npy --noise reference --samples 2", "have one future"),
+        ("--actions rows.npy --noise device --reference", "leave --noise out"),
         ("--actions rows.npy --reference --seed 2", "not --seed"),
         ("--actions rows.npy --reference --num_actions 5", "whole 8s"),
         ("--actions rows.npy --episode 2", "no LeRobot dataset"),

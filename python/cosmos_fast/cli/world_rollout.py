@@ -8,10 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from cosmos_fast.cli.config_file import read_config
 from cosmos_fast.cli.exits import ExitCode, UsageError
-from cosmos_fast.cli.flags import Flag, Integer, Location, Number, Text, Word
+from cosmos_fast.cli.flags import Choice, Flag, Integer, Location, Number, Text, Word
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.video2world import dry_run, load, local_profile, read_settings
+from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +46,12 @@ WORLD_FLAGS: Final = (
         "num_actions",
         Integer(1),
         "Actions to carry out; needed with --policy. Default: all that are recorded.",
+        _PANEL,
+    ),
+    Flag(
+        "noise",
+        Choice(("device", "reference")),
+        "Drawn on the device, keyed by seed and chunk, or the reference's own. Default: device.",
         _PANEL,
     ),
     Flag("samples", Integer(1), "Futures of each chunk; reports their disagreement.", _PANEL),
@@ -89,10 +97,12 @@ class _Order:
 
     settings: Settings
     own: dict[str, Any]
-    rows: np.ndarray | None
+    chunk: int | None
+    """Actions that the model must take at once, where that is asked for."""
+    rows: np.ndarray | None = None
     """Recorded actions (T, dim); None for a policy."""
-    policy: Policy | None
-    dataset: Dataset | None
+    policy: Policy | None = None
+    dataset: Dataset | None = None
     """That start frame and actions come from."""
 
     @property
@@ -113,12 +123,16 @@ def is_of_worlds(flags: dict[str, Any]) -> bool:
     return False
 
 
-def world_rollout(flags: dict[str, Any]) -> int:
-    """Carries out recorded actions, or a policy's."""
+def world_rollout(flags: dict[str, Any], *, chunk: int | None = None) -> int:
+    """Carries out recorded actions, or a policy's.
+
+    Args:
+        chunk: actions that the model must take at once; None: as many as it likes.
+    """
     own = {flag.name: flags[flag.name] for flag in WORLD_FLAGS if flag.name in flags}
     _refuse_contradictions(flags)
     settings = _settings({name: value for name, value in flags.items() if name not in own})
-    order, problems = _order(settings, own)
+    order, problems = _order(settings, own, chunk)
     if settings.dry_run:
         return dry_run(settings, as_json=bool(flags.get("json")), problems=problems, more=own)
     if problems:
@@ -143,8 +157,11 @@ def _refuse_contradictions(flags: dict[str, Any]) -> None:
         raise UsageError("--reference is about recorded actions; give them with --actions")
     if "stop_at" in flags and flags.get("samples", 1) < 2:
         raise UsageError("--stop_at needs --samples 2 or more: one future cannot disagree")
-    if flags.get("reference") and flags.get("samples", 1) > 1:
-        raise UsageError("--reference has one future; leave --samples out")
+    as_reference = flags.get("reference") or flags.get("noise") == "reference"
+    if as_reference and flags.get("samples", 1) > 1:
+        raise UsageError("--reference and its noise have one future; leave --samples out")
+    if flags.get("reference") and flags.get("noise") == "device":
+        raise UsageError("--reference takes the reference's noise; leave --noise out")
     if flags.get("reference") and "seed" in flags:
         raise UsageError("--reference takes each chunk's seed from its first action, not --seed")
     if "task" in flags and "save_dataset" not in flags:
@@ -156,7 +173,8 @@ def _settings(flags: dict[str, Any]) -> Settings:
     flags = dict(flags)
     if "dit_path" in flags and "model" not in flags:
         flags["model"] = str(flags.pop("dit_path"))
-    named = not _NAMES_A_MODEL.isdisjoint(flags) or "config" in flags
+    config = read_config(flags["config"], VIDEO2WORLD_FLAGS) if "config" in flags else {}
+    named = not _NAMES_A_MODEL.isdisjoint({*flags, *config})
     if not named:
         flags["model"] = RELEASED
     settings = read_settings(flags | {"disable_prompt_refiner": True}, follows_text=False)
@@ -169,12 +187,12 @@ def _settings(flags: dict[str, Any]) -> Settings:
     return settings
 
 
-def _order(settings: Settings, own: dict[str, Any]) -> tuple[_Order, list[str]]:
+def _order(settings: Settings, own: dict[str, Any], chunk: int | None) -> tuple[_Order, list[str]]:
     """What is to be done, and everything that is wrong with it."""
     from cosmos_fast.cli.paths import path_problems
     from cosmos_fast.errors import CosmosFastError
 
-    order = _Order(settings, own, None, None, None)
+    order = _Order(settings, own, chunk)
     problems: list[str] = []
     try:
         order = _with_actions(order)
@@ -224,6 +242,8 @@ def _profile_problems(profile: Profile, order: _Order) -> list[str]:
     spec = profile.actions
     if spec is None:
         return [f"model: {profile.name} takes no actions; it follows a --prompt"]
+    if order.chunk not in (None, spec.chunk):
+        return [f"--chunk_size {order.chunk}: {profile.name} takes {spec.chunk} actions at once"]
     if order.rows is None:
         return []
     rows, dim = order.rows.shape
@@ -298,6 +318,7 @@ def _rolled_out(engine: Video2World, order: _Order, start: Frames, display: Disp
         "stop_at": own.get("stop_at"),
         "num_steps": settings.num_steps,
         "guidance": settings.guidance,
+        "noise": own.get("noise", "device"),
         "on_chunk": lambda done, total: display.step(done, total, None),
     }
     picture = start.to("np")[0]
