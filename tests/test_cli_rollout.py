@@ -219,7 +219,7 @@ def test_a_dataset_is_rolled_out_and_written(run: Run, place: Path) -> None:
     one = Dataset("imagined").episode(0)
     assert (one.length, one.task, one.synthetic) == (6, "task 1", True)
     assert one.provenance["source"] == {
-        "actions": "real", "episode": 1, "camera": eye, "input": None
+        "actions": "real", "episode": 1, "cameras": [eye], "input": None
     }  # fmt: skip
     np.testing.assert_array_equal(Dataset("imagined").actions(0), ROWS[:6].astype(np.float32))
     code, _, err = run(*command, "--camera", "eye", "--save_dataset", "imagined")

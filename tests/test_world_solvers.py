@@ -15,7 +15,6 @@ from action_world import CHUNK, DIM, action_engine, pictures
 from cosmos_fast.world import CostModel
 
 if TYPE_CHECKING:
-
     from cosmos_fast.world import WorldStep
 
 SAMPLES = 6

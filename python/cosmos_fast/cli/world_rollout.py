@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cosmos_fast import Profile, Video2World
     from cosmos_fast.cli.progress import Display
     from cosmos_fast.cli.settings import Settings
-    from cosmos_fast.types import Frames, Size
+    from cosmos_fast.types import Size
     from cosmos_fast.world import Rollout
     from cosmos_fast.world.lerobot import Dataset
     from cosmos_fast.world.rollout import Policy
@@ -105,9 +105,18 @@ class _Order:
     dataset: Dataset | None = None
     """That start frame and actions come from."""
 
-    @property
-    def camera(self) -> str | None:
-        return None if self.dataset is None else self.dataset.camera(self.own.get("camera"))
+    def cameras(self, profile: Profile) -> dict[str, str]:
+        """Keys of the dataset's cameras that the start is taken from, by the model's names; by
+        nothing where the model makes one picture.
+
+        Raises:
+            InputError: the dataset has no such camera, or none is named and there are several.
+        """
+        if self.dataset is None or self.settings.input is not None:
+            return {}
+        if profile.cameras and "camera" not in self.own:
+            return {one.name: self.dataset.camera(one.name) for one in profile.cameras}
+        return {"": self.dataset.camera(self.own.get("camera"))}
 
 
 def is_of_worlds(flags: dict[str, Any]) -> bool:
@@ -223,7 +232,8 @@ def _with_actions(order: _Order) -> _Order:
     from cosmos_fast.world.lerobot import Dataset
 
     dataset = Dataset(path)
-    dataset.camera(own.get("camera"))
+    if "camera" in own:
+        dataset.camera(own["camera"])
     rows = dataset.actions(own.get("episode", 0))
     return replace(order, rows=rows[: own.get("num_actions")], dataset=dataset)
 
@@ -239,11 +249,17 @@ def _policy(name: str) -> Policy:
 
 
 def _profile_problems(profile: Profile, order: _Order) -> list[str]:
+    from cosmos_fast.errors import InputError
+
     spec = profile.actions
     if spec is None:
         return [f"model: {profile.name} takes no actions; it follows a --prompt"]
     if order.chunk not in (None, spec.chunk):
         return [f"--chunk_size {order.chunk}: {profile.name} takes {spec.chunk} actions at once"]
+    try:
+        order.cameras(profile)
+    except InputError as error:
+        return [str(error)]
     if order.rows is None:
         return []
     rows, dim = order.rows.shape
@@ -266,7 +282,7 @@ def _make(order: _Order) -> Rollout:
         engine = load(settings, display)
         if problems := _profile_problems(engine.profile, order):
             raise UsageError("; ".join(problems))
-        start = _start(order, _size(settings, engine.profile, display))
+        start = _start(order, _size(settings, engine.profile, display), engine.profile)
         made = _rolled_out(engine, order, start, display)
         if settings.origins.get("fps") in _BY_USER and settings.fps is not None:
             made = replace(made, frames=Frames(made.frames.data, settings.fps))
@@ -296,19 +312,26 @@ def _size(settings: Settings, profile: Profile, display: Display) -> Size:
     return Size(*sides)
 
 
-def _start(order: _Order, size: Size) -> Frames:
-    """The frame to start from: the input's first, or the first of the recorded episode."""
+def _start(order: _Order, size: Size, profile: Profile) -> Any:
+    """The picture to start from: the input's first, or the first of the recorded episode, by
+    camera where the model has several."""
     from cosmos_fast.media import read_span
 
     settings = order.settings
     if settings.input is not None:
-        return read_span(settings.input, start=0.0, fps=1.0, size=size, fit=settings.fit)
+        found = read_span(settings.input, start=0.0, fps=1.0, size=size, fit=settings.fit)
+        return found.to("np")[0]
     assert order.dataset is not None
+    sizes = {"": size} | {one.name: one.size for one in profile.cameras}
     episode = order.own.get("episode", 0)
-    return order.dataset.frames(episode, order.camera, size=size, fit=settings.fit)
+    pictures = {
+        name: order.dataset.frames(episode, key, size=sizes[name], fit=settings.fit).to("np")[0]
+        for name, key in order.cameras(profile).items()
+    }
+    return pictures.get("", pictures)
 
 
-def _rolled_out(engine: Video2World, order: _Order, start: Frames, display: Display) -> Rollout:
+def _rolled_out(engine: Video2World, order: _Order, start: Any, display: Display) -> Rollout:
     from cosmos_fast.world import rollout_actions, rollout_policy
 
     settings, own = order.settings, order.own
@@ -321,36 +344,38 @@ def _rolled_out(engine: Video2World, order: _Order, start: Frames, display: Disp
         "noise": own.get("noise", "device"),
         "on_chunk": lambda done, total: display.step(done, total, None),
     }
-    picture = start.to("np")[0]
     display.stage("rollout", "start", None)
     if order.policy is not None:
-        made = rollout_policy(engine, picture, order.policy, own["num_actions"], **how)
+        made = rollout_policy(engine, start, order.policy, own["num_actions"], **how)
     else:
         reference = bool(own.get("reference"))
-        made = rollout_actions(engine, picture, order.rows, reference=reference, **how)
+        made = rollout_actions(engine, start, order.rows, reference=reference, **how)
     display.stage("rollout", "end", sum(made.report.stages.values()) * made.report.steps)
     return made
 
 
-def _source(order: _Order) -> dict[str, Any]:
+def _source(order: _Order, made: Rollout) -> dict[str, Any]:
     """Where actions and start frame came from, for manifest and dataset."""
     own, given = order.own, order.settings.input
+    found: dict[str, Any] = {"input": None if given is None else str(given)}
+    for name in ("actions", "policy"):
+        if name in own:
+            found[name] = str(own[name])
     if order.dataset is not None:
-        own = own | {"episode": own.get("episode", 0), "camera": order.camera}
-    named = {name: own[name] for name in ("actions", "policy", "episode", "camera") if name in own}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in named.items()
-            } | {"input": None if given is None else str(given)}  # fmt: skip
+        found["episode"] = own.get("episode", 0)
+        found["cameras"] = list(order.cameras(made.state.profile).values())
+    return found
 
 
 def _save(order: _Order, made: Rollout, display: Display) -> None:
     settings, folder = order.settings, order.own.get("save_dataset")
-    path = made.save(settings.output, crf=settings.crf, source=_source(order))
+    path = made.save(settings.output, crf=settings.crf, source=_source(order, made))
     written = [path, _manifest(path)]
     if folder is not None:
         from cosmos_fast.world.lerobot import save_dataset
 
         task = order.own.get("task") or _task(order)
-        written.append(save_dataset(folder, [made], tasks=[task], sources=[_source(order)]))
+        written.append(save_dataset(folder, [made], tasks=[task], sources=[_source(order, made)]))
     for file in written:
         display.say(f"wrote {file}")
 
@@ -377,7 +402,7 @@ def _result(order: _Order, made: Rollout) -> dict[str, Any]:
         "manifest": str(_manifest(settings.output)),
         "dataset": None if folder is None else str(folder),
         "settings": settings.as_dict() | made.settings,
-        "source": _source(order),
+        "source": _source(order, made),
         "frames": len(made.frames),
         "actions": len(made.actions),
         "stopped": made.stopped,

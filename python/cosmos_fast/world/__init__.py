@@ -3,6 +3,7 @@
 ``world.gym`` needs the extra ``gym``.
 """
 
+from cosmos_fast.types import Camera
 from cosmos_fast.world.actions import load_actions, read_annotation
 from cosmos_fast.world.advance import advance
 from cosmos_fast.world.frames import BatchFrames
@@ -15,6 +16,7 @@ from cosmos_fast.world.world import Snapshot, World
 
 __all__ = [
     "BatchFrames",
+    "Camera",
     "CostModel",
     "Rollout",
     "Snapshot",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,11 @@ from cosmos_fast.clip import DEFAULT_CRF, ClipWriter
 from cosmos_fast.errors import InputError
 from cosmos_fast.types import Frames
 from cosmos_fast.world.actions import tensor_of
+from cosmos_fast.world.cameras import cut, joined
 from cosmos_fast.world.world import World
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
     from pathlib import Path
 
     from cosmos_fast.engine import Video2World
@@ -77,6 +77,11 @@ class Rollout:
             writer.finish()
             return writer.publish_plain(self.record(source))
 
+    def by_camera(self) -> dict[str, Frames]:
+        """The frames of every camera by its name; empty for a checkpoint of one picture."""
+        pixels, cameras = self.frames.to("pt"), self.state.profile.cameras
+        return {one.name: Frames(cut(pixels, one), self.frames.fps) for one in cameras}
+
     def record(self, source: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
         """Model, guardrail and how the rollout was made, as plain values: its provenance."""
         return {
@@ -113,7 +118,7 @@ def rollout_actions(
 
     Args:
         engine: an action-conditioned checkpoint.
-        frame: uint8 (H, W, 3): where to start.
+        frame: uint8 (H, W, 3): where to start; by camera where the checkpoint has several.
         actions: (T, dim) in the units of ``engine.profile.actions``.
         seed: of the world.
         samples: futures of each chunk, whose disagreement is reported.
@@ -217,7 +222,9 @@ class _Run:
     def made(self, frame: Any, ask: Callable[[np.ndarray, int], torch.Tensor | None]) -> Rollout:
         """The rollout whose chunks follow the actions that ``ask`` answers the newest frame and
         the chunk's number with; it ends at None."""
-        start = tensor_of(frame, "frame")
+        profile = self.engine.profile
+        is_by_camera = isinstance(frame, Mapping)
+        start = joined(profile, frame) if is_by_camera else tensor_of(frame, "frame")
         frames, done, apart, records = [start[None]], [], [], []
         stopped = False
         with World(self.engine) as world:
@@ -247,7 +254,7 @@ class _Run:
             frames = [part[:-1] if number > 1 else part for number, part in enumerate(frames)]
         with self.engine.lend() as parts:
             model = parts.identity()
-        device, profile = self.engine.device, self.engine.profile
+        device = self.engine.device
         return Rollout(
             frames=Frames(torch.cat([part.to(device) for part in frames]), profile.fps),
             actions=np.concatenate(done or [np.zeros((0, _spec(self.engine).dim), np.float32)]),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from cosmos_fast.types import ActionSpec
+    from cosmos_fast.types import ActionSpec, Frames
     from cosmos_fast.world.lerobot.statistics import Statistics
     from cosmos_fast.world.rollout import Rollout
 
@@ -302,7 +302,8 @@ def save_dataset(
         rollouts: at least one, all of one checkpoint and size.
         tasks: what is done in all of them, or in each.
         sources: where start frame and actions of each came from; plain values.
-        camera: key of the pictures.
+        camera: key of the pictures; a checkpoint of several cameras has a key for each, after
+            its name.
         robot_type, crf: as :class:`DatasetWriter`.
 
     Raises:
@@ -326,12 +327,17 @@ def save_dataset(
                 f"rollout {number} has the reference's seams: its frames do not follow its actions"
             )
     assert spec is not None
-    size = rollouts[0].frames.size
-    with DatasetWriter(path, spec, {camera: size}, robot_type=robot_type, crf=crf) as writer:
+    sizes = {name: clip.size for name, clip in _clips(rollouts[0], camera).items()}
+    with DatasetWriter(path, spec, sizes, robot_type=robot_type, crf=crf) as writer:
         for rollout, task, origin in zip(rollouts, words, origins, strict=True):
-            clip = rollout.frames.to("np")[:-1]
-            writer.add({camera: clip}, rollout.actions, task, provenance=rollout.record(origin))
+            clips = {name: np.asarray(clip)[:-1] for name, clip in _clips(rollout, camera).items()}
+            writer.add(clips, rollout.actions, task, provenance=rollout.record(origin))
     return Path(path)
+
+
+def _clips(rollout: Rollout, camera: str) -> dict[str, Frames]:
+    apart = {f"{layout.CAMERA_PREFIX}{name}": clip for name, clip in rollout.by_camera().items()}
+    return apart or {camera: rollout.frames}
 
 
 def _as_json(provenance: Mapping[str, Any]) -> str:
