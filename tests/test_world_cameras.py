@@ -60,7 +60,7 @@ def test_frames_by_camera_are_those_of_one_picture(engine: cf.Video2World) -> No
     pixels = [np.asarray(frames) for frames in steps]
     np.testing.assert_array_equal(pixels[0], pixels[2])
     np.testing.assert_array_equal(pixels[1], pixels[2])
-    apart = steps[0].by_camera()  # type: ignore[union-attr]
+    apart = steps[0].by_camera()
     assert list(apart) == ["front", "wrist"]
     np.testing.assert_array_equal(np.asarray(apart["front"]), pixels[0][:, :, :, :32])
     np.testing.assert_array_equal(np.asarray(apart["wrist"]), pixels[0][:, :, 16:, 32:])
@@ -83,7 +83,7 @@ def test_futures_have_cameras_and_one_picture_has_none(
     with pytest.raises(cf.InputError, match="makes one picture"):
         plain.reset(views(1))
     plain.reset(whole(views(1)))
-    assert plain.step(actions(1)).frames.by_camera() == {}  # type: ignore[union-attr]
+    assert plain.step(actions(1)).frames.by_camera() == {}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,8 @@ def test_cameras_are_told_beside_the_checkpoint(folder: Path, tmp_path: Path) ->
     assert told["cameras"] == {"front": [0, 0, HEIGHT, 32], "wrist": [16, 32, 16, 16]}
     assert read_sidecar(path).cameras == CAMERAS
     assert sidecar_json(replace(PROFILE, cameras=CAMERAS))["cameras"] == told["cameras"]
-    for cameras in ([], {"front": [0, 0, 32]}, {"front": [0, 0, 32, 2.0]}):
+    wrongs: list[Any] = [[], {"front": [0, 0, 32]}, {"front": [0, 0, 32, 2.0]}]
+    for cameras in wrongs:
         wrong = tmp_path / "cosmos_fast.json"
         wrong.write_text(json.dumps(told | {"cameras": cameras}))
         with pytest.raises(cf.CheckpointError, match=r"cameras = .*top, left, height, width"):
