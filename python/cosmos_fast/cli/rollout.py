@@ -11,7 +11,8 @@ from cosmos_fast.cli.flags import Choice, Flag, Integer, parse_flags, takes
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.video2world import dry_run, load, options_of, read_settings, written
 from cosmos_fast.cli.video2world_flags import OF_LISTS, VIDEO2WORLD_FLAGS
-from cosmos_fast.cli.world_rollout import WORLD_FLAGS, is_of_worlds, world_rollout
+from cosmos_fast.cli.world_rollout import is_of_worlds, world_rollout
+from cosmos_fast.cli.world_rollout_flags import WORLD_FLAGS
 
 if TYPE_CHECKING:
     from cosmos_fast import Video2World

@@ -7,7 +7,8 @@ from typing import Any, Final
 from cosmos_fast.cli.exits import UsageError
 from cosmos_fast.cli.flags import Choice, Flag, Integer, Location, parse_flags, takes
 from cosmos_fast.cli.rollout import ROLLOUT_FLAGS
-from cosmos_fast.cli.world_rollout import WORLD_FLAGS, world_rollout
+from cosmos_fast.cli.world_rollout import world_rollout
+from cosmos_fast.cli.world_rollout_flags import WORLD_FLAGS
 
 _PANEL: Final = "Actions"
 _SAID_OTHERWISE: Final = frozenset(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.cli.config_file import read_config
 from cosmos_fast.cli.exits import ExitCode, UsageError
-from cosmos_fast.cli.flags import Choice, Flag, Integer, Location, Number, Text, Word
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.video2world import dry_run, load, local_profile, read_settings
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
+from cosmos_fast.cli.world_rollout_flags import WORLD_FLAGS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,58 +26,6 @@ if TYPE_CHECKING:
     from cosmos_fast.world.lerobot import Dataset
     from cosmos_fast.world.rollout import Policy
 
-_PANEL: Final = "Actions"
-WORLD_FLAGS: Final = (
-    Flag(
-        "actions",
-        Location(),
-        "Recorded actions to carry out: an annotation .json as the reference's, an .npy of one "
-        "action a row, or the folder of a LeRobot dataset.",
-        _PANEL,
-    ),
-    Flag(
-        "policy",
-        Word(metavar="MODULE:FUNCTION"),
-        "A function that looks at the newest frame, uint8 (H, W, 3), and answers with the next "
-        "actions.",
-        _PANEL,
-    ),
-    Flag(
-        "num_actions",
-        Integer(1),
-        "Actions to carry out; needed with --policy. Default: all that are recorded.",
-        _PANEL,
-    ),
-    Flag(
-        "noise",
-        Choice(("device", "reference")),
-        "Drawn on the device, keyed by seed and chunk, or the reference's own. Default: device.",
-        _PANEL,
-    ),
-    Flag("samples", Integer(1), "Futures of each chunk; reports their disagreement.", _PANEL),
-    Flag(
-        "stop_at",
-        Number(above=True),
-        "With --samples: end where they disagree by more than this.",
-        _PANEL,
-    ),
-    Flag(
-        "reference",
-        None,
-        "With --actions: noise, seeds and seams of the reference's autoregressive script, which "
-        "repeats a frame and loses one at every seam.",
-        _PANEL,
-    ),
-    Flag("episode", Integer(0), "Which one of a LeRobot dataset. Default: 0.", _PANEL),
-    Flag("camera", Word(), "Which camera of a LeRobot dataset, where it has several.", _PANEL),
-    Flag(
-        "save_dataset",
-        Location(metavar="FOLDER"),
-        "Write the rollout as a LeRobot dataset too.",
-        _PANEL,
-    ),
-    Flag("task", Text(), "What is done in it, for --save_dataset.", _PANEL),
-)
 RELEASED: Final = "nvidia/Cosmos-Predict2-2B-Sample-Action-Conditioned"
 """The model that is taken where no flag names one."""
 

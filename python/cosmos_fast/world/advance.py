@@ -243,7 +243,8 @@ class _Chunks:
         modulations = _OncePerStep(lambda times: dit.modulations(times, action))
 
         def branch(texts: list[TextEmbedding | NoText]) -> Predictor:
-            context = dit.text_context(self._rows(texts), _longest(texts))
+            length = max(0 if isinstance(text, NoText) else text.length for text in texts)
+            context = dit.text_context(self._rows(texts), length)
 
             def velocity(
                 x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
@@ -368,11 +369,6 @@ class _OncePerStep:
         if self._last is None or self._last[0] != step:
             self._last = (step, self._modulations(times))
         return self._last[1]
-
-
-def _longest(texts: list[TextEmbedding | NoText]) -> int:
-    """Rows from this one on are zeros in every text: all of them where there is none."""
-    return max(0 if isinstance(text, NoText) else text.length for text in texts)
 
 
 def _pixels(video_BCTHW: torch.Tensor) -> torch.Tensor:
