@@ -32,6 +32,8 @@ export PYO3_PYTHON := $(PYTHON)
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 	$(shell find rust -name '*.rs' -o -name Cargo.toml 2>/dev/null)
 ARGS ?=
+# Each with one thread: two that want two cores each wait for one another most of the time.
+TEST_PROCESSES ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
 FUZZ ?= 60
 # What is published does not tell whose machine built it.
 NAMELESS := --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo \
@@ -63,7 +65,7 @@ demo: setup
 
 test: setup
 	cargo test --locked --package cosmos-fast-core
-	$(PYTHON) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 parity: setup
 	$(PYTHON) -m pytest --write-parity -m parity $(ARGS)

@@ -399,7 +399,7 @@ def test_messages_of_the_library_speak_in_flags() -> None:
 
 
 def test_settings_as_plain_values() -> None:
-    plain = settings(f"{LATER} --offload_tokenizer").as_dict()
+    plain = settings(f"{LATER} --disable_guardrail --offload_guardrail").as_dict()
     assert plain["output"] == "output/generated_video.mp4"
     assert plain["origins"]["input"] == "command line"
     assert plain["standard"] == ["2B", 720, 16]

@@ -1,12 +1,7 @@
-"""Video2World: one picture or a few frames, and a prompt, become a video.
-
-``generate`` reads like the flow of docs/architecture.md: text, conditioning, solver, decoder.
-"""
+"""Video2World: one picture or a few frames, and a prompt, become a video."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
@@ -14,20 +9,12 @@ import torch
 
 from cosmos_fast.clip import DEFAULT_CRF, Clip, ClipWriter, Sidecar
 from cosmos_fast.config import Environment, RopeTable
-from cosmos_fast.errors import (
-    Cancelled,
-    CosmosFastError,
-    DeviceLost,
-    GuardrailBlocked,
-    InputError,
-    MemoryPlanError,
-)
-from cosmos_fast.media import Fit, frames_from
+from cosmos_fast.errors import DeviceLost, GuardrailBlocked, MemoryPlanError
+from cosmos_fast.generation import Generation, Studio
+from cosmos_fast.media import Fit
 from cosmos_fast.memory.residence import Residence
-from cosmos_fast.model.flops import forward_flops
 from cosmos_fast.model.graphs import GRAPH_TOKENS, GraphedDiT
-from cosmos_fast.model.modulations import StepModulations
-from cosmos_fast.model.pixels import to_pixels, to_video, with_host_copies
+from cosmos_fast.model.pixels import with_host_copies
 from cosmos_fast.parallel import Parallel, Ranks
 from cosmos_fast.parts import (
     Parts,
@@ -39,34 +26,11 @@ from cosmos_fast.parts import (
     vae_identity,
 )
 from cosmos_fast.prompt import joined
-from cosmos_fast.report import (
-    Clock,
-    Report,
-    StageCallback,
-    peak_device_bytes,
-    peak_host_bytes,
-    versions,
-)
+from cosmos_fast.report import Clock, StageCallback
 from cosmos_fast.request import Options, Recipe, Request, resolve
-from cosmos_fast.sampling import (
-    SIGMA_MAX,
-    adams_bashforth,
-    denoiser,
-    frame_times,
-    guided,
-    reference_noise,
-)
 from cosmos_fast.turns import Turns
-from cosmos_fast.types import (
-    NO_TEXT,
-    Conditioning,
-    Frames,
-    Latents,
-    Prompt,
-    TextEmbedding,
-    TokenLayout,
-)
-from cosmos_fast.wording import Desk, Wording
+from cosmos_fast.types import Frames, Latents, Prompt, TextEmbedding
+from cosmos_fast.wording import Desk
 
 if TYPE_CHECKING:
     import os
@@ -74,14 +38,10 @@ if TYPE_CHECKING:
 
     from cosmos_fast.config import Profile
     from cosmos_fast.memory.plan import Memory, Plan
-    from cosmos_fast.memory.residence import StageForm
     from cosmos_fast.prompt import GuardrailChoice, GuardrailRecord, Inspection
     from cosmos_fast.prompt.upsampler import UpsamplerChoice
-    from cosmos_fast.sampling import Predictor, Velocity
     from cosmos_fast.sampling.solver import CancelToken, StepCallback
     from cosmos_fast.weights import CheckpointFiles
-
-logger = logging.getLogger(__name__)
 
 
 class Video2World:
@@ -95,8 +55,9 @@ class Video2World:
         self._parts = parts
         self._desk = desk
         self._ranks = ranks or Ranks(None, parts.device)
-        self._dit = GraphedDiT(parts.dit, GRAPH_TOKENS if parts.unmeasured_kernels else 0)
-        parts.residence.on_move = self._dit.clear
+        dit = GraphedDiT(parts.dit, GRAPH_TOKENS if parts.unmeasured_kernels else 0)
+        parts.residence.on_move = dit.clear
+        self._studio = Studio(parts, desk, self._ranks, dit)
         self._turns = Turns()
         self._lost: str | None = None
 
@@ -312,14 +273,11 @@ class Video2World:
         on_stage: StageCallback | None,
         cancel: CancelToken | None,
     ) -> Clip:
-        inspection = self.inspection()
-        with self._run(request, on_stage) as clock:
-            cancel = self._ranks.cancel(cancel)
-            latents, wording = self._sample(request, source, clock, on_step, cancel, inspection)
+        with self._making(request, source, on_step, on_stage, cancel) as (making, clock):
+            latents = making.latents()
             with clock.stage("decode"):
-                decoded = self._decode(latents, request, clock, cancel)
-                frames = list(self._desk.checked(decoded, inspection))
-            report = self._report(request, latents, clock, inspection, wording)
+                frames = list(making.frames(latents))
+            report = making.report(latents)
         return Clip(joined(frames), Latents(latents, vae_identity(report.model)), report)
 
     def generate_to(
@@ -343,22 +301,18 @@ class Video2World:
         request = resolve(self.profile, prompt, negative_prompt, **options)
         if not self._ranks.first:
             return self._generate(request, source, on_step, on_stage, cancel)
-        inspection = self.inspection()
-        with self._run(request, on_stage) as clock:
-            cancel = self._ranks.cancel(cancel)
+        with self._making(request, source, on_step, on_stage, cancel) as (making, clock):
             model = self._parts.identity()
             with ClipWriter(path, request.size, request.fps, model, crf) as writer:
-                latents, wording = self._sample(request, source, clock, on_step, cancel, inspection)
+                latents = making.latents()
                 frames = []
                 with clock.stage("decode"):
-                    decoded = self._decode(latents, request, clock, cancel)
-                    chunks = self._desk.checked(decoded, inspection)
-                    for chunk, on_host in with_host_copies(chunks):
+                    for chunk, on_host in with_host_copies(making.frames(latents)):
                         writer.write(on_host)
                         frames.append(chunk)
                 with clock.stage("write"):
                     writer.finish()
-                report = self._report(request, latents, clock, inspection, wording)
+                report = making.report(latents)
                 writer.publish(report, sidecar)
         return Clip(joined(frames), Latents(latents, vae_identity(model)), report)
 
@@ -389,12 +343,8 @@ class Video2World:
         on_stage: StageCallback | None,
         cancel: CancelToken | None,
     ) -> Iterator[Frames]:
-        inspection = self.inspection()
-        with self._run(request, on_stage) as clock:
-            cancel = self._ranks.cancel(cancel)
-            latents, _ = self._sample(request, source, clock, on_step, cancel, inspection)
-            decoded = self._decode(latents, request, clock, cancel)
-            yield from self._desk.checked(decoded, inspection, at_once=1)
+        with self._making(request, source, on_step, on_stage, cancel) as (making, _):
+            yield from making.frames(making.latents(), at_once=1)
 
     @property
     def guardrail(self) -> GuardrailRecord:
@@ -429,8 +379,25 @@ class Video2World:
             texts = self._parts.unknown([prompt])
             if texts:
                 self._parts.place_for_texts()
-            with self._text_encoder(texts):
-                return self._embed(prompt)
+            with self._studio.text_encoder(texts):
+                return self._studio.embedding(prompt)
+
+    @contextmanager
+    def _making(
+        self,
+        request: Request,
+        source: Any,
+        on_step: StepCallback | None,
+        on_stage: StageCallback | None,
+        cancel: CancelToken | None,
+    ) -> Iterator[tuple[Generation, Clock]]:
+        """One call, when its turn has come."""
+        inspection = self.inspection()
+        with self._run(request, on_stage) as clock:
+            making = Generation(
+                self._studio, request, source, clock, inspection, on_step=on_step, cancel=cancel
+            )
+            yield making, clock
 
     @contextmanager
     def _run(
@@ -455,280 +422,3 @@ class Video2World:
                 if isinstance(cause := blocked.__cause__, torch.AcceleratorError):
                     self._lost = f"{self.device} failed: {cause}".splitlines()[0]
                 raise
-
-    def _sample(
-        self,
-        request: Request,
-        source: Any,
-        clock: Clock,
-        on_step: StepCallback | None,
-        cancel: CancelToken | None,
-        inspection: Inspection,
-    ) -> tuple[torch.Tensor, Wording | None]:
-        """float32 (1, 16, T', h, w): the clean latents of the whole clip, and the words for it."""
-        self._desk.admit(request, inspection, clock)
-        self._place_for(request)
-        try:
-            return self._sampled(request, source, clock, on_step, cancel, inspection)
-        except torch.OutOfMemoryError:
-            if not self._may_start_again(clock):
-                raise
-        self._lower(request, clock)
-        return self._sampled(request, source, clock, on_step, cancel, inspection)
-
-    def _place_for(self, request: Request) -> Plan | None:
-        """Weights go where ``request`` needs them; the plan, if there is one."""
-        return self._parts.place_for(request, prompt_is_final=not self._desk.rewrites(request))
-
-    def _may_start_again(self, clock: Clock) -> bool:
-        return not clock.started_again and self._parts.residence.can_lower
-
-    def _lower(self, request: Request, clock: Clock) -> None:
-        """The device ran out of memory: a plan one level down, once a call."""
-        failed = self._parts.residence.lower()
-        plan = self._place_for(request)
-        assert plan is not None
-        clock.start_again(
-            f"out of memory with a plan of {failed.peak_bytes / 2**30:.2f} GiB; started again "
-            f"with one of {plan.peak_bytes / 2**30:.2f} GiB"
-        )
-        logger.warning(clock.notes[-1])
-
-    @torch.no_grad()
-    def _sampled(
-        self,
-        request: Request,
-        source: Any,
-        clock: Clock,
-        on_step: StepCallback | None,
-        cancel: CancelToken | None,
-        inspection: Inspection,
-    ) -> tuple[torch.Tensor, Wording | None]:
-        residence = self._parts.residence
-        with clock.stage("read"):
-            known = self._ranks.on_first(
-                lambda: frames_from(
-                    source,
-                    size=request.size,
-                    num_frames=request.num_conditional_frames,
-                    fit=request.fit,
-                    fps=request.fps,
-                )
-            )
-        wording = self._desk.word(request, known, inspection, clock)
-        prompts = [] if wording is None else request.prompts(wording.prompt)
-        with clock.stage("text"), self._text_encoder(self._parts.unknown(prompts)):
-            texts = self._texts(prompts)
-        with clock.stage("encode"), residence.stage("encode"):
-            given = self._condition(known, request)
-        with clock.stage("denoise"), residence.stage("denoise") as form:
-            predict = self._predictor(texts, given, request, form)
-            noise = reference_noise(request.latent_shape, request.seed).to(self.device)
-            latents = adams_bashforth(
-                predict,
-                noise * SIGMA_MAX,
-                request.sigmas,
-                on_step=_marking(clock, on_step),
-                cancel=cancel,
-            )
-            if not torch.isfinite(latents).all():
-                raise CosmosFastError(
-                    "the denoised latents are not finite: the checkpoint or the device is at fault"
-                )
-        return latents, wording
-
-    @contextmanager
-    def _text_encoder(self, unknown: list[str]) -> Iterator[None]:
-        """The text encoder's weights are there for the body, where texts need it."""
-        if not unknown or not self._ranks.first:
-            yield
-            return
-        self._parts.text.load()
-        with self._parts.residence.stage("text", passes=len(unknown)):
-            yield
-
-    def _texts(self, prompts: list[Prompt]) -> list[TextEmbedding]:
-        """What the network attends to in place of the first rank's ``prompts``."""
-
-        def embedded() -> list[torch.Tensor]:
-            made = [self._embed(prompt) for prompt in prompts]
-            lengths = torch.tensor([each.length for each in made])
-            return [torch.stack([each.rows.to(self.device) for each in made]), lengths]
-
-        rows, lengths = self._ranks.from_first(embedded)
-        return [
-            TextEmbedding(each, int(length)) for each, length in zip(rows, lengths, strict=True)
-        ]
-
-    def _embed(self, prompt: Prompt) -> TextEmbedding:
-        width = self.profile.dit.text_dim
-        if prompt is NO_TEXT:
-            return TextEmbedding.zeros(width, self.device)
-        if isinstance(prompt, TextEmbedding):
-            if prompt.rows.shape[1] != width:
-                raise InputError(
-                    f"a text embedding of width {prompt.rows.shape[1]}: {self.profile.name} "
-                    f"attends to rows of width {width}"
-                )
-            return prompt
-        return self._parts.text.embed(str(prompt))
-
-    def _condition(self, known: Frames | None, request: Request) -> Conditioning:
-        parts = self._parts
-
-        def encoded() -> list[torch.Tensor]:
-            assert known is not None
-            return [parts.vae.encode(to_video(known, parts.device, parts.dtype))]
-
-        (latents,) = self._ranks.from_first(encoded)
-        return Conditioning.from_first_frames(latents, request.num_latent_frames)
-
-    def _predictor(
-        self,
-        texts: list[TextEmbedding],
-        given: Conditioning,
-        request: Request,
-        form: StageForm,
-    ) -> Predictor:
-        """Guided prediction; what does not change over the run is made here, once."""
-        dit, heads = self._parts.dit, self.profile.dit.num_heads
-        shares = self._ranks.share(self._layout(request).grid, heads, len(texts))
-        layout = shares.layout
-        rope = dit.rope(layout)
-        times_KT = torch.stack([frame_times(given, sigma) for sigma in request.sigmas])
-        # Of weights that come and go, everything is made in the order of their coming.
-        as_used = not form.kept
-        modulations = StepModulations(dit, times_KT, as_used=as_used)
-
-        def branch(embedding: TextEmbedding, slot: int) -> Velocity:
-            rows = embedding.rows[None].to(self.device)
-            context = dit.text_context(rows, embedding.length, as_used=as_used)
-
-            def velocity(
-                x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
-            ) -> torch.Tensor:
-                vectors = modulations(step)
-                if form.kept and form.cut is None:
-                    return self._dit(
-                        x, times, mask, context, layout, rope=rope, modulations=vectors, slot=slot
-                    )
-                flow: torch.Tensor = dit(
-                    x,
-                    times,
-                    mask,
-                    context,
-                    layout,
-                    rope=rope,
-                    modulations=vectors,
-                    cut=form.cut,
-                )
-                return flow
-
-            return velocity
-
-        own = [
-            branch(text, index) if shares.computes(index) else None
-            for index, text in enumerate(texts)
-        ]
-        predictors = [denoiser(velocity, given) for velocity in shares.joined(own)]
-        return guided(predictors[0], predictors[1] if texts[1:] else None, request.guidance)
-
-    def _decode(
-        self, latents: torch.Tensor, request: Request, clock: Clock, cancel: CancelToken | None
-    ) -> Iterator[Frames]:
-        begun = False
-        try:
-            for frames in self._decoded(latents, request, cancel):
-                begun = True
-                yield frames
-            return
-        except torch.OutOfMemoryError:
-            if begun or not self._may_start_again(clock):
-                raise
-        self._lower(request, clock)
-        yield from self._decoded(latents, request, cancel)
-
-    def _decoded(
-        self, latents: torch.Tensor, request: Request, cancel: CancelToken | None
-    ) -> Iterator[Frames]:
-        vae, ranks = self._parts.vae, self._ranks
-        with (
-            self._parts.residence.stage("decode") as form,
-            ranks.rows(*vae.shareable, rows=latents.shape[-2]) as gathered,
-        ):
-            chunks = vae.decode_chunks(latents, frame_by_frame=form.frame_by_frame)
-            while True:
-                if cancel is not None and cancel.is_set():
-                    raise Cancelled("cancelled while decoding")
-                with torch.no_grad():
-                    chunk = next(chunks, None)
-                    if chunk is None:
-                        return
-                    pixels = gathered(to_pixels(chunk))
-                yield Frames(pixels, request.fps)
-
-    def _launches(self, request: Request) -> str:
-        plan = self._parts.residence.plan
-        moves = plan is not None and plan.stage("denoise").holdings[0] != "kept"
-        graphs = not moves and self._dit.replays(self._layout(request), self.device)
-        return "cuda graph" if graphs else "one by one"
-
-    def _layout(self, request: Request) -> TokenLayout:
-        _, _, frames, height, width = request.latent_shape
-        patch = self.profile.dit.patch
-        return TokenLayout((frames, height // patch, width // patch))
-
-    def _report(
-        self,
-        request: Request,
-        latents: torch.Tensor,
-        clock: Clock,
-        inspection: Inspection,
-        wording: Wording | None,
-    ) -> Report:
-        parts = self._parts
-        branches = 2 if request.uses_guidance else 1
-        shared = (stage.seconds for stage in clock.stages if stage.name in ("denoise", "decode"))
-        return Report(
-            arguments=request.arguments(),
-            stages=tuple(clock.stages),
-            step_seconds=clock.step_seconds(),
-            forwards_per_step=branches,
-            flops_per_forward=forward_flops(self.profile.dit, request.latent_shape[2:]).total,
-            backends={**parts.ops.names, "launches": self._launches(request)},
-            device=parts.device_name,
-            precision=str(parts.dtype).removeprefix("torch."),
-            guardrail=self._ranks.same(lambda: inspection.record().as_dict()),
-            upsampler=self._ranks.same(lambda: wording.as_dict() if wording is not None else {}),
-            model=self._ranks.same(parts.identity),
-            latents_sha256=hashlib.sha256(latents.cpu().numpy().tobytes()).hexdigest(),
-            peak_device_bytes=peak_device_bytes(self.device),
-            peak_host_bytes=peak_host_bytes(),
-            parallel=self._ranks.account(sum(shared)),
-            memory=self._memory(clock),
-            notes=(*request.notes, *clock.notes),
-            versions=versions(),
-        )
-
-    def _memory(self, clock: Clock) -> dict[str, Any] | None:
-        """The plan's predictions beside what the clock has measured."""
-        plan = self._parts.residence.plan
-        if plan is None:
-            return None
-        measured = {stage.name: stage.seconds for stage in clock.stages}
-        peak = peak_device_bytes(self.device)
-        if peak is not None:  # what was reserved for others is in both
-            peak += plan.fixed_bytes - self._parts.residence.reserved_bytes
-        return plan.compared(measured, peak)
-
-
-def _marking(clock: Clock, on_step: StepCallback | None) -> StepCallback:
-    """Marks each evaluation on the clock, then tells the caller."""
-    clock.mark_step()
-
-    def after(step: int, total: int, x0: torch.Tensor) -> None:
-        clock.mark_step()
-        if on_step is not None:
-            on_step(step, total, x0)
-
-    return after

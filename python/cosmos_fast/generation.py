@@ -1,0 +1,342 @@
+"""One video in the making: text, conditioning, solver, decoder, in their order.
+
+What several videos share (networks, guardrail, ranks) belongs to the engine; what one call needs
+lives here for as long as the call does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cosmos_fast.errors import Cancelled, CosmosFastError, InputError
+from cosmos_fast.media import frames_from
+from cosmos_fast.model.flops import forward_flops
+from cosmos_fast.model.modulations import StepModulations
+from cosmos_fast.model.pixels import to_pixels, to_video
+from cosmos_fast.report import Report, peak_device_bytes, peak_host_bytes, versions
+from cosmos_fast.sampling import (
+    SIGMA_MAX,
+    adams_bashforth,
+    denoiser,
+    frame_times,
+    guided,
+    reference_noise,
+)
+from cosmos_fast.types import NO_TEXT, Conditioning, Frames, Prompt, TextEmbedding, TokenLayout
+from cosmos_fast.wording import CHECKED_TOGETHER, Desk, Wording
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cosmos_fast.memory.plan import Plan
+    from cosmos_fast.memory.residence import StageForm
+    from cosmos_fast.model.graphs import GraphedDiT
+    from cosmos_fast.parallel import Ranks
+    from cosmos_fast.parts import Parts
+    from cosmos_fast.prompt import Inspection
+    from cosmos_fast.report import Clock
+    from cosmos_fast.request import Request
+    from cosmos_fast.sampling import Predictor, Velocity
+    from cosmos_fast.sampling.solver import CancelToken, StepCallback
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What an engine lends to each of its calls."""
+
+    parts: Parts
+    desk: Desk
+    ranks: Ranks
+    dit: GraphedDiT
+    """The transformer, replayed from graphs where that pays."""
+
+    @contextmanager
+    def text_encoder(self, unknown: list[str]) -> Iterator[None]:
+        """The text encoder's weights are there for the body, where texts need it."""
+        if not unknown or not self.ranks.first:
+            yield
+            return
+        self.parts.text.load()
+        with self.parts.residence.stage("text", passes=len(unknown)):
+            yield
+
+    def embedding(self, prompt: Prompt) -> TextEmbedding:
+        """What the transformer attends to in place of ``prompt``.
+
+        Raises:
+            InputError: an embedding of another width.
+        """
+        profile = self.parts.profile
+        width = profile.dit.text_dim
+        if prompt is NO_TEXT:
+            return TextEmbedding.zeros(width, self.parts.device)
+        if isinstance(prompt, TextEmbedding):
+            if prompt.rows.shape[1] != width:
+                raise InputError(
+                    f"a text embedding of width {prompt.rows.shape[1]}: {profile.name} "
+                    f"attends to rows of width {width}"
+                )
+            return prompt
+        return self.parts.text.embed(str(prompt))
+
+
+class Generation:
+    """One call: :meth:`latents`, then :meth:`frames`, then :meth:`report`."""
+
+    def __init__(
+        self,
+        studio: Studio,
+        request: Request,
+        source: Any,
+        clock: Clock,
+        inspection: Inspection,
+        *,
+        on_step: StepCallback | None,
+        cancel: CancelToken | None,
+    ) -> None:
+        """
+        Args:
+            studio: of the engine whose turn it is.
+            request: what will be made.
+            source: the given frames, as ``generate`` takes them.
+            clock: times the stages.
+            inspection: the guardrail's, of this call.
+            on_step: told of each evaluation.
+            cancel: looked at between evaluations and chunks.
+        """
+        self._studio, self._parts, self._ranks = studio, studio.parts, studio.ranks
+        self._request, self._source, self._clock = request, source, clock
+        self._inspection, self._on_step = inspection, on_step
+        self._cancel = self._ranks.cancel(cancel)
+        self._wording: Wording | None = None
+
+    def latents(self) -> torch.Tensor:
+        """float32 (1, 16, T', h, w): the clean latents of the whole clip."""
+        self._studio.desk.admit(self._request, self._inspection, self._clock)
+        self._place()
+        try:
+            return self._sampled()
+        except torch.OutOfMemoryError:
+            if not self._may_start_again:
+                raise
+        self._lower()
+        return self._sampled()
+
+    def frames(self, latents: torch.Tensor, at_once: int = CHECKED_TOGETHER) -> Iterator[Frames]:
+        """The decoded video as the guardrail lets it through, 1 frame and then 4 at a time.
+
+        Args:
+            latents: from :meth:`latents`.
+            at_once: frames that the guardrail looks at together, at least.
+        """
+        return self._studio.desk.checked(self._decode(latents), self._inspection, at_once)
+
+    def report(self, latents: torch.Tensor) -> Report:
+        """What happened, once everything has."""
+        parts, request, clock, wording = self._parts, self._request, self._clock, self._wording
+        shared = (stage.seconds for stage in clock.stages if stage.name in ("denoise", "decode"))
+        return Report(
+            arguments=request.arguments(),
+            stages=tuple(clock.stages),
+            step_seconds=clock.step_seconds(),
+            forwards_per_step=2 if request.uses_guidance else 1,
+            flops_per_forward=forward_flops(parts.profile.dit, request.latent_shape[2:]).total,
+            backends={**parts.ops.names, "launches": self._launches()},
+            device=parts.device_name,
+            precision=str(parts.dtype).removeprefix("torch."),
+            guardrail=self._ranks.same(lambda: self._inspection.record().as_dict()),
+            upsampler=self._ranks.same(lambda: wording.as_dict() if wording is not None else {}),
+            model=self._ranks.same(parts.identity),
+            latents_sha256=hashlib.sha256(latents.cpu().numpy().tobytes()).hexdigest(),
+            peak_device_bytes=peak_device_bytes(parts.device),
+            peak_host_bytes=peak_host_bytes(),
+            parallel=self._ranks.account(sum(shared)),
+            memory=self._memory(),
+            notes=(*request.notes, *clock.notes),
+            versions=versions(),
+        )
+
+    def _place(self) -> Plan | None:
+        """Weights go where the request needs them; the plan, if there is one."""
+        final = not self._studio.desk.rewrites(self._request)
+        return self._parts.place_for(self._request, prompt_is_final=final)
+
+    @property
+    def _may_start_again(self) -> bool:
+        return not self._clock.started_again and self._parts.residence.can_lower
+
+    def _lower(self) -> None:
+        """The device ran out of memory: a plan one level down, once a call."""
+        failed = self._parts.residence.lower()
+        plan = self._place()
+        assert plan is not None
+        self._clock.start_again(
+            f"out of memory with a plan of {failed.peak_bytes / 2**30:.2f} GiB; started again "
+            f"with one of {plan.peak_bytes / 2**30:.2f} GiB"
+        )
+        logger.warning(self._clock.notes[-1])
+
+    @torch.no_grad()
+    def _sampled(self) -> torch.Tensor:
+        request, clock, residence = self._request, self._clock, self._parts.residence
+        with clock.stage("read"):
+            known = self._ranks.on_first(
+                lambda: frames_from(
+                    self._source,
+                    size=request.size,
+                    num_frames=request.num_conditional_frames,
+                    fit=request.fit,
+                    fps=request.fps,
+                )
+            )
+        self._wording = self._studio.desk.word(request, known, self._inspection, clock)
+        prompts = [] if self._wording is None else request.prompts(self._wording.prompt)
+        with clock.stage("text"), self._studio.text_encoder(self._parts.unknown(prompts)):
+            texts = self._texts(prompts)
+        with clock.stage("encode"), residence.stage("encode"):
+            given = self._condition(known)
+        with clock.stage("denoise"), residence.stage("denoise") as form:
+            noise = reference_noise(request.latent_shape, request.seed).to(self._parts.device)
+            latents = adams_bashforth(
+                self._predictor(texts, given, form),
+                noise * SIGMA_MAX,
+                request.sigmas,
+                on_step=_marking(clock, self._on_step),
+                cancel=self._cancel,
+            )
+            if not torch.isfinite(latents).all():
+                raise CosmosFastError(
+                    "the denoised latents are not finite: the checkpoint or the device is at fault"
+                )
+        return latents
+
+    def _texts(self, prompts: list[Prompt]) -> list[TextEmbedding]:
+        """What the network attends to in place of the first rank's ``prompts``."""
+
+        def embedded() -> list[torch.Tensor]:
+            made = [self._studio.embedding(prompt) for prompt in prompts]
+            lengths = torch.tensor([each.length for each in made])
+            return [torch.stack([each.rows.to(self._parts.device) for each in made]), lengths]
+
+        rows, lengths = self._ranks.from_first(embedded)
+        return [
+            TextEmbedding(each, int(length)) for each, length in zip(rows, lengths, strict=True)
+        ]
+
+    def _condition(self, known: Frames | None) -> Conditioning:
+        parts = self._parts
+
+        def encoded() -> list[torch.Tensor]:
+            assert known is not None
+            return [parts.vae.encode(to_video(known, parts.device, parts.dtype))]
+
+        (latents,) = self._ranks.from_first(encoded)
+        return Conditioning.from_first_frames(latents, self._request.num_latent_frames)
+
+    def _predictor(
+        self, texts: list[TextEmbedding], given: Conditioning, form: StageForm
+    ) -> Predictor:
+        """Guided prediction; what does not change over the run is made here, once."""
+        request, dit = self._request, self._parts.dit
+        heads = self._parts.profile.dit.num_heads
+        shares = self._ranks.share(self._layout().grid, heads, len(texts))
+        layout = shares.layout
+        rope = dit.rope(layout)
+        times_KT = torch.stack([frame_times(given, sigma) for sigma in request.sigmas])
+        # Of weights that come and go, everything is made in the order of their coming.
+        as_used = not form.kept
+        modulations = StepModulations(dit, times_KT, as_used=as_used)
+
+        def branch(embedding: TextEmbedding, slot: int) -> Velocity:
+            rows = embedding.rows[None].to(self._parts.device)
+            context = dit.text_context(rows, embedding.length, as_used=as_used)
+
+            def velocity(
+                x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
+            ) -> torch.Tensor:
+                inputs, now = (x, times, mask, context, layout), modulations(step)
+                if form.kept and form.cut is None:
+                    return self._studio.dit(*inputs, rope=rope, modulations=now, slot=slot)
+                flow: torch.Tensor = dit(*inputs, rope=rope, modulations=now, cut=form.cut)
+                return flow
+
+            return velocity
+
+        own = [
+            branch(text, index) if shares.computes(index) else None
+            for index, text in enumerate(texts)
+        ]
+        predictors = [denoiser(velocity, given) for velocity in shares.joined(own)]
+        return guided(predictors[0], predictors[1] if texts[1:] else None, request.guidance)
+
+    def _decode(self, latents: torch.Tensor) -> Iterator[Frames]:
+        begun = False
+        try:
+            for frames in self._decoded(latents):
+                begun = True
+                yield frames
+            return
+        except torch.OutOfMemoryError:
+            if begun or not self._may_start_again:
+                raise
+        self._lower()
+        yield from self._decoded(latents)
+
+    def _decoded(self, latents: torch.Tensor) -> Iterator[Frames]:
+        vae, ranks = self._parts.vae, self._ranks
+        with (
+            self._parts.residence.stage("decode") as form,
+            ranks.rows(*vae.shareable, rows=latents.shape[-2]) as gathered,
+        ):
+            chunks = vae.decode_chunks(latents, frame_by_frame=form.frame_by_frame)
+            while True:
+                if self._cancel is not None and self._cancel.is_set():
+                    raise Cancelled("cancelled while decoding")
+                with torch.no_grad():
+                    chunk = next(chunks, None)
+                    if chunk is None:
+                        return
+                    pixels = gathered(to_pixels(chunk))
+                yield Frames(pixels, self._request.fps)
+
+    def _layout(self) -> TokenLayout:
+        _, _, frames, height, width = self._request.latent_shape
+        patch = self._parts.profile.dit.patch
+        return TokenLayout((frames, height // patch, width // patch))
+
+    def _launches(self) -> str:
+        plan = self._parts.residence.plan
+        moves = plan is not None and plan.stage("denoise").holdings[0] != "kept"
+        graphs = not moves and self._studio.dit.replays(self._layout(), self._parts.device)
+        return "cuda graph" if graphs else "one by one"
+
+    def _memory(self) -> dict[str, Any] | None:
+        """The plan's predictions beside what the clock has measured."""
+        residence = self._parts.residence
+        if residence.plan is None:
+            return None
+        measured = {stage.name: stage.seconds for stage in self._clock.stages}
+        peak = peak_device_bytes(self._parts.device)
+        if peak is not None:  # what was reserved for others is in both
+            peak += residence.plan.fixed_bytes - residence.reserved_bytes
+        return residence.plan.compared(measured, peak)
+
+
+def _marking(clock: Clock, on_step: StepCallback | None) -> StepCallback:
+    """Marks each evaluation on the clock, then tells the caller."""
+    clock.mark_step()
+
+    def after(step: int, total: int, x0: torch.Tensor) -> None:
+        clock.mark_step()
+        if on_step is not None:
+            on_step(step, total, x0)
+
+    return after
