@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,17 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from tools.toy_jobs import ToyClip, ToyEngine, generated
+from tools.toy_jobs import PROFILE, ToyClip, ToyEngine, generated
 
 import cosmos_fast as cf
 from bad_jobs import job
-from cosmos_fast._core import Journal
 from cosmos_fast.jobs import run_batch
 from cosmos_fast.jobs.ledger import MOST_STARTS
 from cosmos_fast.media import write_png
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cosmos_fast.config import Profile
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,6 +56,30 @@ def of(*numbers: int) -> set[str]:
     """Files of these jobs, and the two of the list."""
     own = {f"{n}{suffix}" for n in numbers for suffix in (".mp4", ".txt", ".json")}
     return own | {"jobs.jsonl.journal", "jobs.jsonl.summary.json"}
+
+
+class ReadAhead(ToyEngine):
+    """Knows how many jobs were read: whoever reads one asks for the profile first."""
+
+    def __init__(self, log: Path, seconds: float = 0) -> None:
+        self.reads: list[int] = []
+        super().__init__(log, seconds)
+
+    @property
+    def profile(self) -> Profile:
+        if threading.current_thread().name.startswith("cosmos-fast read"):
+            self.reads.append(len(self.reads))
+        return PROFILE
+
+    @profile.setter
+    def profile(self, _: Profile) -> None:
+        pass
+
+    def wait_for(self, reads: int) -> None:
+        limit = time.monotonic() + 20
+        while len(self.reads) < reads:
+            assert time.monotonic() < limit, f"{len(self.reads)} of {reads} jobs were read"
+            time.sleep(0.01)
 
 
 class Failing(ToyEngine):
@@ -203,37 +229,17 @@ def test_the_next_is_read_and_the_last_written_while_one_is_made(place: Path) ->
             meeting.wait()
             return super().save(path, **options)
 
-    class Engine(ToyEngine):
+    class Engine(ReadAhead):
         def generate(self, *arguments: Any, **options: Any) -> ToyClip:
             clip = super().generate(*arguments, **options)
             if "job 0" in arguments[1]:
                 return Slow(b"0", "job 0")
             if "job 1" in arguments[1]:
                 meeting.wait()  # job 0 is being written
-                limit = time.monotonic() + 20
-                while not any("job 2" in line for line in begun(place)):
-                    assert time.monotonic() < limit, "job 2 was not read ahead"
-                    time.sleep(0.02)
+                self.wait_for(3)
             return clip
 
     assert run(place, Engine(place / "log", seconds=0)).ok
-
-
-def begun(place: Path) -> list[str]:
-    """Prompts of the jobs that the journal calls begun."""
-    from cosmos_fast.jobs.job import Defaults
-    from cosmos_fast.jobs.job_list import JobList
-    from cosmos_fast.jobs.roots import Root
-    from cosmos_fast.jobs.worker import Jobs
-
-    with JobList(place / "jobs.jsonl") as listed:
-        plan = Jobs(
-            listed, Defaults(), inputs=Root(place, ""), outputs=Root(place / "out", ""),
-            model=ToyEngine(place / "log").profile.name,
-        )  # fmt: skip
-        prompts = {key: one.prompt for key, one in map(plan.job, range(len(listed)))}
-    records = Journal(place / "out" / "jobs.jsonl.journal", fresh=False).read()
-    return [prompts[record["key"]] for record in map(json.loads, records) if record["t"] == "start"]
 
 
 def work(place: Path, barrier: Any) -> None:
@@ -260,26 +266,30 @@ def test_workers_that_share_a_folder_make_nothing_twice(place: Path) -> None:
     assert files(place) == of(*range(30))
 
 
-def die(place: Path) -> None:
-    """A run whose process dies in its last job, once the others are made."""
+def die(place: Path, writing: Any) -> None:
+    """A run whose process is killed in job 1, while job 0 is being written and 2 has been read."""
 
-    class Deadly(ToyEngine):
+    class Unhurried(ToyClip):
+        def save(self, path: Path, **options: Any) -> Path:
+            writing.set()
+            time.sleep(60)  # its end comes before
+            raise AssertionError
+
+    class Deadly(ReadAhead):
         def generate(self, *arguments: Any, **options: Any) -> ToyClip:
-            if "job 3" in arguments[1]:
-                limit = time.monotonic() + 30
-                while not (place / "out" / "2.mp4").exists() and time.monotonic() < limit:
-                    time.sleep(0.01)
-                os._exit(9)
-            return super().generate(*arguments, **options)
+            clip = super().generate(*arguments, **options)
+            if "job 1" not in arguments[1]:
+                return Unhurried(b"", "")
+            self.wait_for(3)
+            assert writing.wait(20)
+            os.kill(os.getpid(), signal.SIGKILL)
+            return clip
 
-    run_batch(
-        Deadly(place / "log", seconds=0), place / "jobs.jsonl", place / "out",
-        join=1, input_root=place,
-    )  # fmt: skip
+    run_batch(Deadly(place / "log"), place / "jobs.jsonl", place / "out", join=1, input_root=place)
 
 
 @pytest.mark.slow
-def test_a_job_that_kills_its_workers_fails_and_the_rest_go_on(place: Path) -> None:
+def test_a_job_that_kills_its_workers_fails_and_no_other_is_blamed(place: Path) -> None:
     from cosmos_fast.jobs.job_list import JobList
     from cosmos_fast.jobs.ledger import Ledger
 
@@ -287,13 +297,14 @@ def test_a_job_that_kills_its_workers_fails_and_the_rest_go_on(place: Path) -> N
         Ledger.begin(place / "out", listed, resume=False).close()
     context = multiprocessing.get_context("spawn")
     for _ in range(MOST_STARTS):
-        worker = context.Process(target=die, args=(place,))
+        writing = context.Event()
+        worker = context.Process(target=die, args=(place, writing))
         worker.start()
         worker.join(120)
-        assert worker.exitcode == 9
+        assert worker.exitcode == -signal.SIGKILL
     summary = run(place, join=1)
-    assert [row.failure.error for row in summary.failures] == ["WorkerDied"]
-    assert files(place) == of(0, 1, 2) - {"jobs.jsonl.summary.json"}
+    assert [(row.index, row.failure.error) for row in summary.failures] == [(1, "WorkerDied")]
+    assert files(place) == of(0, 2, 3) - {"jobs.jsonl.summary.json"}
 
 
 def test_a_run_is_joined_with_its_own_list_only(place: Path) -> None:

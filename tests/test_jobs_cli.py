@@ -134,7 +134,7 @@ def test_a_dry_run_tells_every_bad_line(run: Run, place: Path) -> None:
         (["batch", "--jobs", "jobs.jsonl", "--input_root", "gone"], "--input_root"),
         (["batch", "--jobs", "jobs.jsonl", "--num_gpus", "2", "--device", "cuda:1"], "one GPU"),
         (["video2world", "--batch_input_json", "a", "--input_path", "b"], "contradict"),
-        (["best-of-n", "--input_path", "start.png", "--prompt", "a"], "reasoning critic"),
+        (["best-of-n", "--input_path", "start.png", "--prompt", "a"], "--prompt_refiner"),
         (["best-of-n", "--critic", "gone:a"], "MODULE:NAME"),
         (["rollout", "--prompt", "a"], "no input"),
     ],

@@ -40,6 +40,11 @@ SENTENCES: Final = (
     "A red kettle stands on one wooden table while steam rises quickly and nothing else moves .",
 )
 """What the small Qwen writes, by its seed."""
+VERDICTS: Final = (
+    "<think> <overview>A kettle boils.</overview> </think> <answer> No </answer>",
+    "<think> <overview>A kettle boils.</overview> </think> <answer> Yes </answer>",
+)
+"""What it says as a critic."""
 
 _SIGLIP: Final = "models--google--siglip-so400m-patch14-384/snapshots/" + "0" * 40
 _NOUNS: Final = ("knife", "kettle", "woman", "church", "box", "kaboomium", "axis", "glass")
@@ -118,14 +123,14 @@ def make_llama_guard(folder: Path) -> None:
     llama.bfloat16().save_pretrained(folder, max_shard_size="5KB")
 
 
-def make_upsampler(folder: Path) -> None:
-    """A Qwen2.5-VL that says :data:`SENTENCES`: each word decides the next one."""
+def make_upsampler(folder: Path, sentences: Iterable[str] = SENTENCES) -> None:
+    """A Qwen2.5-VL that says one of two sentences: each word decides the next one."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     marks = [f"<|{name}|>" for name in (
         "endoftext", "im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad"
     )]  # fmt: skip
-    said = [sentence.split() for sentence in SENTENCES]
+    said = [sentence.split() for sentence in sentences]
     words = dict.fromkeys(["<unk>", "assistant", "user", "system", "naïve", *said[0], *said[1]])
     vocabulary = _write_tokenizer(folder, marks, words, end="<|im_end|>", template=_QWEN_TEMPLATE)
     width = 64

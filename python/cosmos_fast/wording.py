@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cosmos_fast.errors import CheckpointError, GuardrailBlocked, InputError
+from cosmos_fast.errors import CheckpointError, GatedRepoError, GuardrailBlocked, InputError
 from cosmos_fast.prompt import (
     DefaultGuardrail,
     Gate,
@@ -300,6 +300,8 @@ def _upsampler(
     if isinstance(choice, PromptUpsampler):
         try:
             folder = find_upsampler(choice.model, roots, access)
+        except GatedRepoError:
+            raise
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error}. Fetch it with cosmos-fast download --prompt_upsampler, or write the "

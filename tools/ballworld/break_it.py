@@ -161,10 +161,10 @@ def vae_forgets() -> None:
 
 def vae_colours_swapped() -> None:
     """Blue comes out as red."""
-    import cosmos_fast.engine as engine
+    import cosmos_fast.generation as generation
 
-    to_pixels = engine.to_pixels
-    _set(engine, "to_pixels", lambda video: to_pixels(video.flip(1)))
+    to_pixels = generation.to_pixels
+    _set(generation, "to_pixels", lambda video: to_pixels(video.flip(1)))
 
 
 BREAKS: Final[dict[str, Callable[[], None]]] = {
@@ -209,7 +209,7 @@ def _set(owner: Any, name: str, value: Any) -> None:
 
 
 def _solve(*, slope: float, clean_up: bool = True) -> None:
-    import cosmos_fast.engine as engine
+    import cosmos_fast.generation as generation
 
     def solve(
         predict: Predictor,
@@ -229,7 +229,7 @@ def _solve(*, slope: float, clean_up: bool = True) -> None:
             previous = x0, length
         return predict(x, sigmas[-1], len(sigmas) - 1) if clean_up else x
 
-    _set(engine, "adams_bashforth", solve)
+    _set(generation, "adams_bashforth", solve)
 
 
 def _turn_angles(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -240,7 +240,7 @@ def _turn_angles(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
 
 
 def _guide(combine: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]) -> None:
-    import cosmos_fast.engine as engine
+    import cosmos_fast.generation as generation
 
     def guided(conditional: Predictor, unconditional: Predictor | None, g: float) -> Predictor:
         if unconditional is None:
@@ -249,7 +249,7 @@ def _guide(combine: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor])
             conditional(x, sigma, step), unconditional(x, sigma, step), g
         )
 
-    _set(engine, "guided", guided)
+    _set(generation, "guided", guided)
 
 
 def _read(change: Callable[[torch.Tensor, int], torch.Tensor]) -> None:

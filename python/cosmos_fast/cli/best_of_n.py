@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from cosmos_fast.cli.exits import ExitCode, MissingPartError, UsageError
-from cosmos_fast.cli.flags import Flag, Integer, Location, Word, parse_flags, takes
+from cosmos_fast.cli.flags import Choice, Flag, Integer, Location, Word, parse_flags, takes
 from cosmos_fast.cli.output import print_json
+from cosmos_fast.cli.paths import local_model
 from cosmos_fast.cli.video2world import dry_run, load, options_of, read_settings
 from cosmos_fast.cli.video2world_flags import OF_LISTS, VIDEO2WORLD_FLAGS
 
 if TYPE_CHECKING:
     from cosmos_fast.cli.progress import Display
     from cosmos_fast.cli.settings import Settings
+    from cosmos_fast.errors import GuardrailBlocked
     from cosmos_fast.jobs import Candidate, Critic
 
 _PANEL: Final = "Best of N"
@@ -26,11 +28,13 @@ _OWN: Final = (
         "critic",
         Word(metavar="MODULE:NAME"),
         "What judges the videos: a function (frames, *, trials, seed) that returns a "
-        "cosmos_fast.jobs.Judgement.",
+        "cosmos_fast.jobs.Judgement. Default: nvidia/Cosmos-Reason1-7B, below --checkpoint_dir or "
+        "from the hub.",
         _PANEL,
     ),
     Flag("skip_generation", None, "Judge the videos that lie in --save_path already.", _PANEL),
     Flag("prompt_prefix", Word(metavar="TEXT"), "Text before the prompt.", _PANEL),
+    Flag("gr00t_variant", Choice(("gr1", "droid")), "GR00T's weights (not yet).", _PANEL),
 )
 BEST_OF_N_FLAGS: Final = (
     *_OWN,
@@ -50,42 +54,87 @@ def best_of_n(**given: object) -> int:
 
     Takes the flags of video2world; --save_path is a folder. Videos are called
     {input}_seed{seed}.mp4; beside each appear {video}_score{percent}.json and .html, and
-    best_of_n.html shows all of them side by side. Prints the videos, the best first.
+    best_of_n.html shows all of them side by side. Prints the videos, the best first. A video that
+    the guardrail blocks is left out, and the exit code is 4. --checkpoint_dir may be the folder of
+    the critic itself, as in the later tool.
     """
     flags = parse_flags(BEST_OF_N_FLAGS, given)
     own = {name: flags.pop(name) for name in [flag.name for flag in _OWN] if name in flags}
     folder = Path(flags.pop("save_path", "output/best-of-n"))
-    if "critic" not in own:
+    if "gr00t_variant" in own:
         raise MissingPartError(
-            "best-of-n needs the reasoning critic, which does not exist yet; name a function of "
-            "your own with --critic MODULE:NAME"
+            "--gr00t_variant needs the GR00T part, which does not exist yet; leave it out, or give "
+            "the weights with --dit_path"
         )
-    critic = _critic(own["critic"])
+    named = _function(own["critic"]) if "critic" in own else None
+    judging = _critic_folder(flags)
+    refused: dict[str, str] = {}
     if own.get("skip_generation"):
         videos = sorted(folder.glob("*.mp4"))
         if not videos:
             raise UsageError(f"--skip_generation: there is no .mp4 in {str(folder)!r}")
         seed = flags.get("seed", 0)
+        critic = named or _critic(judging, flags, local=False)
     else:
         settings = read_settings(flags)
         if settings.dry_run:
             return dry_run(settings, as_json=bool(flags.get("json")))
-        videos, seed = _generate(settings, folder, own), settings.seed
+        critic = named or _critic(judging, flags, local=local_model(settings) is not None)
+        videos, seed = _generate(settings, folder, own, refused), settings.seed
     ranking = _judge(videos, critic, own, seed)
+    code = ExitCode.PART_OF_BATCH_FAILED if refused else ExitCode.OK
     if flags.get("json"):
         told = [
             {"video": str(one.video), "score": one.judgement.score, "percent": one.percent}
             for one in ranking
         ]
         best = str(ranking[0].video)
-        print_json({"status": "ok", "exit_code": 0, "best": best, "ranking": told})
+        blocked = {"blocked": refused} if refused else {}
+        status = {"status": code.name.lower(), "exit_code": int(code)}
+        print_json({**status, "best": best, "ranking": told, **blocked})
     else:
         for one in ranking:
             print(one.video)
-    return ExitCode.OK
+    return code
 
 
-def _critic(name: str) -> Critic:
+def _critic_folder(flags: dict[str, Any]) -> Path | None:
+    """The later tool's --checkpoint_dir is the critic's own folder; the original's a root."""
+    given = flags.get("checkpoint_dir")
+    if given is None or not (given / "config.json").is_file():
+        return None
+    folder: Path = flags.pop("checkpoint_dir")
+    return folder
+
+
+def _critic(folder: Path | None, flags: dict[str, Any], *, local: bool) -> Critic:
+    """The reference's critic; looked for before any video is made, read from disk afterwards.
+
+    Args:
+        local: the model lies on this machine: then so must the critic.
+
+    Raises:
+        UsageError: it is not there.
+        GatedRepoError: the hub refuses the repository.
+    """
+    from cosmos_fast.errors import CheckpointError, GatedRepoError
+    from cosmos_fast.jobs import ReasoningCritic
+    from cosmos_fast.weights.companions import REASON1
+
+    try:
+        return ReasoningCritic(
+            REASON1 if folder is None else folder.resolve(),
+            checkpoint_root=flags.get("checkpoint_dir", "checkpoints"),
+            device=flags.get("device", "auto"),
+            local_files_only=local or bool(flags.get("local_files_only")),
+        )
+    except GatedRepoError:
+        raise
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
+
+
+def _function(name: str) -> Critic:
     """The function that ``--critic`` names.
 
     Raises:
@@ -104,8 +153,14 @@ def _critic(name: str) -> Critic:
     return cast("Critic", found)
 
 
-def _generate(settings: Settings, folder: Path, own: dict[str, Any]) -> list[Path]:
-    """The videos; their engine is gone when this returns, so that a critic has the device."""
+def _generate(
+    settings: Settings, folder: Path, own: dict[str, Any], refused: dict[str, str]
+) -> list[Path]:
+    """The videos; their engine is gone when this returns, so that a critic has the device.
+
+    Args:
+        refused: gets the videos that the guardrail blocked, and why.
+    """
     from cosmos_fast.cli.paths import path_problems
     from cosmos_fast.cli.progress import showing
     from cosmos_fast.cli.settings import with_profile
@@ -120,6 +175,11 @@ def _generate(settings: Settings, folder: Path, own: dict[str, Any]) -> list[Pat
             display.say(f"note: {note}")
         engine = load(settings, display)
         settings = with_profile(settings, engine.profile)
+
+        def block(path: Path, error: GuardrailBlocked) -> None:
+            refused[str(path)] = str(error)
+            display.say(f"blocked: {path}: {error}")
+
         return generate_candidates(
             engine,
             settings.input,
@@ -129,6 +189,7 @@ def _generate(settings: Settings, folder: Path, own: dict[str, Any]) -> list[Pat
             num_generations=own.get("num_generations", NUM_GENERATIONS),
             crf=settings.crf,
             sidecar=settings.sidecar,
+            on_blocked=block,
             on_video=lambda path, total: display.say(f"wrote {path}, of {total}"),
             on_step=display.step,
             on_stage=display.stage,

@@ -13,6 +13,7 @@ from cosmos_fast.jobs.best_of_n import (
     judge,
     judgement_of,
 )
+from cosmos_fast.jobs.critic import ReasoningCritic
 from cosmos_fast.jobs.drift import ChunkDrift, drift_table
 from cosmos_fast.jobs.job import Defaults
 from cosmos_fast.jobs.rollout import Rollout, rollout
@@ -25,6 +26,7 @@ __all__ = [
     "Critic",
     "Defaults",
     "Judgement",
+    "ReasoningCritic",
     "Rollout",
     "Row",
     "best_of_n",

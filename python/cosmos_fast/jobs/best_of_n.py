@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, Unpack
 
 from cosmos_fast.clip import DEFAULT_CRF
-from cosmos_fast.errors import InputError
+from cosmos_fast.errors import GuardrailBlocked, InputError
 from cosmos_fast.files import write_atomically
 from cosmos_fast.jobs.page import Shown, page
 from cosmos_fast.media import read_frames
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 NUM_GENERATIONS: Final = 2
 NUM_TRIALS: Final = 5
 REPORT_NAME: Final = "best_of_n.html"
+_FOR_EVERY_SEED: Final = ("prompt", "negative prompt")
+"""What the guardrail looks at that no seed changes."""
 _ANSWER: Final = re.compile(r"<answer>\s*(yes|no)\s*</answer>", re.IGNORECASE)
 
 
@@ -99,6 +101,7 @@ def generate_candidates(
     crf: int = DEFAULT_CRF,
     sidecar: Sidecar | None = "later",
     on_video: Callable[[Path, int], None] | None = None,
+    on_blocked: Callable[[Path, GuardrailBlocked], None] | None = None,
     on_step: StepCallback | None = None,
     on_stage: StageCallback | None = None,
     cancel: CancelToken | None = None,
@@ -109,23 +112,42 @@ def generate_candidates(
     Args:
         name: None is the source's own, without its ending, where it is a path, else "video".
         on_video: told (path, number of videos) after each.
+        on_blocked: told (path, error) of each that the guardrail refuses; the others are made.
         negative_prompt, on_step, on_stage, cancel, options: as ``generate``'s.
+
+    Returns:
+        The videos that were written, at least one.
+
+    Raises:
+        GuardrailBlocked: the prompt was refused, or every video.
     """
     if num_generations < 1:
         raise InputError(f"{num_generations = }: at least 1 is needed")
     first = options.get("seed", 0)
     stem = name or (Path(source).stem if isinstance(source, str | Path) else "video")
-    videos = []
+    videos: list[Path] = []
+    blocked: GuardrailBlocked | None = None
     for seed in range(first, first + num_generations):
         path, own = Path(out, f"{stem}_seed{seed}.mp4"), options.copy()
         own["seed"] = seed
-        engine.generate_to(
-            path, source, prompt, negative_prompt, crf=crf, sidecar=sidecar,
-            on_step=on_step, on_stage=on_stage, cancel=cancel, **own,
-        )  # fmt: skip
+        try:
+            engine.generate_to(
+                path, source, prompt, negative_prompt, crf=crf, sidecar=sidecar,
+                on_step=on_step, on_stage=on_stage, cancel=cancel, **own,
+            )  # fmt: skip
+        except GuardrailBlocked as error:
+            if error.cause != "verdict" or error.subject in _FOR_EVERY_SEED:
+                raise
+            blocked = error
+            logger.warning("%s: %s", path, error)
+            if on_blocked is not None:
+                on_blocked(path, error)
+            continue
         videos.append(path)
         if on_video is not None:
             on_video(path, num_generations)
+    if blocked is not None and not videos:
+        raise blocked
     return videos
 
 
@@ -156,7 +178,8 @@ def judge(
     if not candidates:
         raise InputError("no video to judge: name at least one")
     candidates.sort(key=lambda one: -one.judgement.score)
-    best = page(f"Best of {len(candidates)}", [_shown(one) for one in candidates])
+    shown = [_shown(one) for one in candidates]
+    best = page(f"Best of {len(candidates)}", shown, answers="folded")
     write_atomically(candidates[0].video.parent / REPORT_NAME, best.encode())
     return candidates
 
@@ -167,17 +190,29 @@ def best_of_n(
     prompt: Prompt,
     negative_prompt: Prompt | None = None,
     *,
-    critic: Critic,
+    critic: Critic | None = None,
     out: str | os.PathLike[str],
     num_generations: int = NUM_GENERATIONS,
     num_trials: int = NUM_TRIALS,
     **options: Unpack[Options],
 ) -> list[Candidate]:
-    """:func:`generate_candidates` and :func:`judge` in one; the best video first."""
+    """:func:`generate_candidates` and :func:`judge` in one; the best video first.
+
+    Args:
+        critic: None is :class:`ReasoningCritic`, on the engine's device; the engine sleeps while it
+            judges.
+    """
+    own: ReasoningCritic | None = None
+    if critic is None:
+        from cosmos_fast.jobs.critic import ReasoningCritic
+
+        critic = own = ReasoningCritic(device=engine.device)
     seed = options.get("seed", 0)
     videos = generate_candidates(
         engine, source, prompt, negative_prompt, out=out, num_generations=num_generations, **options
     )
+    if own is not None and engine.device.type == "cuda":
+        engine.sleep()
     return judge(videos, critic, num_trials=num_trials, seed=seed)
 
 
@@ -215,7 +250,7 @@ def _write_verdict(candidate: Candidate) -> None:
     )
     write_atomically(
         base.with_name(f"{base.name}.html"),
-        page(candidate.video.name, [_shown(candidate)], answers=True).encode(),
+        page(candidate.video.name, [_shown(candidate)], answers="shown").encode(),
     )
 
 

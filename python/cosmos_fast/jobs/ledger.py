@@ -57,6 +57,9 @@ class Failure:
 class _Begun(NamedTuple):
     attempt: int
     times: int
+    """Generations that were begun in this run."""
+    ended: int = 0
+    """Of them, those that came to their end."""
 
 
 class Ledger:
@@ -120,7 +123,7 @@ class Ledger:
             ledger.close()
 
     def _refuse_earlier_runs(self, path: Path) -> None:
-        if self._begun:
+        if self._begun or any(one.sha256 for one in self._outcomes.values()):
             finished = len(self._outcomes)
             self.close()
             raise InputError(
@@ -204,19 +207,34 @@ class Ledger:
         it could note the end counts as well. In a run that resumes nothing, only what the run
         itself has begun counts.
         """
-        if not self._resumes and not self.times_begun(key):
+        if not self._resumes and self._begun_here(key) is None:
             return None
         return verified(video, key)
 
-    def times_begun(self, key: str) -> int:
-        """How often the job was begun in this run without coming to an end."""
+    def _begun_here(self, key: str) -> _Begun | None:
         begun = self._begun.get(key)
-        return begun.times if begun is not None and begun.attempt >= self._attempt else 0
+        return begun if begun is not None and begun.attempt >= self._attempt else None
+
+    def times_broken_off(self, key: str) -> int:
+        """How often this run began to generate the job and did not come to the end of that."""
+        begun = self._begun_here(key)
+        return 0 if begun is None else begun.times - begun.ended
 
     def start(self, key: str) -> None:
-        """Notes that the job is begun."""
+        """Notes that the job is being generated: what a worker dies of from now on may be it.
+
+        Jobs that are leased, read ahead or being written are not: while the worker is at another
+        one, they are innocent of its end.
+        """
         who = f"{platform.node()}:{os.getpid()}"
         self._note(t="start", key=key, attempt=self._attempt, by=who)
+
+    def generated(self, key: str) -> None:
+        """Notes that the job's frames are made: whatever its worker dies of now, it is not that.
+
+        Not forced to disk: what a process wrote outlives the process.
+        """
+        self._note(False, t="generated", key=key, attempt=self._attempt)
 
     def done(self, key: str, sha256: str, seconds: float, *, sync: bool = True) -> None:
         """Notes that the job's video is there, under its name and on disk."""
@@ -246,8 +264,13 @@ class Ledger:
                 self._resumes = record["resume"]
         elif kind == "start":
             begun = self._begun.get(key)
-            times = begun.times + 1 if begun is not None and begun.attempt == attempt else 1
-            self._begun[key] = _Begun(attempt, times)
+            if begun is None or begun.attempt != attempt:
+                begun = _Begun(attempt, 0)
+            self._begun[key] = begun._replace(times=begun.times + 1)
+        elif kind == "generated":
+            begun = self._begun.get(key)
+            if begun is not None and begun.attempt == attempt:
+                self._begun[key] = begun._replace(ended=begun.ended + 1)
         elif kind == "done":
             self._outcomes[key] = Outcome(attempt, record["sha256"], None, record["seconds"])
         elif kind == "failed":

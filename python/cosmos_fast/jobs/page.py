@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,12 +52,12 @@ class Shown:
     prompt: str
 
 
-def page(title: str, videos: Sequence[Shown], *, answers: bool = False) -> str:
-    """The page as HTML, the videos inside it.
+def page(title: str, videos: Sequence[Shown], *, answers: Literal["shown", "folded"]) -> str:
+    """The page as HTML, the videos inside it, and what the critic said.
 
     Args:
         videos: in their order; the first is marked.
-        answers: show what the critic said.
+        answers: at once, or behind a line to click on.
     """
     return _FRAME.format(
         title=html.escape(title),
@@ -66,12 +66,14 @@ def page(title: str, videos: Sequence[Shown], *, answers: bool = False) -> str:
     )
 
 
-def _figure(one: Shown, answers: bool) -> str:
+def _figure(one: Shown, answers: Literal["shown", "folded"]) -> str:
     data = base64.b64encode(one.video.read_bytes()).decode("ascii")
     told = [f"<b>{one.percent} %</b>", html.escape(one.video.name)]
     told += [f"seed {one.seed}"] if one.seed is not None else []
     told += [f"{len(one.answers)} answers"] if one.answers else []
-    said = "".join(f"<pre>{html.escape(text)}</pre>" for text in one.answers) if answers else ""
+    said = "".join(f"<pre>{html.escape(text)}</pre>" for text in one.answers)
+    if said and answers == "folded":
+        said = f"<details><summary>What the critic says</summary>{said}</details>"
     return (
         f'<figure><video controls loop muted src="data:video/mp4;base64,{data}"></video>'
         f"<figcaption>{'<br>'.join(told)}</figcaption>{said}</figure>"

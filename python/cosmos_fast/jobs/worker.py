@@ -146,7 +146,7 @@ class Jobs:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A job that is leased, begun and prepared."""
+    """A job that is leased and read."""
 
     key: str
     job: Job
@@ -247,7 +247,7 @@ class Worker:
         return ready or "settled"
 
     def _take(self, index: int, key: str, job: Job) -> _Ready | None:
-        """Begins a job that this worker has leased, unless it turns out that nothing is to do."""
+        """Reads a job that this worker has leased, unless it turns out that nothing is to do."""
         self._ledger.refresh()
         if self._is_settled(index, key):
             return None
@@ -257,12 +257,11 @@ class Worker:
             self._open.pop(index, None)
             self._tell(index)
             return None
-        if self._ledger.times_begun(key) >= MOST_STARTS:
+        if self._ledger.times_broken_off(key) >= MOST_STARTS:
             message = f"the worker died {MOST_STARTS} times while it made this video"
             self._fail(index, key, Failure(1, "WorkerDied", message))
             return None
         with self._failing_alone(index, key, job):
-            self._ledger.start(key)
             frames = self._read(job)
             del self._open[index]
             return _Ready(key, job, frames)
@@ -283,6 +282,7 @@ class Worker:
         clip: Saves | None = None
         try:
             with self._failing_alone(job.index, ready.key, job):
+                self._ledger.start(ready.key)
                 clip = _on_the_host(
                     self._engine.generate(
                         ready.frames,
@@ -292,6 +292,7 @@ class Worker:
                         **self._callbacks,
                     )
                 )
+                self._ledger.generated(ready.key)
         finally:
             if clip is None:
                 self._ledger.release(job.video)

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL as a prompt upsampler: Qwen2.5-VL-7B-Instruct, Cosmos-Reason1-7B."""
+"""Qwen2.5-VL, loaded and asked: as a prompt upsampler here, as a critic next door."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class QwenUpsampler:
         self._processor: Any = None
         self._drawing: Drawing | None = None
         self._not_ascii: torch.Tensor | None = None
-        self._seat = Seat(lambda at: _load(folder, at, read), device, placement)
+        self._seat = Seat(lambda at: load_network(folder, at, read), device, placement)
 
     def load(self) -> None:
         """
@@ -57,7 +57,7 @@ class QwenUpsampler:
             InputError: Pillow or torchvision is not installed.
         """
         self._drawing = Drawing.from_folder(self._folder)
-        self._processor = _load_processor(self._folder)
+        self._processor = load_processor(self._folder)
         self._seat.prepare()
 
     @torch.no_grad()
@@ -74,7 +74,7 @@ class QwenUpsampler:
             raise InputError(
                 f"the prompt holds {said!r}, which means something else to {self.name}"
             )
-        asked = _question(self._processor, prompt, frames)
+        asked = question(self._processor, INSTRUCTION, prompt, frames)
         with self._seat.taken() as model:
             if self._not_ascii is None:
                 self._not_ascii = not_ascii(tokenizer, model.config.get_text_config().vocab_size)
@@ -83,7 +83,7 @@ class QwenUpsampler:
             told = running.generate(
                 **asked,
                 generation_config=self._drawing.greedy(_NEW_TOKENS),
-                logits_processor=_steps(self._drawing, self._not_ascii, seed),
+                logits_processor=[Masked(self._not_ascii), *steps(self._drawing, seed)],
             )
         length = asked["input_ids"].shape[1]
         return str(tokenizer.decode(told[0, length:], skip_special_tokens=True))
@@ -125,35 +125,40 @@ def not_ascii(tokenizer: Any, vocabulary: int) -> torch.Tensor:
     return unwanted
 
 
-def _steps(drawing: Drawing, unwanted: torch.Tensor, seed: int) -> Any:
-    """The checkpoint's way of drawing, with our own random numbers."""
-    from transformers import (
-        LogitsProcessorList,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
+def steps(drawing: Drawing, seed: int) -> list[Any]:
+    """The logits processors of a way of drawing, with our own random numbers."""
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    steps: list[Any] = [Masked(unwanted)]
-    if drawing.samples:
-        if drawing.temperature != 1:
-            steps.append(TemperatureLogitsWarper(drawing.temperature))
-        if drawing.top_k:
-            steps.append(TopKLogitsWarper(drawing.top_k))
-        if drawing.top_p < 1:
-            steps.append(TopPLogitsWarper(drawing.top_p))
-        steps.append(Drawn(seed))
-    return LogitsProcessorList(steps)
+    if not drawing.samples:
+        return []
+    found: list[Any] = []
+    if drawing.temperature != 1:
+        found.append(TemperatureLogitsWarper(drawing.temperature))
+    if drawing.top_k:
+        found.append(TopKLogitsWarper(drawing.top_k))
+    if drawing.top_p < 1:
+        found.append(TopPLogitsWarper(drawing.top_p))
+    return [*found, Drawn(seed)]
 
 
-def _question(processor: Any, prompt: str, frames: Frames) -> Any:
+def question(
+    processor: Any, instruction: str, prompt: str, frames: Frames, total_pixels: int | None = None
+) -> Any:
+    """What the network reads: the system's words, the user's, and then the picture or the video.
+
+    Args:
+        total_pixels: of a video after its reduction, over pairs of frames: each frame gets an even
+            share of it, within what is allowed to one frame.
+    """
     pictures = frames.to("pt").permute(0, 3, 1, 2).cpu()
     kind = "image" if len(frames) == 1 else "video"
     least, most = _IMAGE_PIXELS if kind == "image" else _FRAME_PIXELS
+    if total_pixels is not None and kind == "video":
+        most = max(min(most, total_pixels * 2 // len(pictures)), int(least * 1.05))
     size = {"shortest_edge": least, "longest_edge": most}
     text = processor.apply_chat_template(
         [
-            {"role": "system", "content": [{"type": "text", "text": INSTRUCTION}]},
+            {"role": "system", "content": [{"type": "text", "text": instruction}]},
             {"role": "user", "content": [{"type": "text", "text": prompt}, {"type": kind}]},
         ],
         add_generation_prompt=True,
@@ -180,7 +185,13 @@ def _question(processor: Any, prompt: str, frames: Frames) -> Any:
     )
 
 
-def _load_processor(folder: Path) -> Any:
+def load_processor(folder: Path) -> Any:
+    """What turns words and frames into the network's inputs.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        InputError: Pillow or torchvision is not installed.
+    """
     with untraced():
         from transformers import Qwen2_5_VLProcessor
     try:
@@ -188,7 +199,7 @@ def _load_processor(folder: Path) -> Any:
     except ImportError as error:
         told = " ".join(str(error).split())
         raise InputError(
-            f"a prompt upsampler needs Pillow and torchvision ({told}); "
+            f"Qwen2.5-VL needs Pillow and torchvision ({told}); "
             f"pip install 'cosmos-fast[upsampler]'"
         ) from error
     except Exception as error:
@@ -196,9 +207,13 @@ def _load_processor(folder: Path) -> Any:
         raise CheckpointError(f"{folder}: no readable processor: {error}") from error
 
 
-def _load(
+def load_network(
     folder: Path, device: torch.device, read: ReadTensors
 ) -> Qwen2_5_VLForConditionalGeneration:
+    """
+    Raises:
+        CheckpointError: a file is missing or damaged, or it is no Qwen2.5-VL model.
+    """
     with untraced():
         from transformers import (
             AutoConfig,

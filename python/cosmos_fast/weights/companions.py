@@ -103,13 +103,16 @@ def find_guardrail(
     return files
 
 
-def find_upsampler(model: str, roots: Sequence[Path], access: HubAccess | None) -> Path:
-    """The folder of a prompt upsampler.
+def find_upsampler(
+    model: str, roots: Sequence[Path], access: HubAccess | None, *, role: str = "prompt upsampler"
+) -> Path:
+    """The folder of a prompt upsampler, or of another model of its kind.
 
     Args:
         model: a folder, by itself or below one of ``roots``, or a hub id.
         roots: where to look.
         access: how to reach the hub for what is in none of them; None makes no connection.
+        role: what it is wanted as, for messages.
 
     Raises:
         CheckpointError: it is not there; the message lists where it was looked for.
@@ -122,9 +125,7 @@ def find_upsampler(model: str, roots: Sequence[Path], access: HubAccess | None) 
             return place
     if access is not None and _HUB_ID.fullmatch(model):
         return _fetch(model, access)
-    raise CheckpointError(
-        f"prompt upsampler {model!r}: no config.json in {' or '.join(map(str, places))}"
-    )
+    raise CheckpointError(f"{role} {model!r}: no config.json in {' or '.join(map(str, places))}")
 
 
 def weights_in(folder: Path) -> Path:
