@@ -11,7 +11,8 @@
 #   make wheel   the wheel and the sdist, looked into
 #   make matrix  the wheel in empty environments: old and new Pythons and dependencies
 #   make soak    500 small clips in one process: memory, descriptors, threads, children; batches
-#                killed at 300 points and resumed; a list over a Ray cluster, a worker killed
+#                killed at 300 points and resumed; an hour of worlds in a simulator's process; a list
+#                over a Ray cluster, a worker killed
 #   make fuzz    10 000 damaged media files, 1000 runs of ffmpeg that leave nothing behind, and
 #                damaged weight files for a minute (make fuzz-media, make fuzz-weights)
 #   make lock    requirements/dev.lock from requirements/dev.in
@@ -111,6 +112,7 @@ matrix: wheel  # ARGS="--interpreter /path/to/python3.12" where it is not on PAT
 soak: setup
 	$(PYTHON) tools/soak.py $(ARGS)
 	$(PYTHON) -m tools.soak_batch
+	$(PYTHON) -m tools.soak_world
 	$(PYTHON) -m pytest -m soak
 
 fuzz: fuzz-media fuzz-weights

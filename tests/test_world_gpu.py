@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 
 import cosmos_fast as cf
 from action_world import CHUNK, DIM, PROFILE, pictures
+from cosmos_fast.world import Camera
 from random_world import make_random_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 pytestmark = pytest.mark.gpu
 
@@ -84,3 +87,20 @@ def test_actions_out_of_range_on_the_device_are_marked_not_waited_for(
     step = world.step(given)
     assert step.valid.cpu().tolist() == [[True] * CHUNK, [False] * CHUNK]
     assert np.asarray(step.frames).shape[0] == 2
+
+
+def test_frames_by_camera_stay_on_the_device(tmp_path: Path) -> None:
+    cameras = (Camera("front", 0, 0, 32, 32), Camera("wrist", 16, 32, 16, 16))
+    folder = make_random_world(tmp_path, replace(PROFILE, cameras=cameras))
+    world = cf.World(cf.Video2World.from_pretrained(folder, device="cuda"), 2)
+    given = {
+        one.name: torch.full((2, *one.size, 3), 90, dtype=torch.uint8, device="cuda")
+        for one in cameras
+    }
+    world.reset(given)
+    step = world.step(on_device(2))
+    assert step.frames is not None
+    apart = step.frames.by_camera()
+    assert {name: part.device.type for name, part in apart.items()} == dict.fromkeys(given, "cuda")
+    assert apart["wrist"].shape == (2, CHUNK, 16, 16, 3)
+    assert torch.from_dlpack(apart["wrist"]).data_ptr() == apart["wrist"].data.data_ptr()

@@ -12,6 +12,7 @@ from cosmos_fast.types import (
     LATENT_CHANNELS,
     NO_TEXT,
     ActionSpec,
+    Camera,
     LatentFrames,
     NoText,
     Size,
@@ -126,11 +127,26 @@ class Profile:
     """A small model that ships for trying out: guardrail and upsampler do not apply to it."""
     actions: ActionSpec | None = None
     """What the actions of an action-conditioned checkpoint mean; None: it takes none."""
+    cameras: tuple[Camera, ...] = ()
+    """Whose pictures make up the frames, where they are of several; empty: one picture."""
 
     def __post_init__(self) -> None:
         check_size(self.size, self.dit)
         latent_frames(self.num_frames)
         self._check_actions()
+        self._check_cameras()
+
+    def _check_cameras(self) -> None:
+        names = [camera.name for camera in self.cameras]
+        if len(set(names)) != len(names) or not all(name.strip() for name in names):
+            raise InputError(f"cameras {names}: different names are needed")
+        for name, top, left, height, width in self.cameras:
+            fits = top + height <= self.size.height and left + width <= self.size.width
+            if min(top, left) < 0 or min(height, width) < 1 or not fits:
+                raise InputError(
+                    f"camera {name!r}: {height}x{width} at {top}, {left} is not within frames of "
+                    f"{self.size}"
+                )
 
     def _check_actions(self) -> None:
         wanted, spec = self.dit.action_inputs, self.actions

@@ -59,6 +59,25 @@ class Size(NamedTuple):
         return f"{self.height}x{self.width} (height x width)"
 
 
+class Camera(NamedTuple):
+    """Where the picture of one camera lies in the one picture that a checkpoint makes of several.
+
+    Checkpoints for robots with several cameras are trained on their pictures put together.
+    """
+
+    name: str
+    top: int
+    """Pixels from the upper edge of the whole."""
+    left: int
+    """Pixels from its left edge."""
+    height: int
+    width: int
+
+    @property
+    def size(self) -> Size:
+        return Size(self.height, self.width)
+
+
 class Frames:
     """A clip of pictures: uint8 RGB of shape (T, H, W, 3), on the host or on a device.
 

@@ -30,6 +30,7 @@ from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.plan import PLAN_FLAGS, plan
 from cosmos_fast.cli.rollout import ROLLOUT_FLAGS, rollout
 from cosmos_fast.cli.video2world import video2world
+from cosmos_fast.cli.video2world_action import video2world_action
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
 
 _PROGRAM = "cosmos-fast"
@@ -69,6 +70,8 @@ def build_app() -> typer.Typer:
     app.command("best-of-n")(best_of_n)
     for name in ("video2world-lvg", "video2world_lvg"):
         app.command(name, hidden=True)(rollout)
+    for name in ("video2world-action", "video2world_action"):
+        app.command(name, hidden=True)(video2world_action)
     for name in ("best_of_n", "video2world-bestofn", "video2world_bestofn"):
         app.command(name, hidden=True)(best_of_n)
     app.command()(demo)

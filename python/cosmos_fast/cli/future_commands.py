@@ -19,7 +19,6 @@ FUTURE_COMMANDS: Final[dict[str, str]] = {
     "multiview": "multiview part",
     "video2video-sdedit": "SDEdit part",
     "video2world-gr00t": "GR00T part",
-    "video2world-action": "action part",
     "video2world-lora": "LoRA part",
 }
 """Command and the part of cosmos-fast that it needs."""

@@ -35,12 +35,12 @@ def may_be_on_the_hub(settings: Settings) -> bool:
     return settings.generation == "later" and bool(_HUB_ID.fullmatch(settings.source))
 
 
-def path_problems(settings: Settings) -> list[str]:
+def path_problems(settings: Settings, *, needs_input: bool = True) -> list[str]:
     """What is wrong with the paths of a command, one line each; empty if nothing is."""
     return [
         *model_problems(settings),
         *upsampler_problems(settings),
-        *_input_problems(settings),
+        *(_input_problems(settings) if needs_input else ()),
         *_output_problems(settings),
     ]
 

@@ -1,4 +1,4 @@
-"""``cosmos-fast rollout``: a long video, clip after clip."""
+"""``cosmos-fast rollout``: a long video, clip after clip, or a world that follows actions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from cosmos_fast.cli.flags import Choice, Flag, Integer, parse_flags, takes
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.video2world import dry_run, load, options_of, read_settings, written
 from cosmos_fast.cli.video2world_flags import OF_LISTS, VIDEO2WORLD_FLAGS
+from cosmos_fast.cli.world_rollout import is_of_worlds, world_rollout
+from cosmos_fast.cli.world_rollout_flags import WORLD_FLAGS
 
 if TYPE_CHECKING:
     from cosmos_fast import Video2World
@@ -29,6 +31,7 @@ ROLLOUT_FLAGS: Final = (
         "H.264 as the reference does, both for comparison. Default: memory.",
         _PANEL,
     ),
+    *WORLD_FLAGS,
     *(flag for flag in VIDEO2WORLD_FLAGS if flag.name not in OF_LISTS),
 )
 _FILE_ROUTE: Final = "_file_route"
@@ -42,8 +45,14 @@ def rollout(**given: object) -> int:
     seed --seed plus c. Prints how the picture drifts from clip to clip: how well each clip
     reproduces the frames it was given, and how brightness, contrast, saturation and sharpness
     compare with the first clip's.
+
+    With --actions or --policy an action-conditioned model carries out recorded actions, or those of
+    a policy, from the first frame of --input_path on: one frame an action, every frame once. No
+    text is followed. Size, rate, steps and guidance are the model's own unless given.
     """
     flags = parse_flags(ROLLOUT_FLAGS, given)
+    if is_of_worlds(flags):
+        return world_rollout(flags)
     settings = read_settings(
         {k: v for k, v in flags.items() if k not in ("num_chunks", "handover")}
     )

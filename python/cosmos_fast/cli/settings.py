@@ -112,12 +112,15 @@ class Settings:
         return plain
 
 
-def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings:
+def resolve(
+    given: Mapping[str, Any], origins: Mapping[str, Origin], *, follows_text: bool = True
+) -> Settings:
     """The settings that the flags mean.
 
     Args:
         given: values by flag name; only those that were given.
         origins: for each of them, "command line" or "config file".
+        follows_text: False: neither an input nor a prompt is required.
 
     Raises:
         UsageError: two flags contradict each other, or one is missing.
@@ -191,7 +194,8 @@ def resolve(given: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings
     settings = replace(settings, origins=MappingProxyType(values.origins))
     if settings.source == TOY_SOURCE:
         settings = _without_upsampler(settings)
-    _require_input(settings, given)
+    if follows_text:
+        _require_input(settings, given)
     return settings
 
 

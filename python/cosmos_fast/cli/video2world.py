@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.cli.config_file import merge, read_config
@@ -13,6 +14,7 @@ from cosmos_fast.cli.output import print_json, print_rows
 from cosmos_fast.cli.video2world_flags import EXCLUSIVE_FLAGS, VIDEO2WORLD_FLAGS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from cosmos_fast import Clip, Profile, PromptUpsampler, Video2World
@@ -57,8 +59,11 @@ def video2world(**given: object) -> int:
     return ExitCode.OK
 
 
-def read_settings(flags: dict[str, Any]) -> Settings:
+def read_settings(flags: dict[str, Any], *, follows_text: bool = True) -> Settings:
     """The settings of a command: its config file, its flags, and the model's place and profile.
+
+    Args:
+        follows_text: False: neither an input nor a prompt is required.
 
     Raises:
         UsageError: contradicting or missing flags, or a part that does not exist yet.
@@ -71,12 +76,12 @@ def read_settings(flags: dict[str, Any]) -> Settings:
     origins: dict[str, Origin] = {
         name: "command line" if name in flags else "config file" for name in values
     }
-    settings = resolve(values, origins)
+    settings = resolve(values, origins, follows_text=follows_text)
     profile = local_profile(settings)
     if profile is not None:
         settings = with_profile(settings, profile)
     settings.refuse_missing(*model_problems(settings))
-    if settings.input is not None:
+    if settings.input is not None and follows_text:
         require_prompt(settings)
     return settings
 
@@ -107,11 +112,18 @@ def local_profile(settings: Settings) -> Profile | None:
     ).profile
 
 
-def dry_run(settings: Settings, *, as_json: bool, problems: list[str] | None = None) -> ExitCode:
+def dry_run(
+    settings: Settings,
+    *,
+    as_json: bool,
+    problems: list[str] | None = None,
+    more: Mapping[str, object] = MappingProxyType({}),
+) -> ExitCode:
     """Prints what would be done, and everything that is wrong.
 
     Args:
         problems: what is wrong; None looks at the paths of one video.
+        more: what the command was given beyond the settings.
 
     Returns:
         2 if anything is wrong, 3 if only the guardrail is.
@@ -123,7 +135,7 @@ def dry_run(settings: Settings, *, as_json: bool, problems: list[str] | None = N
     if blocked := guardrail_problems(settings):
         code = code or ExitCode.BLOCKED
         problems += blocked
-    plain = settings.as_dict()
+    plain = settings.as_dict() | dict(more)
     if as_json:
         report = {"status": code.name.lower(), "exit_code": int(code)}
         print_json({**report, "settings": plain, "problems": problems})

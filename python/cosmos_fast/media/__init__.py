@@ -6,7 +6,7 @@ Nothing here needs ffmpeg until something is read from a file or written.
 from cosmos_fast.media.arrays import frames_from
 from cosmos_fast.media.discovery import Ffmpeg, find_ffmpeg
 from cosmos_fast.media.limits import Fit, MediaLimits
-from cosmos_fast.media.reading import read_frames
+from cosmos_fast.media.reading import read_frames, read_span
 from cosmos_fast.media.writing import VideoWriter, write_png
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "find_ffmpeg",
     "frames_from",
     "read_frames",
+    "read_span",
     "write_png",
 ]

@@ -62,6 +62,17 @@ def video(ffmpeg: Ffmpeg, limits: MediaLimits, *, tail_seconds: float | None) ->
     return _pictures(ffmpeg, INPUT, options | _tail(tail_seconds), "ppm", "rgb24")
 
 
+def span(ffmpeg: Ffmpeg, limits: MediaLimits, *, start: float, frames: int) -> list[str]:
+    """Decodes ``frames`` frames of a video from ``start`` seconds on to a stream of PPM pictures.
+
+    ffmpeg decodes from the key frame before, and drops what is earlier.
+    """
+    options = _reading("file", VIDEO_FORMATS, limits) | {"threads": DECODER_THREADS}
+    if start > 0:
+        options["ss"] = f"{start:.6f}"
+    return _pictures(ffmpeg, INPUT, options, "ppm", "rgb24", **{"frames:v": frames})
+
+
 def packets(ffmpeg: Ffmpeg, limits: MediaLimits, *, tail_seconds: float | None) -> list[str]:
     """Lists the packets of a video, or those from the last key frame before its last
     ``tail_seconds`` on, one a line with time and duration; decodes nothing."""

@@ -77,20 +77,69 @@ def read_frames(
         MediaError: the file is missing, damaged, of another kind, beyond ``limits``, or has too
             few frames; a picture has one.
     """
-    path, limits = Path(path), limits or MediaLimits()
+    path, target = Path(path), _target(num_frames, size)
+    with _reader(path, target, fit, ffmpeg, limits) as reader:
+        rate = reader.read(path, [] if notes is None else notes)
+    return Frames(target, fps or rate)
+
+
+def read_span(
+    path: str | os.PathLike[str],
+    *,
+    start: float,
+    fps: float,
+    size: Size,
+    num_frames: int = 1,
+    fit: Fit = "cover",
+    ffmpeg: Ffmpeg | Path | None = None,
+    limits: MediaLimits | None = None,
+) -> Frames:
+    """``num_frames`` frames of a video from ``start`` on: where several recordings are in one file.
+
+    Args:
+        path: a file as of :func:`read_frames`; a picture is one frame at 0 seconds.
+        start: seconds from the beginning at which the first of them is shown.
+        fps: of the file; the frame whose time is nearest to ``start`` is the first.
+        size, num_frames, fit, ffmpeg, limits: as :func:`read_frames`.
+
+    Returns:
+        Frames on the host, uint8 (num_frames, H, W, 3), at ``fps``.
+
+    Raises:
+        InputError, MediaError: as :func:`read_frames`; also where the file ends before.
+    """
+    if not 0 <= start < float("inf") or not 0 < fps < float("inf"):
+        raise InputError(f"{start = } seconds at {fps = }: from 0 on, and above 0, are needed")
+    path, target = Path(path), _target(num_frames, size)
+    with _reader(path, target, fit, ffmpeg, limits) as reader:
+        # Half a frame early: times in a file are rounded, and what lies before is dropped.
+        reader.read_from(path, max(0.0, start - 0.5 / fps))
+    return Frames(target, fps)
+
+
+def _target(num_frames: int, size: Size) -> NDArray[np.uint8]:
     if num_frames < 1:
         raise InputError(f"{num_frames = }: at least 1 is needed")
-    target = np.empty((num_frames, *size, 3), dtype=np.uint8)
+    return np.empty((num_frames, *size, 3), dtype=np.uint8)
+
+
+@contextlib.contextmanager
+def _reader(
+    path: Path,
+    target: NDArray[np.uint8],
+    fit: Fit,
+    ffmpeg: Ffmpeg | Path | None,
+    limits: MediaLimits | None,
+) -> Iterator[_Reader]:
+    """Opens the file for as long as the block reads it; what goes wrong names it."""
     binary = ffmpeg if isinstance(ffmpeg, Ffmpeg) else find_ffmpeg(ffmpeg)
     source = _open(path)
     try:
-        reader = _Reader(binary, source, target, fit, limits)
-        rate = reader.read(path, [] if notes is None else notes)
+        yield _Reader(binary, source, target, fit, limits or MediaLimits())
     except MediaError as error:
         raise MediaError(f"{path}: {_explained(str(error))}") from error
     finally:
         os.close(source)
-    return Frames(target, fps or rate)
 
 
 def _explained(finding: str) -> str:
@@ -170,6 +219,21 @@ class _Reader:
             _LOG.info(note)
             notes.append(note)
         return 1.0
+
+    def read_from(self, path: Path, start: float) -> None:
+        """Fills the target with what is shown from ``start`` seconds on."""
+        kind, *_ = inspect(self._source)
+        if kind in _STILLS and start == 0:
+            self.read(path, [])
+            return
+        wanted = len(self._target)
+        command = argv.span(self._ffmpeg, self._limits, start=start, frames=wanted)
+        seen = self._decode(command, self._source, orientation=1)
+        if seen < wanted:
+            raise MediaError(
+                f"{seen} frames follow after {start:.3f} s where {wanted} are asked for; "
+                f"is the file cut off?"
+            )
 
     def _read_video(self) -> float:
         wanted, seen = len(self._target), 0

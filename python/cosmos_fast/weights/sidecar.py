@@ -15,7 +15,9 @@
       "vae": {"base_dim": 16, ...}               optional: VAEConfig, where no vae/config.json is
     }
 
-An action-conditioned network has a further ``actions``, the object of ``actions.json``.
+A network that makes the pictures of several cameras in one has a further ``cameras``:
+{"front": [top, left, height, width], ...}, in pixels of that picture; an action-conditioned one
+has ``actions``, the object of ``actions.json``.
 Unknown, missing and ill-typed keys are refused: a misspelt one would be a guess.
 """
 
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.config import Profile, VAEConfig
 from cosmos_fast.errors import CheckpointError, InputError
-from cosmos_fast.types import NO_TEXT, NoText, Size
+from cosmos_fast.types import NO_TEXT, Camera, NoText, Size
 from cosmos_fast.weights.action_files import actions_json, actions_of
 from cosmos_fast.weights.architecture import vae_config
 from cosmos_fast.weights.tensor_files import read_json
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 SIDECAR: Final = "cosmos_fast.json"
 
 _REQUIRED = ("name", "size", "num_frames", "fps", "num_steps", "guidance", "negative_prompt")
-_OPTIONAL = ("rope_scale", "conditional_frames", "toy", "max_size", "vae", "actions")
+_OPTIONAL = ("rope_scale", "conditional_frames", "toy", "max_size", "vae", "actions", "cameras")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Sidecar:
     toy: bool
     vae: VAEConfig | None
     actions: ActionSpec | None
+    cameras: tuple[Camera, ...]
 
     def profile(self, dit: DiTConfig, vae: VAEConfig) -> Profile:
         """
@@ -82,6 +85,7 @@ class Sidecar:
                 conditional_frames=self.conditional_frames,
                 toy=self.toy,
                 actions=self.actions,
+                cameras=self.cameras,
             )
         except InputError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
@@ -131,6 +135,7 @@ def read_sidecar(path: Path) -> Sidecar:
         toy=toy,
         vae=None if vae is None else vae_config(vae, path),
         actions=actions_of(values["actions"], path) if "actions" in values else None,
+        cameras=reader.cameras(),
     )
 
 
@@ -152,6 +157,8 @@ def sidecar_json(profile: Profile) -> dict[str, Any]:
         "max_size": list(profile.dit.max_size),
         "vae": {key: list(v) if isinstance(v, tuple) else v for key, v in vae.items()},
     }
+    if profile.cameras:
+        described["cameras"] = {name: list(box) for name, *box in profile.cameras}
     return described | ({"actions": actions_json(profile.actions)} if profile.actions else {})
 
 
@@ -168,6 +175,16 @@ class _Reader:
         if not isinstance(value, str) or not value.strip():
             raise self.refusal(key, "a text")
         return value
+
+    def cameras(self) -> tuple[Camera, ...]:
+        value = self.values.get("cameras", {})
+        boxes = value.values() if isinstance(value, dict) else [None]
+        if not all(
+            isinstance(box, list) and len(box) == 4 and all(type(side) is int for side in box)
+            for box in boxes
+        ):
+            raise self.refusal("cameras", "an object of [top, left, height, width] by name")
+        return tuple(Camera(name, *box) for name, box in value.items())
 
     def guidance(self) -> float:
         value = self.values["guidance"]

@@ -3,7 +3,8 @@
 ``world.gym`` needs the extra ``gym``.
 """
 
-from cosmos_fast.world.actions import read_annotation
+from cosmos_fast.types import Camera
+from cosmos_fast.world.actions import load_actions, read_annotation
 from cosmos_fast.world.advance import advance
 from cosmos_fast.world.frames import BatchFrames
 from cosmos_fast.world.planning import CostModel, cross_entropy_search
@@ -15,6 +16,7 @@ from cosmos_fast.world.world import Snapshot, World
 
 __all__ = [
     "BatchFrames",
+    "Camera",
     "CostModel",
     "Rollout",
     "Snapshot",
@@ -25,6 +27,7 @@ __all__ = [
     "WorldStep",
     "advance",
     "cross_entropy_search",
+    "load_actions",
     "load_policy",
     "read_annotation",
     "rollout_actions",

@@ -79,6 +79,36 @@ def in_network_scale(spec: ActionSpec, actions: torch.Tensor) -> torch.Tensor:
     return (values * row(spec.scale)).float()
 
 
+def load_actions(path: str | os.PathLike[str]) -> np.ndarray:
+    """Recorded actions of a file: ``.npy`` with one action a row, or ``.json`` as
+    :func:`read_annotation` reads it.
+
+    Returns:
+        float64 (T, dim), in the units of the checkpoint's ``ActionSpec``.
+
+    Raises:
+        InputError: no such file, another ending, or no rows of finite numbers.
+    """
+    path = Path(path)
+    ending = path.suffix.lower()
+    if ending == ".json":
+        rows = read_annotation(path)
+    elif ending == ".npy":
+        try:
+            rows = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path}: no array that can be read: {error}") from error
+    else:
+        raise InputError(f"{path}: actions are read from .json (annotations) and .npy (T, dim)")
+    number = np.issubdtype(rows.dtype, np.floating) or np.issubdtype(rows.dtype, np.integer)
+    if rows.ndim != 2 or 0 in rows.shape or not number:
+        raise InputError(f"{path}: {rows.dtype} of shape {rows.shape}; numbers (T, dim) are needed")
+    if not np.isfinite(rows).all():
+        action, value = np.argwhere(~np.isfinite(rows))[0]
+        raise InputError(f"{path}: value {value} of action {action} is {rows[action, value]}")
+    return rows.astype(np.float64)
+
+
 def read_annotation(path: str | os.PathLike[str]) -> np.ndarray:
     """The actions of an annotation file, as NVIDIA's action script reads it.
 

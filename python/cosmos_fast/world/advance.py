@@ -243,7 +243,8 @@ class _Chunks:
         modulations = _OncePerStep(lambda times: dit.modulations(times, action))
 
         def branch(texts: list[TextEmbedding | NoText]) -> Predictor:
-            context = dit.text_context(self._rows(texts))
+            length = max(0 if isinstance(text, NoText) else text.length for text in texts)
+            context = dit.text_context(self._rows(texts), length)
 
             def velocity(
                 x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
@@ -318,7 +319,8 @@ class _Chunks:
         tails: dict[int, Tail],
         guardrail: dict[str, Any],
     ) -> WorldStep:
-        fps, several = self.parts.profile.fps, self.plan.samples > 1
+        profile, several = self.parts.profile, self.plan.samples > 1
+        fps, cameras = profile.fps, profile.cameras
         worlds = len(self.states)
         if frames is None:
             tails = {
@@ -332,13 +334,13 @@ class _Chunks:
         )  # fmt: skip
         made = worlds * self.plan.samples * self.length if frames is not None else 0
         return WorldStep(
-            frames=None if frames is None else BatchFrames(frames[:, 0], fps),
+            frames=None if frames is None else BatchFrames(frames[:, 0], fps, cameras),
             latents=Latents(latents[:, 0], vae_identity(self.parts.identity())),
             state=states,
             valid=self._valid(latents),
             verdict=str(guardrail["verdict"]),
             report=StepReport(self.marks, made, guardrail),
-            futures=BatchFrames(frames, fps) if several and frames is not None else None,
+            futures=BatchFrames(frames, fps, cameras) if several and frames is not None else None,
             future_latents=latents if several else None,
             disagreement=self._disagreement(latents) if several else None,
         )

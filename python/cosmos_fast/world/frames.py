@@ -8,9 +8,12 @@ import numpy as np
 
 from cosmos_fast.errors import InputError
 from cosmos_fast.types import Frames
+from cosmos_fast.world.cameras import camera_named, cut
 
 if TYPE_CHECKING:
     import torch
+
+    from cosmos_fast.types import Camera
 
 
 class BatchFrames:
@@ -20,8 +23,11 @@ class BatchFrames:
     pixels to the host, ``__dlpack__`` and ``.to("pt")`` hand them over where they are.
     """
 
-    def __init__(self, data: torch.Tensor, fps: float) -> None:
+    def __init__(self, data: torch.Tensor, fps: float, cameras: tuple[Camera, ...] = ()) -> None:
         """
+        Args:
+            cameras: whose pictures these are put together of; empty: one picture.
+
         Raises:
             InputError: another dtype or shape.
         """
@@ -32,6 +38,7 @@ class BatchFrames:
             )
         self.data: Final = data
         self.fps: Final = fps
+        self.cameras: Final = cameras
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,6 +55,18 @@ class BatchFrames:
         """The frames of one world."""
         one = self.data[world] if self.data.ndim == 5 else self.data[world, sample]
         return Frames(one, self.fps)
+
+    def camera(self, name: str) -> BatchFrames:
+        """The frames of one camera, where they are; nothing is copied.
+
+        Raises:
+            InputError: the checkpoint has no such camera.
+        """
+        return BatchFrames(cut(self.data, camera_named(self.cameras, name)), self.fps)
+
+    def by_camera(self) -> dict[str, BatchFrames]:
+        """The frames of every camera by its name; empty for a checkpoint of one picture."""
+        return {camera.name: self.camera(camera.name) for camera in self.cameras}
 
     def __repr__(self) -> str:
         return f"BatchFrames(shape={self.shape}, fps={self.fps:g}, device={str(self.device)!r})"

@@ -72,7 +72,8 @@ class CostModel:
         Args:
             info_dict: ``"state"`` holds B states (``world.states``); everything is passed on to
                 the cost.
-            action_candidates: float (B, N, horizon, dim), in the units of the checkpoint.
+            action_candidates: float (B, N, horizon, dim), in the units of the checkpoint; or (B,
+                N, blocks, actions of a block * dim), as solvers with ``action_block`` draw them.
 
         Returns:
             float32 (B, N), where the candidates are.
@@ -82,12 +83,15 @@ class CostModel:
         """
         candidates = tensor_of(action_candidates, "action_candidates")
         states: Sequence[WorldState] = info_dict.get("state", ())
-        if candidates.ndim != 4 or candidates.shape[3] != self._spec.dim:
+        dim = self._spec.dim
+        if candidates.ndim != 4 or 0 in candidates.shape or candidates.shape[3] % dim:
             raise InputError(
-                f"action_candidates of shape {tuple(candidates.shape)}: (B, N, horizon, "
-                f"{self._spec.dim}) is needed"
+                f"action_candidates of shape {tuple(candidates.shape)}: (B, N, horizon, {dim}) is "
+                f"needed, or a multiple of {dim} values where actions come in blocks"
             )
-        batch, number, horizon, _ = candidates.shape
+        batch, number = candidates.shape[:2]
+        candidates = candidates.reshape(batch, number, -1, dim)
+        horizon = candidates.shape[2]
         if len(states) != batch:
             raise InputError(f'info_dict["state"] holds {len(states)} states for {batch} problems')
         flat = candidates.flatten(0, 1)

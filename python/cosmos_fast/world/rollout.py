@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from cosmos_fast.clip import DEFAULT_CRF, ClipWriter
 from cosmos_fast.errors import InputError
 from cosmos_fast.types import Frames
 from cosmos_fast.world.actions import tensor_of
+from cosmos_fast.world.cameras import cut, joined
 from cosmos_fast.world.world import World
 
 if TYPE_CHECKING:
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 
 Policy = Callable[[np.ndarray], Any]
 """``policy(frame)``: the newest frame, uint8 (H, W, 3), to the next actions (1 to chunk, dim)."""
+
+OnChunk = Callable[[int, int], None]
+"""``on_chunk(done, total)``: actions carried out so far, and asked for; after each chunk."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,23 @@ class Rollout:
     stopped: bool
     """Ended because the samples disagreed."""
     model: dict[str, Any]
+    settings: dict[str, Any]
+    """How it was made: steps, guidance, noise, samples, limit of disagreement, seams."""
+    guardrail: dict[str, Any]
+    """Of the last chunk; its verdict is "partly checked" where the chunks' differ."""
 
-    def save(self, path: str | os.PathLike[str], *, crf: int = DEFAULT_CRF) -> Path:
-        """Writes the video; it appears whole or not at all.
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        crf: int = DEFAULT_CRF,
+        source: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Path:
+        """Writes the video, with a manifest (.json) beside it; it appears whole or not at all.
+
+        Args:
+            path, crf: as ``Clip.save``.
+            source: where start frame and actions came from, for the manifest; plain values.
 
         Raises:
             MediaError: ffmpeg failed, or the folder cannot be written.
@@ -55,17 +75,27 @@ class Rollout:
         with ClipWriter(path, self.frames.size, fps, self.model, crf) as writer:
             writer.write(self.frames)
             writer.finish()
-            return writer.publish_plain(self._manifest())
+            return writer.publish_plain(self.record(source))
 
-    def _manifest(self) -> dict[str, Any]:
+    def by_camera(self) -> dict[str, Frames]:
+        """The frames of every camera by its name; empty for a checkpoint of one picture."""
+        pixels, cameras = self.frames.to("pt"), self.state.profile.cameras
+        return {one.name: Frames(cut(pixels, one), self.frames.fps) for one in cameras}
+
+    def record(self, source: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        """Model, guardrail and how the rollout was made, as plain values: its provenance."""
         return {
             "model": self.model,
+            "guardrail": self.guardrail,
+            "source": dict(source),
             "rollout": {
                 "actions": self.actions.tolist(),
                 "seed": self.state.seed,
                 "chunks": self.state.chunks,
                 "stopped": self.stopped,
+                "disagreement": None if self.disagreement is None else self.disagreement.tolist(),
                 "frames_per_second": self.report.frames_per_second,
+                **self.settings,
             },
         }
 
@@ -79,6 +109,7 @@ def rollout_actions(
     samples: int = 1,
     stop_at: float | None = None,
     reference: bool = False,
+    on_chunk: OnChunk | None = None,
     **options: Any,
 ) -> Rollout:
     """Carries out recorded actions, chunk by chunk.
@@ -87,7 +118,7 @@ def rollout_actions(
 
     Args:
         engine: an action-conditioned checkpoint.
-        frame: uint8 (H, W, 3): where to start.
+        frame: uint8 (H, W, 3): where to start; by camera where the checkpoint has several.
         actions: (T, dim) in the units of ``engine.profile.actions``.
         seed: of the world.
         samples: futures of each chunk, whose disagreement is reported.
@@ -95,6 +126,7 @@ def rollout_actions(
         reference: as NVIDIA's autoregressive script: its NumPy noise with the seed equal to the
             number of the first action, whatever ``seed``; an incomplete last chunk is dropped; of
             every chunk but the first the repeated first frame stays and the last one is lost.
+        on_chunk: told how many actions of how many are done.
         options: further ones of ``World.step``.
 
     Raises:
@@ -110,10 +142,9 @@ def rollout_actions(
         if not len(rows):
             raise InputError(f"{len(actions)} actions: the reference rolls out whole {spec.chunk}s")
     chunks = list(rows.split(spec.chunk))
-    return _rollout(
-        engine, frame, lambda _, chunk: chunks[chunk] if chunk < len(chunks) else None,
-        seed, samples, stop_at, reference, options,
-    )  # fmt: skip
+    return _Run(engine, seed, samples, stop_at, reference, on_chunk, len(rows), options).made(
+        frame, lambda _, chunk: chunks[chunk] if chunk < len(chunks) else None
+    )
 
 
 def rollout_policy(
@@ -125,6 +156,7 @@ def rollout_policy(
     seed: int = 0,
     samples: int = 1,
     stop_at: float | None = None,
+    on_chunk: OnChunk | None = None,
     **options: Any,
 ) -> Rollout:
     """Lets a policy act in the world for ``num_actions`` actions.
@@ -132,7 +164,7 @@ def rollout_policy(
     Args:
         policy: ``policy(frame)``, or ``"module:function"`` that names one. It sees the newest frame
             and answers with as many actions as it likes to be carried out before it looks again.
-        engine, frame, seed, samples, stop_at, options: as :func:`rollout_actions`.
+        engine, frame, seed, samples, stop_at, on_chunk, options: as :func:`rollout_actions`.
 
     Raises:
         InputError: as :func:`rollout_actions`; what the policy raises comes through.
@@ -152,7 +184,8 @@ def rollout_policy(
         left[0] -= len(rows)
         return rows
 
-    return _rollout(engine, frame, ask, seed, samples, stop_at, False, options)
+    run = _Run(engine, seed, samples, stop_at, False, on_chunk, num_actions, options)
+    return run.made(frame, ask)
 
 
 def load_policy(name: str) -> Policy:
@@ -173,57 +206,86 @@ def load_policy(name: str) -> Policy:
     return found  # type: ignore[no-any-return]
 
 
-def _rollout(
-    engine: Video2World,
-    frame: Any,
-    ask: Callable[[np.ndarray, int], torch.Tensor | None],
-    seed: int,
-    samples: int,
-    stop_at: float | None,
-    reference: bool,
-    options: dict[str, Any],
-) -> Rollout:
-    start = tensor_of(frame, "frame")
-    frames, done, apart = [start[None]], [], []
-    with World(engine) as world:
-        world.reset(start[None], seed=seed)
+@dataclass(frozen=True)
+class _Run:
+    """A rollout while it is made."""
+
+    engine: Video2World
+    seed: int
+    samples: int
+    stop_at: float | None
+    reference: bool
+    on_chunk: OnChunk | None
+    total: int
+    options: dict[str, Any]
+
+    def made(self, frame: Any, ask: Callable[[np.ndarray, int], torch.Tensor | None]) -> Rollout:
+        """The rollout whose chunks follow the actions that ``ask`` answers the newest frame and
+        the chunk's number with; it ends at None."""
+        profile = self.engine.profile
+        is_by_camera = isinstance(frame, Mapping)
+        start = joined(profile, frame) if is_by_camera else tensor_of(frame, "frame")
+        frames, done, apart, records = [start[None]], [], [], []
         stopped = False
-        for chunk in range(10**9):
-            newest = np.asarray(frames[-1][-1].cpu())
-            rows = ask(newest, chunk)
-            if rows is None:
-                break
-            step = world.step(rows[None], samples=samples, **options)
-            assert step.frames is not None
-            if step.disagreement is not None:
-                found = step.disagreement[0, : len(rows)].cpu().numpy()
-                if stop_at is not None and float(found[-1]) > stop_at:
-                    stopped = True
+        with World(self.engine) as world:
+            world.reset(start[None], seed=self.seed)
+            for chunk in itertools.count():
+                rows = ask(np.asarray(frames[-1][-1].cpu()), chunk)
+                if rows is None:
                     break
-                apart.append(found)
-            new = step.frames.to("pt")[0, : len(rows)]
-            done.append(np.asarray(rows.cpu(), dtype=np.float32))
-            if reference and chunk:
-                new = torch.cat((frames[-1][-1:].to(new.device), new))
+                step = world.step(rows[None], samples=self.samples, **self.options)
+                assert step.frames is not None
+                records.append(step.report.guardrail)
+                if step.disagreement is not None:
+                    found = step.disagreement[0, : len(rows)].cpu().numpy()
+                    if self.stop_at is not None and float(found[-1]) > self.stop_at:
+                        stopped = True
+                        break
+                    apart.append(found)
+                new = step.frames.to("pt")[0, : len(rows)]
+                if self.reference and chunk:
+                    new = torch.cat((frames[-1][-1:].to(new.device), new))
                 frames.append(new)
-            else:
-                frames.append(new)
-        state, report = world.states[0], world.report()
-    device = engine.device
-    if reference:
-        frames = [part[:-1] if number > 1 else part for number, part in enumerate(frames)]
-    with engine.lend() as parts:
-        model = parts.identity()
-    dim = _spec(engine).dim
-    return Rollout(
-        frames=Frames(torch.cat([part.to(device) for part in frames]), engine.profile.fps),
-        actions=np.concatenate(done) if done else np.zeros((0, dim), np.float32),
-        state=state,
-        report=report,
-        disagreement=np.concatenate(apart) if apart else None,
-        stopped=stopped,
-        model=model,
-    )
+                done.append(np.asarray(rows.cpu(), dtype=np.float32))
+                if self.on_chunk is not None:
+                    self.on_chunk(sum(map(len, done)), self.total)
+            state, report = world.states[0], world.report()
+        if self.reference:
+            frames = [part[:-1] if number > 1 else part for number, part in enumerate(frames)]
+        with self.engine.lend() as parts:
+            model = parts.identity()
+        device = self.engine.device
+        return Rollout(
+            frames=Frames(torch.cat([part.to(device) for part in frames]), profile.fps),
+            actions=np.concatenate(done or [np.zeros((0, _spec(self.engine).dim), np.float32)]),
+            state=state,
+            report=report,
+            disagreement=np.concatenate(apart) if apart else None,
+            stopped=stopped,
+            model=model,
+            settings=self._settings(),
+            guardrail=_of_all(records),
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        profile, options = self.engine.profile, self.options
+        steps, guidance = options.get("num_steps"), options.get("guidance")
+        return {
+            "samples": self.samples,
+            "stop_at": self.stop_at,
+            "reference": self.reference,
+            "noise": options.get("noise", "device"),
+            "num_steps": profile.num_steps if steps is None else steps,
+            "guidance": profile.guidance if guidance is None else guidance,
+        }
+
+
+def _of_all(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """One guardrail record for all chunks."""
+    if not records:
+        return {}
+    alike = all(record["verdict"] == records[-1]["verdict"] for record in records)
+    return records[-1] if alike else records[-1] | {"verdict": "partly checked"}
 
 
 def _spec(engine: Video2World) -> ActionSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from cosmos_fast.sampling.noise import MAX_SEED, check_seed
 from cosmos_fast.types import NO_TEXT, NoText, Size, TextEmbedding
 from cosmos_fast.world.actions import tensor_of
 from cosmos_fast.world.advance import advance
+from cosmos_fast.world.cameras import joined
 from cosmos_fast.world.noise import check_noise
 from cosmos_fast.world.state import Tail, WorldState
 from cosmos_fast.world.state_files import read_states, write_states
@@ -106,7 +108,8 @@ class World:
         Args:
             frames: uint8 (N, H, W, 3) or (N, T, H, W, 3), RGB: NumPy, torch, or anything with
                 ``__dlpack__`` or ``__cuda_array_interface__``; on a device they stay there. H and
-                W are taken as they are, multiples of 16. The last 1 or 5 of T frames count.
+                W are taken as they are, multiples of 16. The last 1 or 5 of T frames count. By
+                camera, such as {"front": (N, h, w, 3), ...}, where the checkpoint has several.
             prompts: one for all or N; texts, embeddings or ``NO_TEXT``; None is ``NO_TEXT``.
             seed: world k's is ``seed + k``, or N of them.
             mask: bool (N,): which worlds to reset; the others' rows are not looked at.
@@ -289,7 +292,11 @@ class World:
 
     def _pixels(self, frames: Any) -> torch.Tensor:
         """uint8 (N, k, H, W, 3), where they are."""
-        pixels = tensor_of(frames, "frames")
+        profile = self.engine.profile
+        if isinstance(frames, Mapping):
+            pixels = joined(profile, frames)
+        else:
+            pixels = tensor_of(frames, "frames")
         shape = tuple(pixels.shape)
         right = pixels.dtype == torch.uint8 and len(shape) in (4, 5) and shape[-1:] == (3,)
         if not right or shape[0] != self.num_worlds or 0 in shape:
@@ -299,11 +306,16 @@ class World:
             )
         if len(shape) == 4:
             pixels = pixels[:, None]
-        legal = [k for k in self.engine.profile.conditional_frames if k <= pixels.shape[1]]
+        if profile.cameras and shape[-3:-1] != profile.size:
+            raise InputError(
+                f"frames of shape {shape}: the cameras of {profile.name} lie in pictures of "
+                f"{profile.size}"
+            )
+        legal = [k for k in profile.conditional_frames if k <= pixels.shape[1]]
         if not legal:
             raise InputError(
-                f"{pixels.shape[1]} frames a world: {self.engine.profile.name} needs "
-                f"{min(self.engine.profile.conditional_frames)} at least"
+                f"{pixels.shape[1]} frames a world: {profile.name} needs "
+                f"{min(profile.conditional_frames)} at least"
             )
         return pixels[:, -max(legal) :]
 

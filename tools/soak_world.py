@@ -1,0 +1,209 @@
+"""An hour of simulated work in a simulator's process that holds four worlds, and what is left.
+
+A stand-in for a simulator moves discs about, draws them on the device into one buffer that it
+keeps, and hands that to worlds chunk after chunk. On the way everything happens that happens in an
+hour: environments end and are reset by mask, a state is forked and searched from, snapshots are
+taken and restored, further worlds come and go, futures disagree, steps are submitted, and user code
+raises in the middle of a chunk. After each exception the worlds must stand where they stood and go
+on with the same bytes as if nothing had been. Memory that grows, or a descriptor, thread or child
+process that stays behind, is a failure. The last line of the output is one JSON object.
+
+    python -m tools.soak_world --seconds 120
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+import torch
+from tools.make_random_checkpoint import make_checkpoint
+from tools.soak import Sample, sample
+
+import cosmos_fast as cf
+from cosmos_fast.world import CostModel, Snapshot, WorldStep
+
+WORLDS: Final = 4
+SIZE: Final = (32, 48)
+MEGABYTES_AN_HOUR: Final = 20.0
+WARM_UP: Final = 0.2
+"""Share of the steps in which allocators and caches may still grow."""
+SAMPLED: Final = 5
+"""Steps from one look at the process to the next."""
+
+
+class UserError(Exception):
+    """What the simulator's author has got wrong."""
+
+
+class Table:
+    """Discs on tables, drawn on the device; its buffer is written over at every step."""
+
+    def __init__(self, device: torch.device, dim: int) -> None:
+        self.device, self.dim = device, dim
+        self.at_N2 = torch.full((WORLDS, 2), 0.5, device=device)
+        self.frames = torch.zeros((WORLDS, *SIZE, 3), dtype=torch.uint8, device=device)
+        rows, columns = (torch.linspace(0, 1, side, device=device) for side in SIZE)
+        self._grid_HW2 = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
+        self._generator = torch.Generator(device).manual_seed(0)
+
+    def act(self, chunk: int) -> torch.Tensor:
+        """Random actions (N, chunk, dim), and the discs moved by them."""
+        given = torch.rand(WORLDS, chunk, self.dim, device=self.device, generator=self._generator)
+        given = (given - 0.5) / 10
+        self.at_N2.add_(given[:, :, :2].sum(dim=1)).clamp_(0, 1)
+        return given
+
+    def draw(self) -> torch.Tensor:
+        apart = (self._grid_HW2 - self.at_N2[:, None, None]).square().sum(dim=-1)
+        self.frames.copy_((apart < 0.02)[..., None] * 200)
+        return self.frames
+
+
+class Hour:
+    """The work of the process, step by step."""
+
+    def __init__(self, engine: cf.Video2World, folder: Path) -> None:
+        spec = engine.profile.actions
+        assert spec is not None
+        self.engine, self.spec = engine, spec
+        self.table = Table(engine.device, spec.dim)
+        self.world = cf.World(engine, WORLDS, num_steps=1)
+        self.world.reset(self.table.draw(), seed=1)
+        self.happened: Counter[str] = Counter()
+        self._file = folder / "states.safetensors"
+        self._kept: Snapshot | None = None
+
+    def step(self, number: int) -> None:
+        given = self.table.act(self.spec.chunk)
+        if number % 10 == 3:
+            self._fail(given)
+        if number % 7 == 0:
+            self.world.submit(given).result()
+        else:
+            self.world.step(given, samples=2 if number % 9 == 0 else 1)
+        if number % 11 == 0:
+            ended = torch.arange(WORLDS) == number % WORLDS
+            self.world.reset(self.table.draw(), seed=number, mask=ended)
+            self.happened["resets by mask"] += 1
+        if number % 25 == 0:
+            self._search()
+        if number % 30 == 0:
+            self._restore()
+        if number % 40 == 0:
+            with cf.World(self.engine, 2) as another:
+                another.reset(self.table.draw()[:2])
+                another.submit(given[:2], num_steps=1).result()
+            self.happened["further worlds"] += 1
+
+    def _fail(self, given: torch.Tensor) -> None:
+        """User code raises in the middle of a chunk: nothing of it may be seen afterwards."""
+
+        def broken(group: object, first: int, frames: torch.Tensor) -> None:
+            raise UserError(f"frame {first}")
+
+        before = self.world.states
+        wanted = self.world.fork(0, 1).step(given[:1]).latents.tensor
+        for fault, options in ((UserError, {"on_frames": broken}), (cf.InputError, {"samples": 0})):
+            try:
+                self.world.step(given, **options)
+            except fault:
+                self.happened[fault.__name__] += 1
+            else:
+                raise AssertionError(f"{fault.__name__} did not come through")
+        assert self.world.states is before, "an exception moved the worlds"
+        again = self.world.fork(0, 1).step(given[:1]).latents.tensor
+        assert torch.equal(wanted, again), "an exception changed the future"
+
+    def _search(self) -> None:
+        def cost(step: WorldStep, _: object) -> torch.Tensor:
+            return step.latents.tensor.square().mean(dim=(1, 2, 3, 4))
+
+        model = CostModel(self.engine, cost, decode=False, num_steps=1)
+        shape = (1, 4, self.spec.chunk, self.spec.dim)
+        found = model.get_cost({"state": self.world.states[:1]}, torch.zeros(shape))
+        assert found.isfinite().all()
+        self.happened["searches"] += 1
+
+    def _restore(self) -> None:
+        if self._kept is not None:
+            self.world.restore(self._kept)
+            self.world.restore(self._file)
+        self._kept = self.world.snapshot(self._file)
+        self.happened["snapshots"] += 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="simulated, per world")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    asked = parser.parse_args()
+    start, samples, on_device = time.monotonic(), list[Sample](), list[int]()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model = make_checkpoint(
+            folder / "model", "tiny", layout="diffusers", text_encoder=False, actions=True
+        )
+        engine = cf.Video2World.from_pretrained(model, device=asked.device)
+        hour = Hour(engine, folder)
+        steps = math.ceil(asked.seconds * hour.spec.fps / hour.spec.chunk)
+        for number in range(1, steps + 1):
+            hour.step(number)
+            if number % SAMPLED == 0:
+                samples.append(sample())
+                on_device.append(allocated(engine.device))
+            if number % 100 == 0:
+                print(f"{number}/{steps} {samples[-1]} {dict(hour.happened)}", file=sys.stderr)
+        report = hour.world.report()
+        hour.world.close()
+    told = verdict(samples, on_device, steps)
+    told |= {
+        "simulated_seconds": asked.seconds, "worlds": WORLDS, "steps": steps,
+        "happened": dict(hour.happened), "latency_p50": round(report.latency_p50, 4),
+        "latency_p99": round(report.latency_p99, 4), "device": str(engine.device),
+        "seconds": round(time.monotonic() - start, 1),
+    }  # fmt: skip
+    print(json.dumps(told))
+    return int(not told["ok"])
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes that torch holds on a GPU."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.memory_allocated(device))
+
+
+def verdict(samples: list[Sample], on_device: list[int], steps: int) -> dict[str, object]:
+    """What has grown from after the warm-up to the end."""
+    first = int(len(samples) * WARM_UP)
+    settled, held = samples[first:], on_device[first:]
+    if len(settled) < 3:
+        raise SystemExit("too short a run to tell: ask for more --seconds")
+    own = [one.megabytes for one in settled]
+    slope = statistics.linear_regression(range(len(own)), own)[0] * steps / SAMPLED
+    grown = {
+        name: getattr(settled[-1], name) - getattr(settled[0], name)
+        for name in ("descriptors", "threads", "children")
+    }
+    device_megabytes = round((held[-1] - held[0]) / 1e6, 3)
+    # A short run's slope is the allocator's noise; it is judged over an hour, or by its own growth.
+    ok = min(slope, own[-1] - own[0]) <= MEGABYTES_AN_HOUR and device_megabytes <= 1.0
+    ok = ok and not any(more > 0 for more in grown.values())
+    return {
+        "ok": ok, "megabytes_over_the_run": round(slope, 2),
+        "device_megabytes": device_megabytes, **grown,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
