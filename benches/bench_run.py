@@ -144,7 +144,7 @@ def with_their_networks(engine: cf.Video2World) -> cf.Video2World:
     parts = engine._parts
     dit, vae = cast("DiT", TheirDiT(parts.dit)), cast("VAE", TheirVAE(parts.vae))
     other = cf.Video2World(replace(parts, dit=dit, vae=vae), engine._desk)
-    other._dit = GraphedDiT(dit, most_tokens=0)
+    other._studio = replace(other._studio, dit=GraphedDiT(dit, most_tokens=0))
     return other
 
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -77,6 +78,16 @@ def test_the_given_frame_is_the_first_one(engine):
     one = run(engine, seed=1).latents.tensor[:, :, 0]
     two = run(engine, seed=2).latents.tensor[:, :, 0]
     assert torch.equal(one, two)
+
+
+def test_a_picture_that_was_turned_is_told(engine, tmp_path):
+    path = tmp_path / "turned.jpg"
+    orientation = PIL.Image.Exif()
+    orientation[0x0112] = 6
+    PIL.Image.fromarray(PICTURE).save(path, exif=orientation)
+    clip = engine.generate(path, cf.NO_TEXT, num_steps=1, num_frames=5, size=(32, 48))
+    (note,) = [note for note in clip.report.notes if "turned" in note]
+    assert note.startswith("turned.jpg: turned by 90 degrees")
 
 
 def test_prompt_and_negative_prompt_matter_and_an_empty_one_skips_guidance(engine):
