@@ -23,7 +23,7 @@ from cosmos_fast.cli.demo import DEMO_FLAGS, demo
 from cosmos_fast.cli.doctor import DOCTOR_FLAGS, doctor
 from cosmos_fast.cli.download import DOWNLOAD_FLAGS, SEVERAL_VALUES, download
 from cosmos_fast.cli.exits import ExitCode, exit_code_of, message_of
-from cosmos_fast.cli.flags import in_flags, spread_values
+from cosmos_fast.cli.flags import in_flags, nearest, spread_values
 from cosmos_fast.cli.future_commands import add_future_commands
 from cosmos_fast.cli.interrupt import Interrupted, interruptible
 from cosmos_fast.cli.output import print_json
@@ -133,8 +133,11 @@ def _usage_message(error: Exception, given: list[str]) -> str | None:
         path = context.command_path
     else:
         path = " ".join([_PROGRAM, *(word for word in given[:1] if not word.startswith("-"))])
-    message = str(describe()).partition(" Did you mean ")[0].rstrip(".")
-    if unknown := re.fullmatch(r"No such command '(.*)'", message):
+    message = re.split(r" Did you mean | \(Possible options: ", str(describe()))[0].rstrip(".")
+    if option := re.fullmatch(r"No such option: (\S+)", message):
+        near = nearest(option[1], FLAGS_OF.get(given[0], ()) if given else ())
+        message += f"; {near}" if near else "."
+    elif unknown := re.fullmatch(r"No such command '(.*)'", message):
         near = difflib.get_close_matches(unknown[1], FLAGS_OF, 1)
         message += f". Did you mean {near[0]}?" if near else "."
     elif "extra argument" in message and path == f"{_PROGRAM} video2world":

@@ -56,7 +56,7 @@ def packages() -> Iterator[Check]:
             "packages",
             "warn",
             "cosmos-fast is not installed as a package: versions are not checked",
-            "pip install cosmos-fast",
+            "pip install . in a clone, or install the wheel",
         )
         return
     amiss = []
@@ -73,7 +73,8 @@ def packages() -> Iterator[Check]:
             amiss.append(f"{requirement.name} {found} is not {requirement.specifier}")
     own = f"cosmos-fast {metadata.version('cosmos-fast')}"
     if amiss:
-        yield Check("packages", "warn", f"{own}: {'; '.join(amiss)}", "pip install -U cosmos-fast")
+        cure = "install cosmos-fast again, from the clone (pip install .) or the wheel: pip then "
+        yield Check("packages", "warn", f"{own}: {'; '.join(amiss)}", f"{cure}fetches what fits")
     else:
         yield Check("packages", "ok", f"{own} and what it needs")
 
@@ -87,7 +88,7 @@ def core() -> Check:
             "core",
             "fail",
             f"the compiled core cannot be imported: {error}",
-            "install a wheel for this machine (pip install cosmos-fast), or build it (make setup)",
+            "install a wheel made for this machine, or build it in a clone (make setup)",
         )
     return Check("core", "ok", f"{getattr(module, '__version__', 'without a version')}")
 

@@ -12,6 +12,7 @@ from cosmos_fast.cli.flags import (
     Location,
     Number,
     Pattern,
+    Target,
     Text,
     Word,
 )
@@ -136,7 +137,7 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag("seed", Integer(0, 2**32 - 1), "Default: 0, original: 1.", _VIDEO),
     Flag(
         "save_path",
-        Location(),
+        Target(),
         "The .mp4 to write, or, without loss, .mkv, .npy or FOLDER/%05d.png; with .txt and .json "
         "beside it. Default: output/generated_video.mp4.",
         _OUTPUT,
