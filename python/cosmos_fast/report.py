@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import torch
 
-_PLAIN = "torch"
-"""The backend that every machine has."""
+_PLAIN = ("torch", "torch sdpa", "one by one")
+"""What every machine has: torch's own, launched kernel by kernel."""
 StageCallback = Callable[[str, Literal["start", "end"], float | None], None]
 """``on_stage(name, "start" | "end", seconds or None)``."""
 
@@ -171,11 +171,11 @@ class Report:
 
 def _backend_rows(backends: Mapping[str, str]) -> list[tuple[str, str]]:
     """One row where all is plain torch, else one for each that is not; the manifest has all."""
-    others = {name: backend for name, backend in backends.items() if backend != _PLAIN}
+    others = {name: backend for name, backend in backends.items() if backend not in _PLAIN}
     if not others:
-        return [("backends", _PLAIN)] if backends else []
+        return [("backends", "torch")] if backends else []
     rows = [(f"backend: {name}", backend) for name, backend in others.items()]
-    return rows if len(others) == len(backends) else [*rows, ("other backends", _PLAIN)]
+    return rows if len(others) == len(backends) else [*rows, ("other backends", "torch")]
 
 
 def _parallel_rows(parallel: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -101,6 +101,7 @@ def output_problems(settings: Settings) -> list[str]:
             f"name, or move that video away with them"
         ]
     folder = path.parent
+    flag = flag.replace("video_save_name", "video_save_folder")
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
