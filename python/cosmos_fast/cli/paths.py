@@ -149,8 +149,8 @@ def _text_problems(settings: Settings) -> list[str]:
 
 
 def _device_problems(settings: Settings) -> list[str]:
-    if settings.device in ("auto", "cpu"):
-        return []
+    if settings.device in ("auto", "cpu") or (settings.num_gpus or 1) > 1:
+        return []  # several ranks or workers take a device each, and look for themselves
     import torch
 
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
