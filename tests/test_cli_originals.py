@@ -50,8 +50,8 @@ def repositories(
     found = {}
     for owner in companions.iterdir():
         for folder in owner.iterdir():
-            files = [path for path in folder.rglob("*") if path.is_file()]
-            content = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+            parts = [path for path in folder.rglob("*") if path.is_file()]
+            content = {path.relative_to(folder).as_posix(): path.read_bytes() for path in parts}
             found[f"{owner.name}/{folder.name}"] = content
     for size in ("2B", "14B"):
         made = make_random_world(root / size, replace(TINY, name=size))
