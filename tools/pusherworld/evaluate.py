@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from tools.pusherworld import accuracy
+from tools.pusherworld import accuracy as ruler
 from tools.pusherworld.bars import bars, page
 from tools.pusherworld.episodes import read_all, simulate
 from tools.pusherworld.futures import MujocoImagination, WorldImagination
@@ -77,7 +77,7 @@ class Evaluation:
         given = self.arguments
         return {
             "accuracy": given.episodes * (given.chunks + 1),
-            "disagreement": given.episodes * 2 * accuracy.SAMPLES,
+            "disagreement": given.episodes * 2 * ruler.SAMPLES,
             "policies": given.policies * given.policy_episodes * given.chunks,
             "planning": given.problems * 6 * given.candidates * given.rounds
             * -(-given.horizon // CHUNK),
@@ -85,14 +85,14 @@ class Evaluation:
 
     def accuracy(self) -> None:
         chained, pushed = self.windows()
-        rollout = accuracy.roll_out(self.imagination, chained)
-        self.found["accuracy"] = accuracy.accuracy(
-            rollout, accuracy.roll_out(self.imagination, pushed)
+        rollout = ruler.roll_out(self.imagination, chained)
+        self.found["accuracy"] = ruler.accuracy(
+            rollout, ruler.roll_out(self.imagination, pushed)
         )
         write_sheet(self.arguments.out / "sheet.png", rollout, chained.truth)
 
     def disagreement(self) -> None:
-        self.found["disagreement"] = accuracy.disagreement(self.imagination, self.windows())
+        self.found["disagreement"] = ruler.disagreement(self.imagination, self.windows())
 
     def policies(self) -> None:
         from tools.pusherworld.scoring import policies
@@ -110,14 +110,14 @@ class Evaluation:
         self.found["planning"] = planning(self.imagination, given.problems, search)
         self.found["released_cost"] = decision_cost(search.futures)
 
-    def windows(self) -> tuple[accuracy.Windows, accuracy.Windows]:
+    def windows(self) -> tuple[ruler.Windows, ruler.Windows]:
         given = self.arguments
         if given.data:
             episodes = read_all(given.data, "held-out", given.episodes)
         else:
-            episodes = simulate("held-out", 0, given.episodes, CHUNK * accuracy.CHUNKS)
-        chained = accuracy.from_start(episodes, given.chunks, states=self.perfect)
-        return chained, accuracy.pushes(episodes, states=self.perfect)
+            episodes = simulate("held-out", 0, given.episodes, CHUNK * ruler.CHUNKS)
+        chained = ruler.from_start(episodes, given.chunks, states=self.perfect)
+        return chained, ruler.pushes(episodes, states=self.perfect)
 
     def write(self) -> None:
         """What there is by now: a run that is cut short keeps it."""
@@ -146,7 +146,7 @@ def arguments_of(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=_count, help="futures at a time; 16 on a CPU, else 256")
     parser.add_argument("--data", type=Path, help="folder with packed held-out episodes")
     parser.add_argument("--episodes", type=_count, default=64, help="held out, for the accuracy")
-    parser.add_argument("--chunks", type=_count, default=accuracy.CHUNKS, help="one after another")
+    parser.add_argument("--chunks", type=_count, default=ruler.CHUNKS, help="one after another")
     parser.add_argument("--policies", type=_count, default=20)
     parser.add_argument("--policy-episodes", type=_count, default=40)
     parser.add_argument("--problems", type=_count, default=24, help="to plan")
@@ -154,8 +154,8 @@ def arguments_of(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=_count, default=2)
     parser.add_argument("--horizon", type=_count, default=CHUNK, help="actions of a plan")
     arguments = parser.parse_args(words)
-    if arguments.chunks > accuracy.CHUNKS:
-        parser.error(f"--chunks {arguments.chunks}: held-out episodes have {accuracy.CHUNKS}")
+    if arguments.chunks > ruler.CHUNKS:
+        parser.error(f"--chunks {arguments.chunks}: held-out episodes have {ruler.CHUNKS}")
     if arguments.horizon % CHUNK:
         parser.error(f"--horizon {arguments.horizon}: a multiple of {CHUNK} is needed")
     return arguments

@@ -74,7 +74,8 @@ class WorldImagination:
         return list(world.reset(np.stack([moment.picture for moment in moments]), seed=0))
 
     def advance(self, handles: Sequence[Any], actions: np.ndarray, samples: int = 1) -> Futures:
-        frames, after, apart = [], [], []
+        frames, apart = [], []
+        after: list[Any] = []
         rows = max(1, self.batch // samples)
         for first in range(0, len(handles), rows):
             here = slice(first, first + rows)
