@@ -86,9 +86,7 @@ class Evaluation:
     def accuracy(self) -> None:
         chained, pushed = self.windows()
         rollout = ruler.roll_out(self.imagination, chained)
-        self.found["accuracy"] = ruler.accuracy(
-            rollout, ruler.roll_out(self.imagination, pushed)
-        )
+        self.found["accuracy"] = ruler.accuracy(rollout, ruler.roll_out(self.imagination, pushed))
         write_sheet(self.arguments.out / "sheet.png", rollout, chained.truth)
 
     def disagreement(self) -> None:
