@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import cosmos_fast as cf
 from action_world import ACTIONS, PROFILE
+from cosmos_fast.weights import find_checkpoint
+from cosmos_fast.world import cross_entropy_search
 from random_world import make_random_world
 
 TINY = replace(
@@ -93,18 +96,18 @@ def told(futures):
 
 count = 0
 pusher = Pusher()
-episodes = simulate("held-out", 0, 6)
+episodes = simulate("held-out", 0, 4)
 chained, pushes = (make(episodes, states=True) for make in (accuracy.from_start, accuracy.pushes))
 found = {"moved": pushes.still[:, -1].tolist()}
 for name, who in (("perfect", MujocoImagination(pusher, told)), ("frozen", Frozen())):
     found[name] = accuracy.accuracy(*(accuracy.roll_out(who, each) for each in (chained, pushes)))
 found["futures"] = count
-shaken = MujocoImagination(pusher, told, shake=[0, 0.2, 0.4, 0.6, 0.8, 1])
+shaken = MujocoImagination(pusher, told, shake=[0, 0.3, 0.6, 1])
 found["knows"] = accuracy.disagreement(shaken, [pushes])
-forgets = MujocoImagination(pusher, told, shake=shaken.shake)
-honest = forgets.advance
-forgets.advance = lambda *given: honest(*given)._replace(disagreement=np.arange(6)[::-1])
-found["reversed"] = accuracy.disagreement(forgets, [pushes])
+shaken = MujocoImagination(pusher, told, shake=shaken.shake)
+honest = shaken.advance
+shaken.advance = lambda *given: honest(*given)._replace(disagreement=np.arange(4)[::-1])
+found["reversed"] = accuracy.disagreement(shaken, [pushes])
 print(json.dumps(found))
 """
 
@@ -171,12 +174,17 @@ def test_two_runs_without_simulator_or_core_make_a_checkpoint(
     assert "transformer resumed" in train("second", str(episodes), "two", "one")
     run(tmp_path, "-m", "tools.pusherworld.export", "two", "--to", "pusherworld")
 
-    engine = cf.Video2World.from_pretrained(tmp_path / "pusherworld", device="cpu")
-    assert engine.profile.actions is not None
-    assert (engine.profile.actions.chunk, engine.profile.actions.dim) == (12, 2)
-    world = cf.World(engine, num_steps=1)
-    world.reset(np.load(episodes / "validation.npy")[:1, 0])
-    assert np.asarray(world.step(np.zeros((1, 12, 2))).frames).shape == (1, 12, 96, 96, 3)
+    files = find_checkpoint(tmp_path / "pusherworld")
+    assert files.profile.actions is not None
+    assert (files.profile.actions.chunk, files.profile.actions.dim) == (12, 2)
+
+    # Packed episodes are measured where there is no simulator either.
+    (tmp_path / "bare" / "sitecustomize.py").write_text(WITHOUT.replace("cosmos_fast._core", "x"))
+    evaluate = ["-m", "tools.pusherworld.evaluate", "--model", "pusherworld", "--out", "found"]
+    evaluate += ["--data", str(episodes), "--only", "accuracy", "--chunks", "1"]
+    run(tmp_path, *evaluate, code=1, path=str(tmp_path / "bare"))
+    found = json.loads((tmp_path / "found" / "evaluation.json").read_text())
+    assert found["accuracy"]["episodes"] == 2
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +203,7 @@ def test_mujocos_own_frames_have_no_block_error(measures: dict[str, Any]) -> Non
         np.median(measures["moved"]), abs=0.01
     )
     assert found["share_of_still"][0] == 0
-    assert measures["futures"] == 6 * 5 + 6
+    assert measures["futures"] == 4 * 5 + 4
 
 
 def test_a_frozen_world_errs_as_a_still_picture_does(measures: dict[str, Any], tools: None) -> None:
@@ -223,8 +231,8 @@ def test_disagreement_is_held_against_the_error_of_its_own_world(measures: dict[
 
 
 def test_a_perfect_world_clears_every_bar(tmp_path: Path, mujoco: None) -> None:
-    few = ["--only", "policies", "planning", "--policies", "4", "--policy-episodes", "6"]
-    few += ["--chunks", "4", "--problems", "4", "--candidates", "16"]
+    few = ["--only", "policies", "planning", "--policies", "4", "--policy-episodes", "5"]
+    few += ["--chunks", "3", "--problems", "3", "--candidates", "16"]
     evaluate = ["-m", "tools.pusherworld.evaluate", "--model", "mujoco", "--out", "found", *few]
     found = json.loads(run(tmp_path, *evaluate).splitlines()[-1])
     assert found["missed"] == []
@@ -240,8 +248,8 @@ def test_an_untrained_world_is_measured_in_every_part_and_misses(
     tmp_path: Path, mujoco: None
 ) -> None:
     make_random_world(tmp_path / "model", TINY)
-    few = ["--episodes", "2", "--chunks", "1", "--policies", "2", "--policy-episodes", "1"]
-    few += ["--problems", "1", "--candidates", "4", "--rounds", "1", "--batch", "4"]
+    few = ["--episodes", "1", "--chunks", "1", "--policies", "2", "--policy-episodes", "1"]
+    few += ["--problems", "1", "--candidates", "2", "--rounds", "1", "--batch", "4"]
     evaluate = ["-m", "tools.pusherworld.evaluate", "--model", "model", "--out", "found", *few]
     found = json.loads(run(tmp_path, *evaluate, code=1).splitlines()[-1])
     assert "block error at frame 12, pushes, px" in found["missed"]
@@ -250,20 +258,40 @@ def test_an_untrained_world_is_measured_in_every_part_and_misses(
     for told in ("**missed**", "| policy | success in MuJoCo |", "(arithmetic, not measured)"):
         assert told in page
     with Image.open(tmp_path / "found" / "sheet.png") as sheet:
-        assert sheet.size == (480, 2 * (2 * 96 + 6) + 192)
+        assert sheet.size == (480, 2 * 98 + 6 + 192)
 
 
-def test_packed_held_out_episodes_are_measured_without_a_simulator(
-    episodes: Path, tmp_path: Path
-) -> None:
-    make_random_world(tmp_path / "model", TINY)
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "mujoco.py").write_text("raise ImportError('not on this machine')")
-    evaluate = ["-m", "tools.pusherworld.evaluate", "--model", "model", "--out", "found"]
-    evaluate += ["--data", str(episodes), "--only", "accuracy", "--chunks", "1"]
-    run(tmp_path, *evaluate, code=1, path=str(tmp_path / "bare"))
-    found = json.loads((tmp_path / "found" / "evaluation.json").read_text())
-    assert found["accuracy"]["episodes"] == 2
+class Parabola:
+    """Costs with one valley a problem."""
+
+    dim = 2
+
+    def get_cost(self, info: Any, candidates: torch.Tensor, /) -> torch.Tensor:
+        far = candidates - torch.tensor(info["state"])[:, None, None, None]
+        return far.square().sum(dim=(2, 3))
+
+
+def test_a_plan_with_its_own_seed_does_not_depend_on_the_others() -> None:
+    options: dict[str, Any] = {"horizon": 12, "hold": 4, "rounds": 8}
+    both = cross_entropy_search(Parabola(), {"state": [0.3, -0.5]}, seed=[4, 9], **options)
+    alone = cross_entropy_search(Parabola(), {"state": [-0.5]}, seed=[9], **options)
+    assert torch.equal(both[1], alone[0])
+    torch.testing.assert_close(alone, torch.full((1, 12, 2), -0.5), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"seed": [1]}, "1 seeds for 2 problems"),
+        ({"candidates": 7}, "candidates = 7: at least 8"),
+        ({"elites": 1}, "elites = 1: at least 2"),
+        ({"rounds": 0}, "rounds = 0: at least 1"),
+    ],
+    ids=["seeds", "fewer candidates than elites", "one elite", "no round"],
+)
+def test_a_search_that_cannot_be_is_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(cf.InputError, match=said):
+        cross_entropy_search(Parabola(), {"state": [0.0, 0.0]}, **{"horizon": 12, **wrong})
 
 
 def test_statistics_of_paired_scores(tools: None) -> None:

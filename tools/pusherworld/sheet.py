@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 EPISODES: Final = 8
 EVERY: Final = 6
 _GAP: Final = 6
+_EDGE: Final = ((0, 0), (0, 2), (0, 2), (0, 0))
+"""White pixels below and to the right of each frame."""
 _CHART: Final = (480, 192)
 _WORLD, _STILL, _FRAME = (30, 90, 200), (150, 150, 150), (60, 60, 60)
 
@@ -29,8 +31,9 @@ def write_sheet(path: Path, rollout: Rollout, truth: np.ndarray) -> None:
 
     rows: list[np.ndarray] = []
     for made, simulated in zip(rollout.made[:EPISODES], truth[:EPISODES], strict=True):
-        both = (made, simulated)
-        rows += [np.concatenate(list(video[EVERY - 1 :: EVERY]), axis=1) for video in both]
+        for video in (made, simulated):
+            shown = np.pad(video[EVERY - 1 :: EVERY], _EDGE, constant_values=255)
+            rows.append(np.concatenate(list(shown), axis=1))
         rows.append(np.full((_GAP, rows[-1].shape[1], 3), 255, np.uint8))
     pictures = Image.fromarray(np.concatenate(rows))
     chart = _chart(rollout)
