@@ -121,9 +121,9 @@ class VideoWriter:
         drafts: list[Draft | FolderDraft] = []
         try:
             for path, data in companions.items():
-                draft = Draft(path)
-                drafts.append(draft)
-                draft.write(data)
+                companion = Draft(path)
+                drafts.append(companion)
+                companion.write(data)
         except BaseException:
             for draft in drafts:
                 draft.discard()

@@ -13,7 +13,7 @@ import numpy as np
 
 from cosmos_fast.errors import InputError
 from cosmos_fast.media import VideoWriter
-from cosmos_fast.media.publishing import FolderDraft
+from cosmos_fast.media.publishing import FolderDraft, publish
 from cosmos_fast.types import Size
 from cosmos_fast.world.lerobot import layout, tables
 from cosmos_fast.world.lerobot.parquet import pyarrow
@@ -158,7 +158,7 @@ class DatasetWriter:
             tables.write_description(root, self._info(), self._totals(), self._tasks)
             self._write_episodes(root)
             _flush(root)
-            self._draft.publish()
+            publish([self._draft])
         finally:
             self.abort()
         return self._path
