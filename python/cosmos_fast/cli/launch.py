@@ -81,7 +81,7 @@ def refuse_torchrun(command: str, cure: str) -> None:
     from cosmos_fast.config import Seat
 
     seat = Seat.from_torchrun()
-    if seat is not None and seat.size > 1:
+    if seat is not None:
         raise UsageError(
             f"torchrun started {seat.size} processes, and {command} shares no video between them: "
             f"run it without torchrun; {cure}"

@@ -127,8 +127,8 @@ class BatchRun:
         found = None if engine is None else guardrail_of(engine)
         if None not in (found, guardrail) and found != guardrail:
             raise InputError(
-                f"guardrail = {guardrail!r}, and the engine's is {found!r}: say what the engines of "
-                f"this run have"
+                f"guardrail = {guardrail!r}, and the engine's is {found!r}: say what this "
+                f"run's engines have"
             )
         self._engine = engine
         self._folder = Path(out).expanduser().resolve()

@@ -10,7 +10,7 @@ import contextvars
 import logging
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -204,10 +204,10 @@ class Inspection:
 
     def recall(self, found: Iterable[CheckRecord]) -> None:
         """Puts on record what the same guardrail found in another call about what this one uses."""
+        known = {(one.check, one.subject) for one in self._records}
         for one in found:
-            known = self._record(one.check, one.subject)
-            known.loaded, known.ran, known.verdict = one.loaded, one.ran, one.verdict
-            known.reason, known.details = one.reason, dict(one.details)
+            if (one.check, one.subject) not in known:
+                self._records.append(replace(one, details=dict(one.details)))
 
     def prompt(self, subject: str, text: str) -> None:
         """Passes a text on to whoever reads it next.
