@@ -383,14 +383,18 @@ class Video2World:
             self._parts.residence.require_resident()
             yield self._parts
 
-    def embed(self, prompt: Prompt) -> TextEmbedding:
+    def embed(self, prompt: Prompt, *, inspection: Inspection | None = None) -> TextEmbedding:
         """What the transformer attends to in place of ``prompt``; from the cache where it is.
+
+        Args:
+            prompt: a text, ``NO_TEXT`` or an embedding.
+            inspection: the guardrail's, of the work that the prompt is for; None is one of its own.
 
         Raises:
             GuardrailBlocked: the prompt was refused, or could not be checked.
         """
         with self._run(None):
-            self._desk.check("prompt", prompt, self.inspection())
+            self._desk.check("prompt", prompt, inspection or self.inspection())
             texts = self._parts.unknown([prompt])
             if texts:
                 self._parts.place_for_texts()
