@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from cosmos_fast.cli.exits import ExitCode, MissingPartError, UsageError
 from cosmos_fast.cli.flags import Choice, Flag, Integer, Location, Word, parse_flags, takes
+from cosmos_fast.cli.launch import refuse_torchrun
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.paths import local_model
 from cosmos_fast.cli.video2world import dry_run, load, options_of, read_settings
@@ -59,6 +60,7 @@ def best_of_n(**given: object) -> int:
     the critic itself, as in the later tool.
     """
     flags = parse_flags(BEST_OF_N_FLAGS, given)
+    refuse_torchrun("best-of-n", "it makes its videos on one GPU, one after the other")
     own = {name: flags.pop(name) for name in [flag.name for flag in _OWN] if name in flags}
     folder = Path(flags.pop("save_path", "output/best-of-n"))
     if "gr00t_variant" in own:

@@ -51,6 +51,12 @@ PLAN_FLAGS: Final = (
         "RAM that it may take; what does not fit is read from the files again and again. "
         "Default: as much as it likes.",
     ),
+    Flag(
+        "reserved",
+        Pattern(_AMOUNT, "an amount such as 17GiB", "AMOUNT"),
+        "Of the card, for what is no part of the plan: the networks of a guardrail (about 17GiB of "
+        "NVIDIA's) and of an upsampler, where they stay there. Default: nothing.",
+    ),
     Flag("height", Integer(1), "Default: the variant's."),
     Flag("width", Integer(1), "Default: the variant's."),
     Flag("num_video_frames", FrameCount(), "Default: the variant's."),
@@ -88,7 +94,8 @@ def plan(**given: object) -> int:
 
     For each stage: the most device memory it takes, the weights that stay there meanwhile, how many
     blocks are streamed through how many slots, and how long it takes, with the time in which the
-    card waits for weights. Then the smallest memory that would do. An example, for a card of 8 GB:
+    card waits for weights. Then the smallest memory that would do. Guardrail and upsampler are not
+    counted; --reserved leaves room for them. An example, for a card of 8 GB:
 
     cosmos-fast plan --model_size 2B --gpu rtx4090-pcie4x8 --memory 7GiB --height 432 --width 768
 
@@ -143,6 +150,7 @@ def _planned(flags: dict[str, Any]) -> Plan:
         guidance=flags.get("guidance"),
         variant=flags.get("variant"),
         host_memory=flags.get("host_memory"),
+        reserved=flags.get("reserved", 0),
         text_dtype={"bf16": "bfloat16", "fp32": "float32", "none": "none"}[
             flags.get("text_precision", "bf16")
         ],  # type: ignore[arg-type]
