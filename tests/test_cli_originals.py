@@ -22,7 +22,7 @@ from cosmos_fast.types import Size
 from cosmos_fast.weights import find_checkpoint
 from cosmos_fast.weights.convert import convert
 from random_world import RANDOM_PROFILE, make_random_world
-from test_cli import EXAMPLE_1, HIDDEN_2, HIDDEN_3, HIDDEN_4, HIDDEN_5, PROMPT, words
+from test_cli import EXAMPLE_1, EXAMPLE_1B, HIDDEN_2, HIDDEN_3, HIDDEN_4, HIDDEN_5, PROMPT, words
 from test_cli_settings import settings
 
 if TYPE_CHECKING:
@@ -40,10 +40,18 @@ TINY = replace(
 
 
 @pytest.fixture(scope="module")
-def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
-    """Two repositories as NVIDIA's: its own file, its VAE, and T5 as diffusers keeps it."""
+def repositories(
+    companions: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, bytes]]:
+    """Two repositories as NVIDIA's: its own file, its VAE, and T5 as diffusers keeps it; and those
+    of what stands beside the model."""
     root = tmp_path_factory.mktemp("repositories")
     found = {}
+    for owner in companions.iterdir():
+        for folder in owner.iterdir():
+            parts = [path for path in folder.rglob("*") if path.is_file()]
+            content = {path.relative_to(folder).as_posix(): path.read_bytes() for path in parts}
+            found[f"{owner.name}/{folder.name}"] = content
     for size in ("2B", "14B"):
         made = make_random_world(root / size, replace(TINY, name=size))
         files = find_checkpoint(made)
@@ -110,6 +118,10 @@ def test_from_its_download_to_its_videos(
         assert frames.fps == 24
         assert document["report"]["arguments"]["fit"] == "stretch"
         assert document["report"]["arguments"]["seed"] == 1
+    for command in (EXAMPLE_1B, HIDDEN_2, HIDDEN_3):
+        line = command.replace("assets/diffusion/video2world_input0.jpg", str(picture))
+        code = main([*words(line), "--dry_run"])
+        assert code == 0, capfd.readouterr().err
 
 
 def resolved(command: str) -> Settings:

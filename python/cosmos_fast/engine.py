@@ -138,7 +138,7 @@ class Video2World:
 
         def on_found(files: CheckpointFiles) -> None:
             desk.find(files)
-            residence.reserve(desk.device_bytes)
+            residence.reserve(desk.device_bytes, desk.device_words)
 
         same = (str(source), variant, revision, precision, rope_table, ema, text_precision)
         with ranks.together(same):
@@ -189,14 +189,25 @@ class Video2World:
         """Gives the device memory back: page-locked copies of the weights stay in host memory.
 
         Waits for running calls. The next call, or :meth:`wake`, brings the weights back at the
-        speed of the bus.
+        speed of the bus. Guardrail and upsampler go too and come back when they are next used, as
+        do checks of your own that have a ``sleep()``.
+
+        Raises:
+            MemoryPlanError: the host has no memory for the copies; the engine stays awake.
+            DeviceLost, RankLost.
         """
-        with self._turns:
+        with self._run(None):
+            self._desk.sleep()
             self._parts.residence.sleep()
 
     def wake(self) -> None:
-        """Brings back what :meth:`sleep` took off the device."""
-        with self._turns:
+        """Brings back what :meth:`sleep` took off the device.
+
+        Raises:
+            MemoryPlanError: the device has no room for it; the engine sleeps on.
+            DeviceLost, RankLost.
+        """
+        with self._run(None):
             self._parts.residence.wake()
 
     def generate(
@@ -372,14 +383,18 @@ class Video2World:
             self._parts.residence.require_resident()
             yield self._parts
 
-    def embed(self, prompt: Prompt) -> TextEmbedding:
+    def embed(self, prompt: Prompt, *, inspection: Inspection | None = None) -> TextEmbedding:
         """What the transformer attends to in place of ``prompt``; from the cache where it is.
+
+        Args:
+            prompt: a text, ``NO_TEXT`` or an embedding.
+            inspection: the guardrail's, of the work that the prompt is for; None is one of its own.
 
         Raises:
             GuardrailBlocked: the prompt was refused, or could not be checked.
         """
         with self._run(None):
-            self._desk.check("prompt", prompt, self.inspection())
+            self._desk.check("prompt", prompt, inspection or self.inspection())
             texts = self._parts.unknown([prompt])
             if texts:
                 self._parts.place_for_texts()

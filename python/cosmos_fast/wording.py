@@ -18,10 +18,12 @@ from cosmos_fast.prompt import (
     Gate,
     Guardrail,
     Inspection,
+    Sleeper,
     choose_gate,
     grouped,
 )
-from cosmos_fast.prompt.guardrails import GuardrailFolders, cosmos_guardrail
+from cosmos_fast.prompt.guardrails import GuardrailFolders, cosmos_guardrail, guardrail_needs
+from cosmos_fast.prompt.needs import Need, device_bytes, told
 from cosmos_fast.prompt.upsampler import (
     PromptUpsampler,
     Upsampler,
@@ -30,8 +32,8 @@ from cosmos_fast.prompt.upsampler import (
     name_of,
     upsample,
 )
-from cosmos_fast.prompt.vision_language import QwenUpsampler
-from cosmos_fast.types import NO_TEXT, Frames, Prompt, TextEmbedding
+from cosmos_fast.prompt.vision_language import QwenUpsampler, working_bytes
+from cosmos_fast.types import NO_TEXT, Frames, Prompt, Size, TextEmbedding
 from cosmos_fast.weights import (
     companion_roots,
     find_guardrail,
@@ -49,14 +51,10 @@ if TYPE_CHECKING:
 
     from cosmos_fast.parallel import Ranks
     from cosmos_fast.prompt import GuardrailChoice
-    from cosmos_fast.prompt.guardrail import Placement
     from cosmos_fast.report import Clock
     from cosmos_fast.request import Request
     from cosmos_fast.weights import CheckpointFiles
     from cosmos_fast.weights.hub import HubAccess
-
-    Seat = tuple[int, Placement]
-    """Bytes of a network's files, and where it stays between uses."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +90,18 @@ class Desk:
         self._gate = Gate.open("none", "not checked", "no checkpoint was found")
         self._upsampler: Upsampler | None = None
         self._guarded = False
-        self._device_bytes = 0
+        self._needs: list[Need] = []
 
     @property
     def device_bytes(self) -> int:
-        """What the guardrail's and the upsampler's own networks take of the device, at most.
+        """What the networks of the default guardrail and of the upsampler take of the device, at
+        most; what checks and upsamplers of a caller's own take is not known."""
+        return device_bytes(self._needs)
 
-        By the size of their files: those that stay there together, and the largest of those that
-        come only when they are needed.
-        """
-        return self._device_bytes
+    @property
+    def device_words(self) -> str:
+        """Each of these networks and its share."""
+        return told(self._needs)
 
     def find(self, files: CheckpointFiles) -> None:
         """Looks for what a checkpoint needs beside it; reads no weights.
@@ -116,16 +116,14 @@ class Desk:
         guardrail, upsampler = self._choices
         roots = companion_roots(files, self._root)
         access = files.hub.access if files.hub is not None else None
-        seats: list[Seat] = []
         self._gate = choose_gate(
             guardrail,
             toy=files.profile.toy,
-            build=lambda: _guardrail(guardrail, roots, access, self._device, seats),
+            build=lambda: _guardrail(
+                guardrail, roots, access, self._device, files.profile.size, self._needs
+            ),
         )
-        self._upsampler = _upsampler(upsampler, roots, access, self._device, seats)
-        staying = sum(size for size, placement in seats if placement == "device")
-        passing = (size for size, placement in seats if placement != "device")
-        self._device_bytes = staying + max(passing, default=0)
+        self._upsampler = _upsampler(upsampler, roots, access, self._device, self._needs)
 
     def load(self, clock: Clock) -> None:
         """Makes guardrail and upsampler ready.
@@ -144,6 +142,16 @@ class Desk:
         if isinstance(self._upsampler, QwenUpsampler):
             with clock.stage("load upsampler"):
                 self._upsampler.load()
+
+    def sleep(self) -> None:
+        """Takes the networks of guardrail and upsampler off the device until their next use."""
+        guardrail = self._gate.guardrail
+        checks = () if guardrail is None else (*guardrail.prompt_checks, *guardrail.frame_checks)
+        for check in checks:
+            if isinstance(check, Sleeper):
+                check.sleep()
+        if isinstance(self._upsampler, QwenUpsampler):
+            self._upsampler.sleep()
 
     def inspection(self) -> Inspection:
         """What the guardrail will see and say during one call."""
@@ -267,7 +275,8 @@ def _guardrail(
     roots: Sequence[Path],
     access: HubAccess | None,
     device: torch.device,
-    seats: list[Seat],
+    size: Size,
+    needs: list[Need],
 ) -> Guardrail:
     wanted = choice if isinstance(choice, DefaultGuardrail) else DefaultGuardrail()
     try:
@@ -283,10 +292,10 @@ def _guardrail(
             f'without one, on record: guardrail=NoGuardrail(reason="...") or --disable_guardrail',
             cause="missing",
         ) from error
-    networks = (files.classifier, files.siglip, files.faces, files.llama_guard)
-    seats += [(weight_bytes(path), wanted.placement) for path in networks]
+    folders = GuardrailFolders(*files)
+    needs += guardrail_needs(folders, device, weight_bytes, size=size, placement=wanted.placement)
     return cosmos_guardrail(
-        GuardrailFolders(*files),
+        folders,
         device,
         read_tensors,
         placement=wanted.placement,
@@ -299,7 +308,7 @@ def _upsampler(
     roots: Sequence[Path],
     access: HubAccess | None,
     device: torch.device,
-    seats: list[Seat],
+    needs: list[Need],
 ) -> Upsampler | None:
     if isinstance(choice, str):
         choice = PromptUpsampler(choice)
@@ -313,7 +322,8 @@ def _upsampler(
                 f"{error}. Fetch it with cosmos-fast download --prompt_upsampler, or write the "
                 f"prompt in full and turn the upsampler off (--disable_prompt_upsampler)"
             ) from error
-        seats.append((weight_bytes(folder), choice.placement))
+        working = working_bytes(folder)
+        needs.append(Need("upsampler", weight_bytes(folder), working, choice.placement))
         return QwenUpsampler(folder, device, read_tensors, choice.placement)
     if choice is not None and not callable(choice):
         raise InputError(

@@ -10,7 +10,7 @@ import contextvars
 import logging
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -117,6 +117,16 @@ class Gate:
         for check in checks:
             self.load_check(check, None)
 
+    @property
+    def identity(self) -> str:
+        """Tells this guardrail from another in a few words; "none" where nothing is checked."""
+        if self.guardrail is None:
+            return "none"
+        if self.requested != "own":
+            return self.requested
+        checks = (self.guardrail.prompt_checks, self.guardrail.frame_checks)
+        return "own: " + "; ".join(", ".join(one.name for one in some) for some in checks)
+
     def inspection(self) -> Inspection:
         return Inspection(self)
 
@@ -186,6 +196,18 @@ class Inspection:
     def active(self) -> bool:
         """Whether anything is checked at all."""
         return self._gate.guardrail is not None
+
+    @property
+    def identity(self) -> str:
+        """Of the guardrail; "none" where nothing is checked."""
+        return self._gate.identity
+
+    def recall(self, found: Iterable[CheckRecord]) -> None:
+        """Puts on record what the same guardrail found in another call about what this one uses."""
+        known = {(one.check, one.subject) for one in self._records}
+        for one in found:
+            if (one.check, one.subject) not in known:
+                self._records.append(replace(one, details=dict(one.details)))
 
     def prompt(self, subject: str, text: str) -> None:
         """Passes a text on to whoever reads it next.
