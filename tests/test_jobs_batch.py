@@ -21,6 +21,7 @@ from tools.toy_jobs import PROFILE, ToyClip, ToyEngine, generated
 import cosmos_fast as cf
 from bad_jobs import job
 from cosmos_fast.jobs import run_batch
+from cosmos_fast.jobs.batch import BatchRun
 from cosmos_fast.jobs.ledger import MOST_STARTS
 from cosmos_fast.media import write_png
 
@@ -322,3 +323,26 @@ def test_descriptors_are_given_back(place: Path) -> None:
     for _ in range(5):
         run(place, resume=True)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def begin(place: Path, told: Any) -> None:
+    with BatchRun(None, place / "jobs.jsonl", place / "out", model="m", input_root=place):
+        told.send("begun")
+        told.recv()
+
+
+def test_of_two_fresh_runs_one_begins(place: Path) -> None:
+    """Also where the first one has not come to its first job; and its death makes room."""
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    other = multiprocessing.get_context("spawn").Process(target=begin, args=(place, theirs))
+    other.start()
+    assert ours.recv() == "begun"
+    with pytest.raises(cf.InputError, match="under way; resume it to share"):
+        run(place)
+    with BatchRun(
+        None, place / "jobs.jsonl", place / "out", model="m", input_root=place, resume=True
+    ) as shared:
+        assert shared.attempt == 2
+    other.kill()
+    other.join()
+    assert run(place).made == 4

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 from tools.random_companions import SENTENCES
 
+import cosmos_fast as cf
 from bad_jobs import job
 from cosmos_fast.cli import main
+from cosmos_fast.jobs import run_batch
 from cosmos_fast.jobs.ledger import verified
 from cosmos_fast.media import write_png
-from guarded import MODEL, copied, guarded_world
+from guarded import MODEL, Check, copied, guarded_world, sleeping
 
 if TYPE_CHECKING:
-    pass
+    from cosmos_fast.jobs import BatchSummary
 
 COMMAND = [
     "video2world", "--checkpoint_dir", "checkpoints", "--diffusion_transformer_dir", MODEL,
@@ -105,3 +107,57 @@ def test_a_negative_prompt_blocks_its_line_alone(
     assert "the negative prompt was blocked" in row["message"]
     assert not list(Path("made").glob("0.*"))
     assert json.loads(Path("made/1.json").read_bytes())["arguments"]["seed"] == 9
+
+
+@pytest.fixture
+def unguarded(tmp_path: Path) -> Path:
+    """A list of three beside a model that is no toy."""
+    guarded_world(tmp_path)
+    write_png(tmp_path / "start.png", np.full((32, 48, 3), 90, np.uint8))
+    lines = [job(prompt=f"A crane turns {n}.", num_frames=5, num_steps=1) for n in range(3)]
+    (tmp_path / "jobs.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    return tmp_path
+
+
+NONE = cf.NoGuardrail(reason="test")
+
+
+def listed(
+    place: Path, guardrail: cf.Guardrail | cf.NoGuardrail, *, resume: bool = False
+) -> BatchSummary:
+    engine = cf.Video2World.from_pretrained(place / MODEL, device="cpu", guardrail=guardrail)
+    return run_batch(engine, place / "jobs.jsonl", place / "out", input_root=place, resume=resume)
+
+
+def own(name: str = "words", answer: Any = lambda _: cf.Verdict(True), **options: Any) -> Any:
+    return cf.Guardrail([Check(name, answer)], [Check("eyes")], **options)
+
+
+def test_videos_that_nobody_checked_are_made_again_behind_a_guardrail(unguarded: Path) -> None:
+    assert listed(unguarded, NONE).made == 3
+    summary = listed(unguarded, own(answer=lambda text: cf.Verdict("2" not in text)), resume=True)
+    assert (summary.made, summary.kept, summary.failed) == (2, 0, 1)
+    assert not list((unguarded / "out").glob("2.*")), "an unchecked video stays"
+    told = json.loads((unguarded / "out/0.json").read_bytes())
+    assert told["guardrail"]["verdict"] == "safe"
+    assert listed(unguarded, own(), resume=True).kept == 2, "the same checks"
+    assert listed(unguarded, own("other words"), resume=True).kept == 0, "other checks"
+
+
+def test_a_check_that_hangs_ends_the_run_which_resumes(unguarded: Path) -> None:
+    with pytest.raises(cf.GuardrailBlocked, match=r"did not answer within.*resume the run"):
+        listed(unguarded, own(answer=sleeping, timeout_s=0.2))
+    summary = listed(unguarded, own(), resume=True)
+    assert (summary.made + summary.kept, summary.failed, summary.left) == (3, 0, 0)
+
+
+def test_workers_that_are_all_blocked_end_with_exit_code_3(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for weights in (place / "checkpoints/nvidia").rglob("*.pt*"):
+        weights.unlink()
+    code = main([*COMMAND, "--num_gpus", "2", "--device", "cpu"])
+    told = capfd.readouterr().err
+    assert code == 3, told
+    assert "the guardrail blocked all 2 workers" in told
+    assert not list(Path("made").glob("*.mp4"))

@@ -163,3 +163,33 @@ def children(pid: int) -> list[int]:
 
 def line_of(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("more", "cure"),
+    [
+        pytest.param(["rollout", "--input_path", "a.png"], "without torchrun", id="rollout"),
+        pytest.param(["best-of-n", "--input_path", "a.png"], "without torchrun", id="best-of-n"),
+        pytest.param(["batch", "--jobs", "jobs.jsonl"], "--num_gpus N", id="batch"),
+        pytest.param(
+            ["video2world", "--batch_input_json", "jobs.jsonl"], "--num_gpus N", id="list"
+        ),
+    ],
+)
+def test_torchrun_is_refused_where_ranks_would_repeat_the_work(
+    more: list[str],
+    cure: str,
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = json.dumps({"visual_input": str(inputs / "start.png"), "prompt": "a ball"})
+    Path("jobs.jsonl").write_text(line)
+    seat = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in {**seat, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([*more, "--model", str(inputs / "world"), "--prompt", "a ball"]) == 2
+    assert cure in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["jobs.jsonl"]

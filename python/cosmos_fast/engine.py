@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import torch
 
 from cosmos_fast.clip import DEFAULT_CRF, Clip, ClipWriter, Sidecar
 from cosmos_fast.config import Environment, RopeTable
-from cosmos_fast.errors import DeviceLost, GuardrailBlocked, MemoryPlanError
+from cosmos_fast.errors import DeviceLost, GuardrailBlocked, InputError, MemoryPlanError
 from cosmos_fast.generation import Generation, Studio
 from cosmos_fast.media import Fit
 from cosmos_fast.memory.residence import Residence
@@ -317,8 +317,9 @@ class Video2World:
             with ClipWriter(path, request.size, request.fps, model, crf) as writer:
                 latents = making.latents()
                 frames = []
-                with clock.stage("decode"):
-                    for chunk, on_host in with_host_copies(making.frames(latents)):
+                decoded = making.frames(latents)
+                with clock.stage("decode"), closing(decoded):
+                    for chunk, on_host in with_host_copies(decoded):
                         writer.write(on_host)
                         frames.append(chunk)
                 with clock.stage("write"):
@@ -354,8 +355,11 @@ class Video2World:
         on_stage: StageCallback | None,
         cancel: CancelToken | None,
     ) -> Iterator[Frames]:
-        with self._making(request, source, on_step, on_stage, cancel) as (making, _):
-            yield from making.frames(making.latents(), at_once=1)
+        with (
+            self._making(request, source, on_step, on_stage, cancel) as (making, _),
+            closing(making.frames(making.latents(), at_once=1)) as frames,
+        ):
+            yield from frames
 
     @property
     def guardrail(self) -> GuardrailRecord:
@@ -379,14 +383,18 @@ class Video2World:
             self._parts.residence.require_resident()
             yield self._parts
 
-    def embed(self, prompt: Prompt) -> TextEmbedding:
+    def embed(self, prompt: Prompt, *, inspection: Inspection | None = None) -> TextEmbedding:
         """What the transformer attends to in place of ``prompt``; from the cache where it is.
+
+        Args:
+            prompt: a text, ``NO_TEXT`` or an embedding.
+            inspection: the guardrail's, of the work that the prompt is for; None is one of its own.
 
         Raises:
             GuardrailBlocked: the prompt was refused, or could not be checked.
         """
         with self._run(None):
-            self._desk.check("prompt", prompt, self.inspection())
+            self._desk.check("prompt", prompt, inspection or self.inspection())
             texts = self._parts.unknown([prompt])
             if texts:
                 self._parts.place_for_texts()
@@ -415,6 +423,11 @@ class Video2World:
         self, request: Request | None, on_stage: StageCallback | None = None
     ) -> Iterator[Clock]:
         """One caller at a time, in order of arrival; device errors become ours."""
+        if self._turns.mine:
+            raise InputError(
+                "this thread has the engine already: in a callback of a running call, or with a "
+                "stream that is still open; end the call, or close the stream, first"
+            )
         with self._turns:
             if self._lost:
                 raise DeviceLost(f"{self._lost}; start the process again")

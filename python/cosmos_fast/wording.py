@@ -7,6 +7,7 @@ the upsampler, the upsampler's and the negative one before T5.
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -32,7 +33,7 @@ from cosmos_fast.prompt.upsampler import (
     upsample,
 )
 from cosmos_fast.prompt.vision_language import QwenUpsampler, working_bytes
-from cosmos_fast.types import Frames, Prompt, Size, TextEmbedding
+from cosmos_fast.types import NO_TEXT, Frames, Prompt, Size, TextEmbedding
 from cosmos_fast.weights import (
     companion_roots,
     find_guardrail,
@@ -43,7 +44,7 @@ from cosmos_fast.weights import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Sequence
     from typing import Any
 
     import torch
@@ -180,7 +181,10 @@ class Desk:
 
         Raises:
             GuardrailBlocked: it is refused, or cannot be read.
+            InputError: it is no prompt.
         """
+        if not isinstance(prompt, str | TextEmbedding) and prompt is not NO_TEXT:
+            raise InputError(f"{subject} = {prompt!r}: a str, a TextEmbedding or NO_TEXT is needed")
         if isinstance(prompt, TextEmbedding):
             inspection.refuse(
                 subject,
@@ -191,12 +195,12 @@ class Desk:
             inspection.prompt(subject, prompt)
 
     def checked(
-        self, chunks: Iterable[Frames], inspection: Inspection, at_once: int = CHECKED_TOGETHER
-    ) -> Iterator[Frames]:
+        self, chunks: Generator[Frames], inspection: Inspection, at_once: int = CHECKED_TOGETHER
+    ) -> Generator[Frames]:
         """What may be published of a decoded video, on every rank.
 
         Args:
-            chunks: as the decoder yields them.
+            chunks: as the decoder yields them; closed at the end, whatever that is.
             inspection: of this call.
             at_once: frames that are looked at together, at least.
 
@@ -206,13 +210,15 @@ class Desk:
         if not self._guarded:
             yield from chunks
             return
-        for piece in grouped(chunks, at_once):
+        # Whoever keeps the error of a blocked video must not keep the decoder's stage open.
+        with closing(chunks), closing(grouped(chunks, at_once)) as pieces:
+            for piece in pieces:
 
-            def seen(piece: Frames = piece) -> list[torch.Tensor]:
-                return [inspection.frames(piece).to("pt")]
+                def seen(piece: Frames = piece) -> list[torch.Tensor]:
+                    return [inspection.frames(piece).to("pt")]
 
-            (pixels,) = self._ranks.from_first(seen)
-            yield Frames(pixels, piece.fps)
+                (pixels,) = self._ranks.from_first(seen)
+                yield Frames(pixels, piece.fps)
 
     def word(
         self, request: Request, known: Frames | None, inspection: Inspection, clock: Clock

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.cli.exits import ExitCode, UsageError
 from cosmos_fast.cli.flags import Flag, Location, parse_flags, takes
+from cosmos_fast.cli.launch import refuse_torchrun
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.video2world import dry_run, load, options_of, read_settings
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
@@ -63,6 +64,7 @@ def run_list(settings: Settings, given: Mapping[str, object]) -> int:
         given: the raw flags, for workers in processes of their own.
     """
     assert settings.batch is not None
+    refuse_torchrun("batch", "give --num_gpus N, which starts one worker for each GPU")
     if settings.dry_run:
         return _dry_run(settings, as_json=bool(given.get("json")))
     _check(settings)
@@ -140,7 +142,7 @@ def identity_of(settings: Settings) -> str:
 def plan_of(settings: Settings, listed: Any, profile: Profile | None) -> Jobs:
     """What the list means under these settings."""
     from cosmos_fast.jobs.roots import Root
-    from cosmos_fast.jobs.worker import Jobs
+    from cosmos_fast.jobs.worker import Jobs, identity
 
     assert settings.batch_folder is not None
     return Jobs(
@@ -148,23 +150,40 @@ def plan_of(settings: Settings, listed: Any, profile: Profile | None) -> Jobs:
         defaults_of(settings, profile),
         inputs=Root(settings.input_root, "give a folder above it with --input_root"),
         outputs=Root(settings.batch_folder, "give a folder above it with --out"),
-        model=identity_of(settings),
+        model=identity(identity_of(settings), guardrail_identity(settings, profile)),
     )
+
+
+def guardrail_identity(settings: Settings, profile: Profile | None) -> str:
+    """As the engine that the settings load tells of itself."""
+    from cosmos_fast.cli.video2world import guardrail
+    from cosmos_fast.jobs.worker import NO_GUARDRAIL
+    from cosmos_fast.prompt import NoGuardrail
+
+    choice = guardrail(settings)
+    toy = profile is not None and profile.toy
+    is_none = isinstance(choice, NoGuardrail) or (choice == "default" and toy)
+    return NO_GUARDRAIL if is_none else "default"
 
 
 def _check(settings: Settings) -> None:
     """What can be known to be wrong before anything heavy is loaded."""
-    from cosmos_fast.cli.paths import model_problems, upsampler_problems
     from cosmos_fast.jobs.batch import check_batch
 
-    problems = model_problems(settings) + upsampler_problems(settings)
-    if not settings.input_root.is_dir():
-        problems.append(f"--input_root: {str(settings.input_root)!r} is not a folder")
-    if problems:
+    if problems := _problems(settings):
         raise UsageError("; ".join(problems))
     assert settings.batch is not None
     assert settings.batch_folder is not None
     check_batch(settings.batch, settings.batch_folder, resume=settings.resume)
+
+
+def _problems(settings: Settings) -> list[str]:
+    from cosmos_fast.cli.paths import loading_problems
+
+    problems = loading_problems(settings)
+    if not settings.input_root.is_dir():
+        problems.append(f"--input_root: {str(settings.input_root)!r} is not a folder; name one")
+    return problems
 
 
 def _dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
@@ -173,12 +192,12 @@ def _dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
 
     assert settings.batch is not None
     with JobList(settings.batch) as listed:
-        problems = [
+        wrong = [
             f"{settings.batch}:{line}: {problem}"
             for line, problem in plan_of(settings, listed, None).problems()
         ]
-        print(f"{len(listed)} jobs, {len(problems)} of them wrong", file=sys.stderr)
-    return dry_run(settings, as_json=as_json, problems=problems)
+        print(f"{len(listed)} jobs, {len(wrong)} of them wrong", file=sys.stderr)
+    return dry_run(settings, as_json=as_json, problems=_problems(settings) + wrong)
 
 
 def _rows_to(display: Display) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from cosmos_fast.cli.exits import ExitCode, MissingPartError, UsageError
 from cosmos_fast.cli.flags import Choice, Flag, Integer, Location, Word, parse_flags, takes
+from cosmos_fast.cli.launch import refuse_torchrun
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.paths import local_model
 from cosmos_fast.cli.video2world import dry_run, load, options_of, read_settings
@@ -59,6 +60,7 @@ def best_of_n(**given: object) -> int:
     the critic itself, as in the later tool.
     """
     flags = parse_flags(BEST_OF_N_FLAGS, given)
+    refuse_torchrun("best-of-n", "it makes its videos on one GPU, one after the other")
     own = {name: flags.pop(name) for name in [flag.name for flag in _OWN] if name in flags}
     folder = Path(flags.pop("save_path", "output/best-of-n"))
     if "gr00t_variant" in own:
@@ -161,6 +163,7 @@ def _generate(
     Args:
         refused: gets the videos that the guardrail blocked, and why.
     """
+    from cosmos_fast.cli.media_paths import no_empty_folder
     from cosmos_fast.cli.paths import path_problems
     from cosmos_fast.cli.progress import showing
     from cosmos_fast.cli.settings import with_profile
@@ -180,21 +183,22 @@ def _generate(
             refused[str(path)] = str(error)
             display.say(f"blocked: {path}: {error}")
 
-        return generate_candidates(
-            engine,
-            settings.input,
-            own.get("prompt_prefix", "") + (settings.prompt or ""),
-            settings.negative_prompt,
-            out=folder,
-            num_generations=own.get("num_generations", NUM_GENERATIONS),
-            crf=settings.crf,
-            sidecar=settings.sidecar,
-            on_blocked=block,
-            on_video=lambda path, total: display.say(f"wrote {path}, of {total}"),
-            on_step=display.step,
-            on_stage=display.stage,
-            **options_of(settings),
-        )
+        with no_empty_folder(folder / "video.mp4"):
+            return generate_candidates(
+                engine,
+                settings.input,
+                own.get("prompt_prefix", "") + (settings.prompt or ""),
+                settings.negative_prompt,
+                out=folder,
+                num_generations=own.get("num_generations", NUM_GENERATIONS),
+                crf=settings.crf,
+                sidecar=settings.sidecar,
+                on_blocked=block,
+                on_video=lambda path, total: display.say(f"wrote {path}, of {total}"),
+                on_step=display.step,
+                on_stage=display.stage,
+                **options_of(settings),
+            )
 
 
 def _judge(videos: list[Path], critic: Critic, own: dict[str, Any], seed: int) -> list[Candidate]:

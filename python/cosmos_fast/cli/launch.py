@@ -72,6 +72,22 @@ def sharing(flags: dict[str, Any], settings: Settings) -> Iterator[Place]:
             yield place
 
 
+def refuse_torchrun(command: str, cure: str) -> None:
+    """For commands whose work one process does: torchrun's would all do it, over the same files.
+
+    Raises:
+        UsageError: torchrun started several of this process.
+    """
+    from cosmos_fast.config import Seat
+
+    seat = Seat.from_torchrun()
+    if seat is not None:
+        raise UsageError(
+            f"torchrun started {seat.size} processes, and {command} shares no video between them: "
+            f"run it without torchrun; {cure}"
+        )
+
+
 def run_rank(flags: dict[str, Any], seat: Seat) -> None:
     """What a rank that this program has started does: its share of a video, without a word.
 

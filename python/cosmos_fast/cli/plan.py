@@ -31,7 +31,11 @@ _STAGES: Final = ("text", "encode", "denoise", "decode")
 
 PLAN_FLAGS: Final = (
     Flag("model", Word(), "Hub id, or a path with a released model's name."),
-    Flag("model_size", Choice(("2B", "14B")), "Instead of --model. Default: 2B."),
+    Flag(
+        "model_size",
+        Choice(("2B", "14B"), name="SIZE"),
+        "2B or 14B, instead of --model. Default: 2B.",
+    ),
     Flag("variant", Word(), "Such as 720p-16fps. Default: 480p-16fps."),
     Flag("gpu", Word(), "A card's name, or measured: the one in this machine. See --list_cards."),
     Flag("list_cards", None, "List the cards that have names, and stop."),
@@ -61,14 +65,24 @@ PLAN_FLAGS: Final = (
     Flag("guidance", Number(), "0: one forward a step instead of two. Default: 7."),
     Flag(
         "text_precision",
-        Choice(("bf16", "fp32", "none")),
-        "What T5 is stored in; none: prompts are embedded already. Default: bf16.",
+        Choice(("bf16", "fp32", "none"), name="KIND"),
+        "What T5 is stored in: bf16, fp32, or none where prompts are embedded already. "
+        "Default: bf16.",
     ),
-    Flag("offload_diffusion_transformer", None, "It leaves the card when its stage ends."),
-    Flag("offload_tokenizer", None, "The VAE leaves the card when its stage ends."),
-    Flag("offload_text_encoder", None, "T5 leaves the card when its stage ends."),
+    Flag(
+        "offload_diffusion_transformer",
+        None,
+        "It leaves the card when its stage ends.",
+        "Offloading",
+    ),
+    Flag("offload_tokenizer", None, "The VAE leaves the card when its stage ends.", "Offloading"),
+    Flag("offload_text_encoder", None, "T5 leaves the card when its stage ends.", "Offloading"),
     Flag("picture", Location(), "Draw slots and copies over time into this .svg or .png file."),
-    Flag("picture_stage", Choice(_STAGES), "Stage to draw. Default: denoise."),
+    Flag(
+        "picture_stage",
+        Choice(_STAGES, name="STAGE"),
+        "To draw: text, encode, denoise or decode. Default: denoise.",
+    ),
     Flag("json", None, "Print one JSON object on stdout."),
     Flag("debug", None, "Show the traceback of an error."),
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.cli.exits import ExitCode, UsageError
 from cosmos_fast.cli.flags import Choice, Flag, Integer, parse_flags, takes
+from cosmos_fast.cli.launch import refuse_torchrun
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.video2world import dry_run, load, options_of, read_settings, written
 from cosmos_fast.cli.video2world_flags import OF_LISTS, VIDEO2WORLD_FLAGS
@@ -51,6 +52,7 @@ def rollout(**given: object) -> int:
     text is followed. Size, rate, steps and guidance are the model's own unless given.
     """
     flags = parse_flags(ROLLOUT_FLAGS, given)
+    refuse_torchrun("rollout", "it makes its clips on one GPU, one after the other")
     if is_of_worlds(flags):
         return world_rollout(flags)
     settings = read_settings(

@@ -30,9 +30,14 @@ def run_workers(settings: Settings, given: Mapping[str, object]) -> BatchSummary
     """Works on the list in ``settings.num_gpus`` processes, and tells what came of it.
 
     A worker that dies costs time only: the others take over its jobs.
+
+    Raises:
+        GuardrailBlocked: every worker was blocked, at loading or by a check that hangs, and jobs
+            are left.
     """
     from cosmos_fast.cli.batch import plan_of
     from cosmos_fast.cli.video2world import local_profile
+    from cosmos_fast.errors import GuardrailBlocked
     from cosmos_fast.jobs.batch import summarise, summary_of
     from cosmos_fast.jobs.job_list import JobList
     from cosmos_fast.jobs.ledger import Ledger
@@ -52,7 +57,12 @@ def run_workers(settings: Settings, given: Mapping[str, object]) -> BatchSummary
             summary = summarise(plan, ledger)
         finally:
             ledger.close()
-    write_summary(summary_of(folder, settings.batch), summary)
+    path = write_summary(summary_of(folder, settings.batch), summary)
+    if summary.left and {worker.exitcode for worker in workers.values()} == {ExitCode.BLOCKED}:
+        raise GuardrailBlocked(
+            f"the guardrail blocked all {len(workers)} workers, as told above: {summary.left} jobs "
+            f"are left, to be resumed when it works; see {path}"
+        )
     return summary
 
 

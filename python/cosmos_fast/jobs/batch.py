@@ -17,7 +17,7 @@ from cosmos_fast.jobs.ledger import Ledger
 from cosmos_fast.jobs.roots import Root
 from cosmos_fast.jobs.staging import Staging, sweep
 from cosmos_fast.jobs.summary import BatchSummary, write_summary
-from cosmos_fast.jobs.worker import Jobs, Worker
+from cosmos_fast.jobs.worker import NO_GUARDRAIL, Jobs, Worker, guardrail_of, identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -65,7 +65,8 @@ def run_batch(
         input_root: folder that inputs are relative to and may not leave.
         defaults: what holds for entries that do not say otherwise.
         model: identity of the model: a job is made again where it changes. None is the profile's
-            name.
+            name. The engine's guardrail counts as well: what was made without one, or behind
+            another, is made again.
         on_row: told (row, jobs that are settled, jobs in all) after each job.
         on_step, on_stage: as ``generate``'s.
         cancel: anything with ``is_set()``; the run ends within a step and may be resumed.
@@ -73,6 +74,8 @@ def run_batch(
     Raises:
         InputError: the list or the folder cannot be used.
         Cancelled, DeviceLost: the run cannot go on; it may be resumed.
+        GuardrailBlocked: a check of the guardrail hangs, so that this process can make no more;
+            the run may be resumed in another one. A job that the guardrail refuses is a row.
         OSError: the disk is full or read-only; the run may be resumed.
     """
     with BatchRun(
@@ -106,6 +109,7 @@ class BatchRun:
         out: str | os.PathLike[str],
         *,
         model: str,
+        guardrail: str | None = None,
         resume: bool = False,
         join: int | None = None,
         input_root: str | os.PathLike[str] = ".",
@@ -114,7 +118,18 @@ class BatchRun:
         """
         Args:
             engine: None for those who only begin a run, or tell of it.
+            guardrail: identity of the engines' guardrail, :func:`guardrail_of` them; None is that
+                of ``engine``.
+
+        Raises:
+            InputError: as :func:`run_batch`, or the engine has another guardrail.
         """
+        found = None if engine is None else guardrail_of(engine)
+        if None not in (found, guardrail) and found != guardrail:
+            raise InputError(
+                f"guardrail = {guardrail!r}, and the engine's is {found!r}: say what this "
+                f"run's engines have"
+            )
         self._engine = engine
         self._folder = Path(out).expanduser().resolve()
         self._listed = JobList(jobs)
@@ -124,7 +139,7 @@ class BatchRun:
                 defaults or Defaults(),
                 inputs=Root(input_root, "name a root that is above it"),
                 outputs=Root(self._folder, "name an output folder that is above it"),
-                model=model,
+                model=identity(model, found or guardrail or NO_GUARDRAIL),
             )
             self._ledger = (
                 Ledger.begin(self._folder, self._listed, resume=resume)

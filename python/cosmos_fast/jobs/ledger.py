@@ -30,6 +30,7 @@ MOST_STARTS: Final = 2
 """Times that a job may end its worker before it counts as failed."""
 _LONGEST_MESSAGE: Final = 4000
 _LEASES: Final = 1 << 60
+"""Items below are videos; those from here on are runs that are under way, by their number."""
 
 
 class Outcome(NamedTuple):
@@ -89,7 +90,8 @@ class Ledger:
             resume: take up what earlier runs left, or share the folder with those that go on.
 
         Raises:
-            InputError: a journal is there and ``resume`` is False.
+            InputError: ``resume`` is False, and a run was begun here that made something or is
+                still under way.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = journal_of(folder, listed)
@@ -99,6 +101,8 @@ class Ledger:
             if not resume:
                 ledger._refuse_earlier_runs(path)
             ledger._attempt = ledger._last_attempt + 1
+            # Until this process ends: a run that has not come to its first job is one as well.
+            ledger._journal.lease(_LEASES + ledger._attempt)
             ledger._note(
                 t="begin",
                 attempt=ledger._attempt,
@@ -123,6 +127,12 @@ class Ledger:
             ledger.close()
 
     def _refuse_earlier_runs(self, path: Path) -> None:
+        if any(map(self._is_under_way, range(1, self._last_attempt + 1))):
+            self.close()
+            raise InputError(
+                f"{path.parent}: another run of this list is under way; resume it to share the "
+                f"folder with it, or wait until it has ended"
+            )
         if self._begun or any(one.sha256 for one in self._outcomes.values()):
             finished = len(self._outcomes)
             self.close()
@@ -130,6 +140,12 @@ class Ledger:
                 f"{path.parent} holds an earlier run of this list, which finished {finished} jobs: "
                 f"resume it, or remove {path} to make all videos again"
             )
+
+    def _is_under_way(self, attempt: int) -> bool:
+        if not self._journal.lease(_LEASES + attempt):
+            return True
+        self._journal.release(_LEASES + attempt)
+        return False
 
     @classmethod
     def join(cls, folder: Path, listed: JobList, attempt: int) -> Ledger:

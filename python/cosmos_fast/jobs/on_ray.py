@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.errors import InputError
+from cosmos_fast.imports import install_extra
 from cosmos_fast.jobs.batch import BatchRun
+from cosmos_fast.jobs.worker import NO_GUARDRAIL
 
 if TYPE_CHECKING:
     import os
@@ -35,6 +37,7 @@ def run_batch_on_ray(
     *,
     num_workers: int,
     model: str,
+    guardrail: str = NO_GUARDRAIL,
     resume: bool = False,
     input_root: str | os.PathLike[str] = ".",
     defaults: Defaults | None = None,
@@ -48,6 +51,9 @@ def run_batch_on_ray(
         jobs, out, resume, input_root, defaults: as ``run_batch``'s.
         num_workers: engines at the same time.
         model: identity of the model that ``make_engine`` loads, a few words.
+        guardrail: identity of the guardrail that it loads: "default" where that is the reference's,
+            "none" where there is none (a toy model has none unless asked for); otherwise what
+            ``engine.inspection().identity`` says. An engine with another one is refused.
         gpus_per_worker, cpus_per_worker: what Ray reserves for each.
 
     Raises:
@@ -57,7 +63,7 @@ def run_batch_on_ray(
         import ray
         import ray.data
     except ImportError as error:
-        raise InputError("a Ray cluster needs Ray: pip install cosmos-fast[ray]") from error
+        raise InputError(f"a Ray cluster needs Ray: {install_extra('ray')}") from error
     if not ray.is_initialized():
         raise InputError("this process is connected to no Ray cluster: call ray.init() first")
     places: dict[str, Any] = {
@@ -66,6 +72,7 @@ def run_batch_on_ray(
         "input_root": Path(input_root).expanduser().resolve(),
         "defaults": defaults,
         "model": model,
+        "guardrail": guardrail,
     }
     with BatchRun(None, **places, resume=resume) as run:
         turns = -(-len(run) // _JOBS_A_TURN)

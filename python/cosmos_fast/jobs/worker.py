@@ -9,7 +9,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from cosmos_fast.clip import Clip
 from cosmos_fast.errors import (
@@ -37,11 +37,14 @@ if TYPE_CHECKING:
     from cosmos_fast.jobs.ledger import Ledger
     from cosmos_fast.jobs.roots import Root
     from cosmos_fast.jobs.staging import Staging
+    from cosmos_fast.prompt import Inspection
     from cosmos_fast.report import StageCallback
     from cosmos_fast.sampling.solver import CancelToken, StepCallback
 
 logger = logging.getLogger(__name__)
 
+NO_GUARDRAIL: Final = "none"
+"""Identity of going without one."""
 _NAP: Final = 0.2
 """Seconds between two looks at jobs that other workers have."""
 _MOST_SURPRISES: Final = 3
@@ -64,6 +67,23 @@ class Generates(Protocol):
 
     def generate(self, *arguments: Any, **options: Any) -> Saves:
         """``(frames, prompt, negative_prompt, **options)``; as ``Video2World.generate``."""
+
+
+@runtime_checkable
+class Inspects(Protocol):
+    """The part of ``Video2World`` that tells of its guardrail; an engine without has none."""
+
+    def inspection(self) -> Inspection: ...
+
+
+def guardrail_of(engine: Generates) -> str:
+    """Identity of an engine's guardrail; "none" where nothing is checked."""
+    return engine.inspection().identity if isinstance(engine, Inspects) else NO_GUARDRAIL
+
+
+def identity(model: str, guardrail: str) -> str:
+    """What makes a list's videos: the model, and what stands between it and the world."""
+    return model if guardrail == NO_GUARDRAIL else f"{model} guardrail {guardrail}"
 
 
 class Jobs:
@@ -181,7 +201,7 @@ class Worker:
         take over should they die.
 
         Raises:
-            Cancelled, DeviceLost: this worker cannot go on.
+            Cancelled, DeviceLost, GuardrailBlocked: this worker cannot go on.
             OSError: the disk is full or read-only.
         """
         order = list(indices)
@@ -332,6 +352,16 @@ class Worker:
                 logger.exception("%s, line %d", self._plan.listed.path, job.line)
             remove_remains(job.video)
             self._fail(index, key, _failure(error))
+            if isinstance(error, GuardrailBlocked) and error.cause == "timeout":
+                # The check still hangs: for every job after this one the answer would be no.
+                raise GuardrailBlocked(
+                    f"line {job.line}: {error}; the jobs that are left were not tried: resume the "
+                    f"run in a new process",
+                    cause=error.cause,
+                    check=error.check,
+                    subject=error.subject,
+                    record=error.record,
+                ) from error
             if self._surprises >= _MOST_SURPRISES:
                 raise
 

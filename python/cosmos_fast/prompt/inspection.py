@@ -10,7 +10,7 @@ import contextvars
 import logging
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -26,7 +26,7 @@ from cosmos_fast.prompt.guardrail import (
 from cosmos_fast.types import Frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
 
     from cosmos_fast.prompt.guardrail import FrameCheck, PromptCheck
 
@@ -117,6 +117,16 @@ class Gate:
         for check in checks:
             self.load_check(check, None)
 
+    @property
+    def identity(self) -> str:
+        """Tells this guardrail from another in a few words; "none" where nothing is checked."""
+        if self.guardrail is None:
+            return "none"
+        if self.requested != "own":
+            return self.requested
+        checks = (self.guardrail.prompt_checks, self.guardrail.frame_checks)
+        return "own: " + "; ".join(", ".join(one.name for one in some) for some in checks)
+
     def inspection(self) -> Inspection:
         return Inspection(self)
 
@@ -186,6 +196,18 @@ class Inspection:
     def active(self) -> bool:
         """Whether anything is checked at all."""
         return self._gate.guardrail is not None
+
+    @property
+    def identity(self) -> str:
+        """Of the guardrail; "none" where nothing is checked."""
+        return self._gate.identity
+
+    def recall(self, found: Iterable[CheckRecord]) -> None:
+        """Puts on record what the same guardrail found in another call about what this one uses."""
+        known = {(one.check, one.subject) for one in self._records}
+        for one in found:
+            if (one.check, one.subject) not in known:
+                self._records.append(replace(one, details=dict(one.details)))
 
     def prompt(self, subject: str, text: str) -> None:
         """Passes a text on to whoever reads it next.
@@ -314,7 +336,7 @@ def choose_gate(choice: object, *, toy: bool, build: Callable[[], Guardrail]) ->
     return Gate(build(), "default")
 
 
-def grouped(chunks: Iterable[Frames], at_once: int) -> Iterator[Frames]:
+def grouped(chunks: Iterable[Frames], at_once: int) -> Generator[Frames]:
     """Consecutive pieces of one video, ``at_once`` frames or more together: fewer, larger ones."""
     waiting: list[Frames] = []
     for chunk in chunks:
@@ -377,12 +399,16 @@ def _within(seconds: float, work: Callable[[], Value]) -> Value:
     thread.join(seconds)
     if thread.is_alive():
         raise _TooLate
-    if errors:
+    if not errors:
+        return outcome[0]
+    error = errors.pop()
+    try:
         # What would end the process from a thread of the host's own is an error from this one.
-        if isinstance(errors[0], Exception):
-            raise errors[0]
-        raise RuntimeError(f"it ended with {type(errors[0]).__name__}") from errors[0]
-    return outcome[0]
+        if isinstance(error, Exception):
+            raise error
+        raise RuntimeError(f"it ended with {type(error).__name__}") from error
+    finally:
+        del error  # it holds this frame: a circle that would keep the callers' frames alive
 
 
 def _told(error: Exception) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from cosmos_fast.errors import CheckpointError, InputError
-from cosmos_fast.imports import untraced
+from cosmos_fast.imports import install_extra, untraced
 from cosmos_fast.prompt.needs import stated, transformer_bytes
 from cosmos_fast.prompt.networks import Drawing, ReadTensors, Seat, filled
 from cosmos_fast.prompt.upsampler import INSTRUCTION
@@ -214,8 +214,7 @@ def load_processor(folder: Path) -> Any:
     except ImportError as error:
         told = " ".join(str(error).split())
         raise InputError(
-            f"Qwen2.5-VL needs Pillow and torchvision ({told}); "
-            f"pip install 'cosmos-fast[upsampler]'"
+            f"Qwen2.5-VL needs Pillow and torchvision ({told}); {install_extra('upsampler')}"
         ) from error
     except Exception as error:
         # The tokenizers library raises bare Exceptions for files it cannot read.

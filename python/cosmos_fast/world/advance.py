@@ -5,7 +5,6 @@ Axes: N worlds, K samples a world, B of a batch, C channels, T frames, H W pixel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -28,6 +27,7 @@ from cosmos_fast.types import (
     latent_frames,
 )
 from cosmos_fast.world.actions import Chunk, chunk_of
+from cosmos_fast.world.call import Plan, check_states, positive
 from cosmos_fast.world.frames import BatchFrames
 from cosmos_fast.world.noise import check_noise, chunk_noise
 from cosmos_fast.world.state import Tail, WorldState
@@ -43,27 +43,10 @@ if TYPE_CHECKING:
     from cosmos_fast.prompt import Inspection
     from cosmos_fast.sampling import Predictor
     from cosmos_fast.sampling.solver import CancelToken
+    from cosmos_fast.world.call import OnFrames
     from cosmos_fast.world.noise import NoiseKind
 
-    OnFrames = Callable[[tuple[tuple[int, int], ...], int, torch.Tensor], None]
-
 _DEVICE_BATCH: Final = 8
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the chunks of one call are made."""
-
-    samples: int
-    decode: bool
-    noise: NoiseKind
-    num_steps: int
-    guidance: float
-    batch: int
-    """Futures computed together: 1 on a CPU, where a product over several rows may round otherwise
-    than over one, and a world's future must not depend on its neighbours to the last bit."""
-    on_frames: OnFrames | None
-    cancel: CancelToken | None
 
 
 def advance(
@@ -82,8 +65,15 @@ def advance(
 ) -> WorldStep:
     """The next chunk of each of ``states``, whatever their pasts.
 
+    A guarded engine follows no text that its guardrail has not seen: the words of a state that
+    another engine made, or a file held, are checked first, once. Its frames are checked before
+    anybody gets them; a state's ``frames`` are the checked ones, and the next chunk goes on from
+    what the model made. With ``decode=False`` nothing is shown, so nothing is checked, and the
+    verdict is "not checked": the latents are for costs, and what decodes them into pictures for
+    people must have those checked itself.
+
     Args:
-        engine: that made the states.
+        engine: of the checkpoint of the states.
         states: N of them, of one size; the same one may be there many times.
         actions: (N, chunk, dim) in the units of ``engine.profile.actions``; fewer than a chunk are
             padded, and the padding's frames not ``valid``. None for a checkpoint without actions.
@@ -97,17 +87,21 @@ def advance(
         cancel: anything with ``is_set()``, looked at between evaluations.
 
     Raises:
-        InputError, Cancelled, MemoryPlanError, DeviceLost; ``states`` are as they were.
+        GuardrailBlocked: a state's text or a frame was refused, or could not be checked; so is a
+            state whose text came as an embedding, which nobody can read.
+        InputError, Cancelled, MemoryPlanError, DeviceLost.
+        Whichever it is, ``states`` are as they were.
     """
     profile = engine.profile
-    _check_states(engine, states)
+    check_states(engine, states)
+    inspection = engine.inspection()
     plan = Plan(
-        samples=_positive("samples", samples),
+        samples=positive("samples", samples),
         decode=decode,
         noise=check_noise(noise),
-        num_steps=_positive("num_steps", profile.num_steps if num_steps is None else num_steps),
+        num_steps=positive("num_steps", profile.num_steps if num_steps is None else num_steps),
         guidance=profile.guidance if guidance is None else float(guidance),
-        batch=_positive("batch", batch or (1 if engine.device.type == "cpu" else _DEVICE_BATCH)),
+        batch=positive("batch", batch or (1 if engine.device.type == "cpu" else _DEVICE_BATCH)),
         on_frames=on_frames,
         cancel=cancel,
     )
@@ -121,8 +115,10 @@ def advance(
         chunk = chunk_of(profile.actions, actions, len(states), engine.device)
     elif actions is not None:
         raise InputError(f"{profile.name} takes no actions; it follows a prompt")
+    scripts = {id(state.script): state.script for state in states}
+    texts = {key: script.admitted(engine, inspection) for key, script in scripts.items()}
     with engine.lend() as parts, torch.no_grad():
-        return _Chunks(parts, tuple(states), chunk, plan, engine.inspection()).step()
+        return _Chunks(parts, tuple(states), texts, chunk, plan, inspection).step()
 
 
 class _Chunks:
@@ -132,10 +128,12 @@ class _Chunks:
         self,
         parts: Parts,
         states: tuple[WorldState, ...],
+        texts: dict[int, TextEmbedding | NoText],
         chunk: Chunk | None,
         plan: Plan,
         inspection: Inspection,
     ) -> None:
+        self.texts = texts
         self.parts, self.states, self.chunk, self.plan = parts, states, chunk, plan
         self.inspection = inspection
         profile, first = parts.profile, states[0]
@@ -264,7 +262,8 @@ class _Chunks:
                 self.inspection.prompt("negative prompt", negative)
             against = parts.text.embed(negative) if isinstance(negative, str) else NO_TEXT
             unconditional = branch([against])
-        return guided(branch([state.text for state in states]), unconditional, guidance)
+        own = branch([self.texts[id(state.script)] for state in states])
+        return guided(own, unconditional, guidance)
 
     def _rows(self, texts: list[TextEmbedding | NoText]) -> torch.Tensor:
         """(B, 512, C), or (1, 512, C) where all are one."""
@@ -301,9 +300,19 @@ class _Chunks:
             if self.plan.on_frames is not None:
                 self.plan.on_frames(group, first, fresh)
         whole = torch.cat(last, dim=1)
-        for row in range(len(group)):
+        for row, (world, sample) in enumerate(group):
             ending = whole[row, self.length : self.length + self.given].clone()
-            yield Tail(self.given, frames=ending)
+            shown: torch.Tensor | None = ending
+            if self.inspection.active:
+                shown = self._shown(world, frames[world, sample, : self.length])
+            yield Tail(self.given, frames=ending, shown=shown)
+
+    def _shown(self, world: int, new: torch.Tensor) -> torch.Tensor | None:
+        """The last frames of a world as its guardrail let them through."""
+        if len(new) >= self.given:
+            return new[-self.given :].clone()
+        before = self.states[world].tail.shown
+        return None if before is None else torch.cat((before.to(new), new))[-self.given :]
 
     def _checked(self, videos: torch.Tensor) -> torch.Tensor:
         """What may be published of uint8 (B, T, H, W, 3); each future goes on from what it was."""
@@ -328,7 +337,7 @@ class _Chunks:
                 for world in range(worlds)
             }
         states = tuple(
-            WorldState(state.seed, state.chunks + 1, state.size, tails[world], state.text,
+            WorldState(state.seed, state.chunks + 1, state.size, tails[world], state.script,
                        state.profile)
             for world, state in enumerate(self.states)
         )  # fmt: skip
@@ -375,25 +384,3 @@ def _pixels(video_BCTHW: torch.Tensor) -> torch.Tensor:
     """uint8 (B, T, H, W, 3), rounded as ``model.pixels.to_pixels`` rounds one clip."""
     scaled = (video_BCTHW.float() + 1).mul_(127.5).clamp_(0, 255).add_(0.5)
     return scaled.permute(0, 2, 3, 4, 1).to(torch.uint8).contiguous()
-
-
-def _check_states(engine: Video2World, states: Sequence[WorldState]) -> None:
-    if not states or not all(isinstance(state, WorldState) for state in states):
-        raise InputError(f"states = {states!r}: a sequence of at least one WorldState is needed")
-    for number, state in enumerate(states):
-        if state.profile != engine.profile:
-            raise InputError(
-                f"state {number} belongs to {state.profile.name}, this engine is "
-                f"{engine.profile.name}"
-            )
-        if (state.size, state.tail.given) != (states[0].size, states[0].tail.given):
-            raise InputError(
-                f"state {number} is {state.size} with {state.tail.given} frames given, state 0 "
-                f"{states[0].size} with {states[0].tail.given}: advance them in two calls"
-            )
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} = {value!r}: a whole number of at least 1 is needed")
-    return value

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from cosmos_fast.config import Profile
     from cosmos_fast.types import NoText, Size, TextEmbedding
+    from cosmos_fast.world.script import Script
 
 
 class Tail:
@@ -20,6 +21,10 @@ class Tail:
 
     After ``decode=False`` they are still latents; decoding them once is the only thing that ever
     happens to a tail, and changes nothing of what it stands for.
+
+    ``frames`` and ``latents`` are what the model continues, as it made them; behind a guardrail
+    they are for the engine alone, which has not had them checked or blurred. ``shown`` is what may
+    be looked at.
     """
 
     def __init__(
@@ -29,6 +34,7 @@ class Tail:
         frames: torch.Tensor | None = None,
         latents: torch.Tensor | None = None,
         start: int = 0,
+        shown: torch.Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -36,11 +42,14 @@ class Tail:
             frames: uint8 (k, H, W, 3) on the device.
             latents: in their place, float32 (16, T', h, w) of the chunk they are part of.
             start: the first of the k among the decoded frames of ``latents``.
+            shown: the k frames as a guardrail lets them through, like ``frames``; None where it
+                saw none.
         """
         self.given: Final = given
         self.start: Final = start
         self.latents: Final = latents
         self.frames = frames
+        self.shown: Final = shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +66,25 @@ class WorldState:
     """Chunks lived through since the reset."""
     size: Size
     tail: Tail = field(repr=False)
-    text: TextEmbedding | NoText = field(repr=False)
+    script: Script = field(repr=False)
+    """What it follows."""
     profile: Profile = field(repr=False)
     """Of the checkpoint that it belongs to."""
 
     @property
     def frames(self) -> Frames | None:
-        """The last frames, uint8 (k, H, W, 3); None after a step with ``decode=False``."""
-        if self.tail.frames is None:
+        """The last frames, uint8 (k, H, W, 3), as they were published.
+
+        None after a step with ``decode=False``: nobody has looked at them.
+        """
+        if self.tail.shown is None:
             return None
-        return Frames(self.tail.frames, self.profile.fps)
+        return Frames(self.tail.shown, self.profile.fps)
+
+    @property
+    def text(self) -> TextEmbedding | NoText:
+        """What the transformer attended to where the world began."""
+        return self.script.text
 
     def with_seed(self, seed: int) -> WorldState:
         """The same past under other noise.

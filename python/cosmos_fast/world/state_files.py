@@ -13,7 +13,8 @@ from safetensors.torch import save
 from cosmos_fast.errors import CheckpointError, InputError
 from cosmos_fast.files import write_atomically
 from cosmos_fast.sampling.noise import check_seed
-from cosmos_fast.types import LATENT_CHANNELS, NO_TEXT, TEXT_ROWS, NoText, Size, TextEmbedding
+from cosmos_fast.types import LATENT_CHANNELS, TEXT_ROWS, Frames, NoText, Size, TextEmbedding
+from cosmos_fast.world.script import Script
 from cosmos_fast.world.state import Tail, WorldState
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cosmos_fast.parts import Parts
+    from cosmos_fast.prompt import Inspection
 
 _FORMAT: Final = "cosmos-fast world states, 1"
 
@@ -28,12 +30,16 @@ _FORMAT: Final = "cosmos-fast world states, 1"
 def write_states(path: str | os.PathLike[str], states: Sequence[WorldState], parts: Parts) -> None:
     """Writes ``states``; the file appears whole or not at all.
 
+    It holds the frames that the model continues, as it made them: not what a guardrail has made of
+    them, from which the worlds would not go on as they were.
+
     Raises:
         InputError: it cannot be written.
     """
     tensors: dict[str, torch.Tensor] = {}
     tails: dict[int, int] = {}
     texts: dict[int, int] = {}
+    words: list[str | None] = []
     rows = []
     for state in states:
         tail = tails.setdefault(id(state.tail), len(tails))
@@ -42,7 +48,10 @@ def write_states(path: str | os.PathLike[str], states: Sequence[WorldState], par
         tensors[f"tail.{tail}"] = held.cpu().contiguous()
         text = None
         if not isinstance(state.text, NoText):
-            text = texts.setdefault(id(state.text), len(texts))
+            if id(state.script) not in texts:
+                texts[id(state.script)] = len(texts)
+                words.append(state.script.words)
+            text = texts[id(state.script)]
             tensors[f"text.{text}"] = state.text.rows[: state.text.length].cpu().contiguous()
         rows.append(
             {
@@ -55,6 +64,7 @@ def write_states(path: str | os.PathLike[str], states: Sequence[WorldState], par
         "format": _FORMAT,
         "model": json.dumps(parts.digests.get(), sort_keys=True),
         "states": json.dumps(rows),
+        "words": json.dumps(words),
     }
     try:
         write_atomically(Path(path), save(tensors, metadata))
@@ -62,9 +72,16 @@ def write_states(path: str | os.PathLike[str], states: Sequence[WorldState], par
         raise InputError(f"{path}: cannot be written: {error}") from error
 
 
-def read_states(path: str | os.PathLike[str], parts: Parts) -> tuple[WorldState, ...]:
+def read_states(
+    path: str | os.PathLike[str], parts: Parts, inspection: Inspection
+) -> tuple[WorldState, ...]:
     """
+    Args:
+        inspection: looks at the frames that the states show, which any file can claim to hold; not
+            at those of worlds that were only reset, which are their user's own.
+
     Raises:
+        GuardrailBlocked: a frame was refused, or could not be checked.
         CheckpointError: no such file, not one of ours, or damaged.
         InputError: states of another checkpoint.
     """
@@ -78,9 +95,9 @@ def read_states(path: str | os.PathLike[str], parts: Parts) -> tuple[WorldState,
         if json.loads(metadata["model"]) != parts.digests.get():
             raise InputError(f"{path}: states of another checkpoint than {parts.profile.name}")
         rows = json.loads(metadata["states"])
-        reader = _Reader(tensors, parts)
+        reader = _Reader(tensors, json.loads(metadata.get("words", "[]")), parts, inspection)
         return tuple(reader.state(row) for row in rows)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise CheckpointError(f"{path}: no readable file of world states: {error!r}") from error
@@ -89,38 +106,55 @@ def read_states(path: str | os.PathLike[str], parts: Parts) -> tuple[WorldState,
 class _Reader:
     """Tails and prompts that several states share are made once."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor], parts: Parts) -> None:
-        self._tensors, self._parts = tensors, parts
-        self._tails: dict[tuple[int, int, int], Tail] = {}
-        self._texts: dict[int, TextEmbedding] = {}
+    def __init__(
+        self,
+        tensors: dict[str, torch.Tensor],
+        words: list[str | None],
+        parts: Parts,
+        inspection: Inspection,
+    ) -> None:
+        self._tensors, self._words, self._parts = tensors, words, parts
+        self._inspection = inspection
+        self._tails: dict[tuple[int, int, int, bool], Tail] = {}
+        self._scripts: dict[int, Script] = {}
+        self._no_text = Script()
 
     def state(self, row: dict[str, Any]) -> WorldState:
         height, width = row["size"]
         size, chunks = Size(height, width), row["chunks"]
         if type(chunks) is not int or chunks < 0:
             raise ValueError(f"chunks = {chunks!r}")
-        tail = self._tail(row["tail"], row["given"], row["start"], size)
-        text = NO_TEXT if row["text"] is None else self._text(row["text"])
-        return WorldState(check_seed(row["seed"]), chunks, size, tail, text, self._parts.profile)
+        tail = self._tail(row["tail"], row["given"], row["start"], size, made=chunks > 0)
+        script = self._no_text if row["text"] is None else self._script(row["text"])
+        return WorldState(check_seed(row["seed"]), chunks, size, tail, script, self._parts.profile)
 
-    def _tail(self, number: int, given: int, start: int, size: Size) -> Tail:
-        key = (number, given, start)
+    def _tail(self, number: int, given: int, start: int, size: Size, *, made: bool) -> Tail:
+        key = (number, given, start, made)
         if key not in self._tails:
             held = self._tensors[f"tail.{number}"].to(self._parts.device)
             profile = self._parts.profile
             grid = (profile.num_latent_frames, size.height // 8, size.width // 8)
             if held.dtype == torch.uint8 and tuple(held.shape) == (given, *size, 3):
-                self._tails[key] = Tail(given, frames=held)
+                shown = self._inspected(held) if made else held
+                self._tails[key] = Tail(given, frames=held, shown=shown)
             elif held.dtype == torch.float32 and tuple(held.shape) == (LATENT_CHANNELS, *grid):
                 self._tails[key] = Tail(given, latents=held, start=start)
             else:
                 raise ValueError(f"tail of {held.dtype} and shape {tuple(held.shape)}")
         return self._tails[key]
 
-    def _text(self, number: int) -> TextEmbedding:
-        if number not in self._texts:
+    def _inspected(self, frames: torch.Tensor) -> torch.Tensor:
+        return self._inspection.frames(Frames(frames, self._parts.profile.fps)).to("pt")
+
+    def _script(self, number: int) -> Script:
+        if number not in self._scripts:
+            # Files of earlier versions hold no words: for a guarded engine, texts it cannot read.
+            words = self._words[number] if self._words else None
+            if words is not None and not isinstance(words, str):
+                raise ValueError(f"words = {words!r}")
             held = self._tensors[f"text.{number}"]
             rows = held.new_zeros((TEXT_ROWS, self._parts.profile.dit.text_dim))
             rows[: len(held)] = held
-            self._texts[number] = TextEmbedding(rows.to(self._parts.device), len(held))
-        return self._texts[number]
+            text = TextEmbedding(rows.to(self._parts.device), len(held))
+            self._scripts[number] = Script(text, words)
+        return self._scripts[number]

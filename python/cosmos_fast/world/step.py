@@ -29,7 +29,8 @@ class WorldStep:
     """bool (N, chunk): False after the end of a short chunk, and for a whole world whose actions
     (on a device, where nobody waits to look at them) or latents were not finite or in range."""
     verdict: str
-    """The guardrail's."""
+    """The guardrail's, on texts and frames; "not checked" with ``decode=False``, which shows
+    nothing, and where there is no guardrail."""
     report: StepReport
     futures: BatchFrames | None = None
     """uint8 (N, K, chunk, H, W, 3): every sample; None for one sample or with ``decode=False``."""

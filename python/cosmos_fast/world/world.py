@@ -20,6 +20,7 @@ from cosmos_fast.world.actions import tensor_of
 from cosmos_fast.world.advance import advance
 from cosmos_fast.world.cameras import joined
 from cosmos_fast.world.noise import check_noise
+from cosmos_fast.world.script import Script, admit
 from cosmos_fast.world.state import Tail, WorldState
 from cosmos_fast.world.state_files import read_states, write_states
 from cosmos_fast.world.timing import History, WorldReport
@@ -110,7 +111,8 @@ class World:
                 ``__dlpack__`` or ``__cuda_array_interface__``; on a device they stay there. H and
                 W are taken as they are, multiples of 16. The last 1 or 5 of T frames count. By
                 camera, such as {"front": (N, h, w, 3), ...}, where the checkpoint has several.
-            prompts: one for all or N; texts, embeddings or ``NO_TEXT``; None is ``NO_TEXT``.
+            prompts: one for all or N; texts, embeddings or ``NO_TEXT``; None is ``NO_TEXT``. A
+                guarded engine refuses embeddings, which nobody can read.
             seed: world k's is ``seed + k``, or N of them.
             mask: bool (N,): which worlds to reset; the others' rows are not looked at.
 
@@ -118,12 +120,14 @@ class World:
             The states of all worlds.
 
         Raises:
-            InputError: wrong shapes, types or values; no world has changed then.
+            InputError: wrong shapes, types or values.
+            GuardrailBlocked: a prompt was refused, or could not be checked.
+            Whichever it is, no world has changed then.
         """
         self._check_open()
         chosen = self._mask(mask)
         pixels = self._pixels(frames)
-        seeds, texts = self._seeds(seed), self._texts(prompts)
+        seeds, scripts = self._seeds(seed), self._scripts(prompts)
         height, width = pixels.shape[2:4]
         size = Size(height, width)
         check_size(size, self.engine.profile.dit)
@@ -139,10 +143,9 @@ class World:
                 continue
             # A copy: the simulator may write its next picture where this one lies.
             own = pixels[world].to(self.engine.device, copy=True)
-            tail = Tail(given, frames=own)
-            states.append(
-                WorldState(seeds[world], 0, size, tail, texts[world], self.engine.profile)
-            )
+            tail = Tail(given, frames=own, shown=own)
+            script, profile = scripts[world], self.engine.profile
+            states.append(WorldState(seeds[world], 0, size, tail, script, profile))
         with self._turn:
             self._states = tuple(states)
         return self._states
@@ -156,12 +159,15 @@ class World:
             actions: float (N, chunk, dim) in the units of ``engine.profile.actions``; None for a
                 checkpoint without actions.
             samples: K futures of each; the worlds follow the first.
-            decode: False leaves pixels out.
+            decode: False leaves pixels out, and with them the guardrail: for planning, where
+                nobody sees them; the verdict is then "not checked".
             options: ``on_frames``, ``cancel``, ``guidance``, or another ``noise``, ``num_steps``
                 or ``batch``, as :func:`advance`.
 
         Raises:
-            InputError, Cancelled, MemoryPlanError, DeviceLost; the worlds are as they were.
+            GuardrailBlocked: a text or a frame was refused, or could not be checked.
+            InputError, Cancelled, MemoryPlanError, DeviceLost.
+            Whichever it is, the worlds are as they were.
         """
         with self._turn:
             made = advance(
@@ -216,6 +222,9 @@ class World:
     def snapshot(self, path: str | os.PathLike[str] | None = None) -> Snapshot:
         """The states as they are, to go back to; with ``path`` also as a safetensors file.
 
+        Snapshot and file hold the frames that the model continues, unblurred whatever a guardrail
+        made of those it published: keep the file as you would the model's raw output.
+
         Raises:
             InputError: closed, never reset, or the file cannot be written.
         """
@@ -228,7 +237,10 @@ class World:
     def restore(self, source: Snapshot | str | os.PathLike[str]) -> tuple[WorldState, ...]:
         """Goes back to a snapshot or to what a file holds.
 
+        A guarded engine has texts checked that it has not seen, and the frames of a file.
+
         Raises:
+            GuardrailBlocked: a text or a frame was refused, or could not be checked.
             InputError: another number of worlds, or states of another checkpoint.
             CheckpointError: the file is no snapshot.
         """
@@ -237,11 +249,12 @@ class World:
             states = source.states
         else:
             with self.engine.lend() as parts:
-                states = read_states(source, parts)
+                states = read_states(source, parts, self.engine.inspection())
         if len(states) != self.num_worlds:
             raise InputError(f"a snapshot of {len(states)} worlds for {self.num_worlds}")
         if any(state.profile != self.engine.profile for state in states):
             raise InputError(f"a snapshot of {states[0].profile.name}, not of this checkpoint")
+        admit(self.engine, (state.script for state in states))
         with self._turn:
             self._states = states
         return states
@@ -326,7 +339,7 @@ class World:
             raise InputError(f"{seed = }: an integer or {self.num_worlds} of them are needed")
         return [check_seed(int(each)) for each in seed]
 
-    def _texts(self, prompts: Any) -> list[TextEmbedding | NoText]:
+    def _scripts(self, prompts: Any) -> list[Script]:
         if prompts is None or isinstance(prompts, str | TextEmbedding | NoText):
             prompts = [NO_TEXT if prompts is None else prompts] * self.num_worlds
         if len(prompts) != self.num_worlds:
@@ -337,8 +350,9 @@ class World:
                     f"a prompt of type {type(prompt).__name__}: text, NO_TEXT or a TextEmbedding"
                 )
         # Equal texts become one value: what is one is attended to as one.
-        embedded = {text: self.engine.embed(text) for text in prompts if isinstance(text, str)}
-        return [embedded[each] if isinstance(each, str) else self._own(each) for each in prompts]
-
-    def _own(self, prompt: TextEmbedding | NoText) -> TextEmbedding | NoText:
-        return prompt if isinstance(prompt, NoText) else self.engine.embed(prompt)
+        keys = [each if isinstance(each, str) else id(each) for each in prompts]
+        made: dict[str | int, Script] = {}
+        for key, prompt in zip(keys, prompts, strict=True):
+            if key not in made:
+                made[key] = Script.of(self.engine, prompt)
+        return [made[key] for key in keys]

@@ -2,7 +2,8 @@
 //!
 //! A record is on disk, whole and checksummed, before `append` returns. What a killed writer left
 //! unfinished at the end is ignored by readers and cut off by the next writer; damage elsewhere
-//! costs the records it hit and no others. Locks are the kernel's: they end with their process.
+//! costs the records it hit and no others: nothing is taken for a torn end while a whole record
+//! stands behind it. Locks are the kernel's: they end with their process.
 
 mod locks;
 mod record;
@@ -95,7 +96,7 @@ impl Journal {
 
     /// Records that were appended, by anyone, since the last call; in order.
     pub fn read(&mut self) -> Result<Vec<Vec<u8>>> {
-        self.catch_up()?;
+        self.catch_up(self.locked)?;
         Ok(self.pending.drain(..).collect())
     }
 
@@ -116,7 +117,7 @@ impl Journal {
     }
 
     fn append_locked(&mut self, bytes: &[u8], sync: bool) -> Result<()> {
-        self.catch_up()?;
+        self.catch_up(true)?;
         let end = self.scanned;
         if self.length()? > end {
             // Nobody writes now: what follows the last whole record is a dead writer's.
@@ -164,8 +165,8 @@ impl Journal {
         self.damaged
     }
 
-    /// Scans what was appended since the last time.
-    fn catch_up(&mut self) -> Result<()> {
+    /// Scans what was appended since the last time; `alone` where the mutex is held.
+    fn catch_up(&mut self, alone: bool) -> Result<()> {
         let mut block = vec![0; BLOCK];
         loop {
             let known = self.fill(self.scanned, &mut block)?;
@@ -173,10 +174,10 @@ impl Journal {
             self.scanned += used as u64;
             match scan {
                 Scan::Short if known == block.len() => {}
-                // At a short one a writer is at work, or died.
-                Scan::End | Scan::Short => return Ok(()),
-                Scan::Damaged if !self.pass_over_damage()? => return Ok(()),
-                Scan::Damaged => {}
+                Scan::End => return Ok(()),
+                // At a short one a writer is at work, or died, or the length it tells is damaged.
+                Scan::Short | Scan::Damaged if !self.pass_over(alone)? => return Ok(()),
+                Scan::Short | Scan::Damaged => {}
             }
         }
     }
@@ -196,7 +197,18 @@ impl Journal {
     }
 
     /// Moves to the next whole record; false where there is none, so that this is a torn end.
-    fn pass_over_damage(&mut self) -> Result<bool> {
+    fn pass_over(&mut self, alone: bool) -> Result<bool> {
+        if alone {
+            return self.pass_over_alone();
+        }
+        // While others write, bytes that were read one after the other need never have stood
+        // beside each other: a record that is only being written would be passed over for good.
+        take_mutex(&self.file, &self.path)?;
+        let moved = self.pass_over_alone();
+        release(&self.file, MUTEX).and(moved)
+    }
+
+    fn pass_over_alone(&mut self) -> Result<bool> {
         let length = self.length()?.saturating_sub(self.scanned);
         let mut rest = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
         let known = self.fill(self.scanned, &mut rest)?;

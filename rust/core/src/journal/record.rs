@@ -22,7 +22,7 @@ const FRONT: usize = 12;
 pub(super) enum Scan {
     /// Nothing.
     End,
-    /// The beginning of a record.
+    /// The beginning of a record, or a damaged length that points behind the end.
     Short,
     /// Something else.
     Damaged,
@@ -91,9 +91,9 @@ pub(super) fn decode(bytes: &[u8]) -> std::result::Result<(&[u8], usize), Scan> 
     Ok((payload, FRONT + length))
 }
 
-/// Where, behind its first byte, `bytes` hold a whole record.
+/// Where `bytes` hold a whole record.
 pub(super) fn next_record(bytes: &[u8]) -> Option<usize> {
-    (1..bytes.len()).find(|&at| decode(&bytes[at..]).is_ok())
+    (0..bytes.len()).find(|&at| decode(&bytes[at..]).is_ok())
 }
 
 fn checksum(length: [u8; 4], payload: &[u8]) -> u32 {

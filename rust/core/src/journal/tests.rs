@@ -99,6 +99,46 @@ fn damage_costs_the_record_it_hit() {
 }
 
 #[test]
+fn a_damaged_length_costs_its_record_alone() {
+    let (_folder, path) = place();
+    let mut journal = Journal::open(&path, true).unwrap();
+    journal.append(&records(&["one", "two", "three"]), true).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    // The length of "one" now points far behind the end of the file.
+    bytes[HEADER + 5] ^= 0x40;
+    fs::write(&path, &bytes).unwrap();
+    let mut journal = reopened(&path);
+    assert_eq!(journal.read().unwrap(), records(&["two", "three"]));
+    assert_eq!(journal.damaged(), 15);
+    reopened(&path).append(&records(&["four"]), true).unwrap();
+    assert_eq!(reopened(&path).read().unwrap(), records(&["two", "three", "four"]));
+}
+
+#[test]
+fn a_reader_waits_for_the_end_of_a_torn_record() {
+    let (_folder, path) = place();
+    let mut writer = Journal::open(&path, true).unwrap();
+    writer.append(&records(&["one"]), true).unwrap();
+    let kept = fs::metadata(&path).unwrap().len();
+    writer.append(&records(&["torn by its writer"]), true).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(kept + 14).unwrap();
+    let mut writer = reopened(&path);
+    let mut reader = reopened(&path);
+    writer.lock().unwrap();
+    let other = std::thread::spawn(move || {
+        let found = reader.read().unwrap();
+        (found, reader)
+    });
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    writer.append(&records(&["two", "three"]), true).unwrap();
+    writer.unlock().unwrap();
+    let (mut found, mut reader) = other.join().unwrap();
+    found.extend(reader.read().unwrap());
+    assert_eq!(found, records(&["one", "two", "three"]));
+    assert_eq!(reader.damaged(), 0);
+}
+
+#[test]
 fn other_files_are_refused_and_left_alone() {
     let (folder, path) = place();
     fs::write(&path, b"my diary, dear to me").unwrap();
@@ -223,5 +263,32 @@ proptest! {
         let again = reopened(&path).read().unwrap();
         prop_assert_eq!(again.last().unwrap(), b"END");
         prop_assert_eq!(&again[..found.len()], &found[..]);
+    }
+
+    /// One flipped bit costs the record it is in, whichever of its bytes that is, for readers as
+    /// for writers.
+    #[test]
+    fn a_flipped_bit_costs_one_record(
+        texts in vec("[a-z]{1,40}", 1..12),
+        at in any::<proptest::sample::Index>(),
+        bit in 0..8_u32,
+    ) {
+        let (_folder, path) = place();
+        let mut left: Vec<_> = texts.iter().map(|text| text.clone().into_bytes()).collect();
+        Journal::open(&path, true).unwrap().append(&left, false).unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        let at = HEADER + at.index(bytes.len() - HEADER);
+        bytes[at] ^= 1 << bit;
+        fs::write(&path, &bytes).unwrap();
+        let mut end = HEADER;
+        let hit = left.iter().position(|text| {
+            end += 12 + text.len();
+            at < end
+        });
+        left.remove(hit.unwrap());
+        prop_assert_eq!(&reopened(&path).read().unwrap(), &left);
+        reopened(&path).append(&[b"END".to_vec()], false).unwrap();
+        left.push(b"END".to_vec());
+        prop_assert_eq!(reopened(&path).read().unwrap(), left);
     }
 }
