@@ -182,7 +182,7 @@ def test_a_check_of_ones_own_is_told_to_sleep(world: Path) -> None:
 def test_tied_weights_stay_one_through_sleep() -> None:
     def tied(at: torch.device) -> nn.Module:
         network = nn.Sequential(nn.Linear(8, 8, device=at), nn.Linear(8, 8, device=at))
-        network[1].weight = network[0].weight
+        network[1].weight = nn.Parameter(network.get_parameter("0.weight").data)
         return network.requires_grad_(False)
 
     seat = Seat(tied, torch.device("cpu"), "device")
