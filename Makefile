@@ -6,6 +6,8 @@
 #   make lint    format, lint, types, floors, stub, licences and advisories
 #   make parity  how far we are from what we must agree with; writes the table of BENCHMARKS.md
 #   make eval    how well the ball world's videos follow the simulator, on 32 held-out scenes
+#   make eval-pusher  how well the pusher world follows MuJoCo: pixels, policies, planning; a page and
+#                a contact sheet in outputs/pusher_evaluation
 #   make bench   speed beside the rivals on this machine's GPU: kernels, a forward, the VAE, whole
 #                runs; writes benches/results/ and the tables and charts of BENCHMARKS.md
 #   make wheel   the wheel and the sdist, looked into
@@ -40,7 +42,7 @@ NAMELESS := --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo \
 	--remap-path-prefix=$(CURDIR)=cosmos-fast
 
 .PHONY: help setup demo test parity lint lint-style lint-types lint-floors lint-rust lint-audit \
-	eval bench wheel matrix soak fuzz fuzz-media fuzz-weights lock clean
+	eval eval-pusher bench wheel matrix soak fuzz fuzz-media fuzz-weights lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -93,6 +95,9 @@ lint-audit: setup
 
 eval: setup
 	$(PYTHON) -m tools.ballworld.evaluate $(ARGS)
+
+eval-pusher: setup  # ARGS="--model FOLDER --only accuracy"; --model mujoco for a perfect world
+	MUJOCO_GL=$${MUJOCO_GL:-osmesa} $(PYTHON) -m tools.pusherworld.evaluate $(ARGS)
 
 bench: setup  # ARGS="--only forward" for one of them; benches/h200.md has the long list
 	@$(PYTHON) -c "import sys, torch; \

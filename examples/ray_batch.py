@@ -1,6 +1,6 @@
 """A list of jobs over a Ray cluster; here the cluster is this machine, with one worker.
 
-    pip install cosmos-fast[ray]
+    pip install '.[ray]'
     python examples/ray_batch.py jobs.jsonl [MODEL]
 
 On a cluster, call ray.init(address="auto"), raise num_workers and gpus_per_worker, and keep list,

@@ -17,14 +17,15 @@ from PIL import Image
 
 from attacks.checkpoints.fake_hub import FakeHub
 from cosmos_fast import __version__
-from cosmos_fast.cli import main
+from cosmos_fast.cli import FLAGS_OF, main
+from cosmos_fast.cli.download import companions_of
 from cosmos_fast.cli.future_commands import FUTURE_COMMANDS
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
 from cosmos_fast.weights import find_checkpoint, load_dit
 from random_world import RANDOM_PROFILE, make_random_world
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Run = Callable[..., tuple[int, str, str]]
 
@@ -184,8 +185,9 @@ def test_an_upsampler_that_is_not_there_is_told_with_its_cures(
     code, out, err = run(*words(command))
     assert (code, out) == (2, "")
     assert "error: prompt upsampler 'Qwen/Qwen2.5-VL-7B-Instruct': no config.json in " in err
-    assert "cosmos-fast download --prompt_upsampler --checkpoint_dir checkpoints" in err
-    assert "write the prompt in full and add --disable_prompt_upsampler" in err
+    assert "cosmos-fast download --prompt_upsampler --model_sizes " in err
+    assert " --checkpoint_dir checkpoints, or write the prompt in full" in err
+    assert "and add --disable_prompt_upsampler" in err
 
 
 def test_a_guardrail_that_is_not_there_blocks_a_dry_run(run: Run, place: Path) -> None:
@@ -242,13 +244,25 @@ def test_dry_run_lists_values_and_where_they_come_from(run: Run, place: Path) ->
 @pytest.mark.parametrize(
     ("extra", "problem"),
     [
-        ("--input_image_or_video_path nowhere.jpg", "'nowhere.jpg' is not there"),
-        ("--input_image_or_video_path assets", "'assets' is not a file"),
+        (
+            "--input_image_or_video_path emty.png",
+            "--input_image_or_video_path: 'emty.png' is not there; did you mean 'empty.png'?",
+        ),
+        ("--input_image_or_video_path no/a.jpg", "there is no folder 'no'"),
+        ("--input_image_or_video_path assets", "'assets' is not a file but a folder; name"),
+        ("--input_image_or_video_path /dev/zero", "'/dev/zero' is not a file but a device; name"),
+        ("--input_image_or_video_path pipe", "'pipe' is not a file but a pipe; name"),
         ("--input_image_or_video_path empty.png", "'empty.png' is empty"),
+        ("--input_image_or_video_path text.png", "'text.png' is no picture or video: it is text"),
         ("--diffusion_transformer_dir other", "'checkpoints/other' is not there; fetch it with"),
-        ("--vae none.pth", "vae: 'none.pth' is not there"),
+        ("--vae none.pth", "--vae: 'none.pth' is not there"),
         ("--num_input_frames 9", "is one picture; 9 frames need a video"),
         ("--video_save_folder empty.png", "'empty.png' is not a folder"),
+        (
+            "--video_save_folder /proc/nope",
+            "--video_save_folder: nothing may be written to '/proc'",
+        ),
+        ("--device cuda:99", "--device cuda:99: torch sees "),
         (
             "--video_save_folder . --video_save_name own --input_image_or_video_path own.mp4",
             "'own.mp4' would replace the input",
@@ -258,8 +272,10 @@ def test_dry_run_lists_values_and_where_they_come_from(run: Run, place: Path) ->
 )
 def test_dry_run_checks_every_path(run: Run, place: Path, extra: str, problem: str) -> None:
     (place / "empty.png").touch()
-    (place / "own.mp4").write_bytes(b"video")
+    (place / "own.mp4").write_bytes(Path("assets/video2world/input0.jpg").read_bytes())
     (place / "folder.mp4").mkdir()
+    (place / "text.png").write_text("no picture at all\n")
+    os.mkfifo(place / "pipe")
     for mode in ([], ["--dry-run"]):
         code, _, err = run(*words(EXAMPLE_1 + extra), *mode)
         assert code == 2
@@ -298,6 +314,9 @@ def test_a_flag_without_its_value_is_a_usage_error(run: Run, flag: str) -> None:
         ),
         (["video2world"], "no input: give a picture or a video with --input_path"),
         (["video2world", "--nonsense", "1"], "No such option: --nonsense"),
+        (["video2world", "--promt", "1"], "No such option: --promt; did you mean --prompt?"),
+        (["plan", "--card", "x"], "No such option: --card. See cosmos-fast plan --help."),
+        (["video2world", "--save_path", "."], "--save_path: '.' is a folder; name the file in it"),
         (["video2world", "a.png"], "the picture comes after --input_path and the words after"),
         (["video3world"], "No such command 'video3world'. Did you mean video2world? See"),
         (["doctor", "a"], "unexpected extra argument(s) (a). See cosmos-fast doctor --help."),
@@ -343,19 +362,18 @@ def test_a_command_that_does_not_exist_yet_names_its_part(run: Run, name: str) -
         )
 
 
-@pytest.mark.parametrize("command", ["video2world", "demo", "download", "convert", "doctor"])
-def test_help_of_every_command(run: Run, command: str) -> None:
+@pytest.mark.parametrize("command", FLAGS_OF)
+def test_help_of_every_command_fits_a_terminal(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Whole names of all flags in 80 columns, and nothing else cut either."""
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, err = run(command, "--help")
     assert (code, err) == (0, "")
     assert f"cosmos-fast {command}" in out
-    assert "--json" in out
-
-
-def test_help_of_video2world_names_every_flag(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
-    _, out, _ = run("video2world", "--help")
-    for flag in VIDEO2WORLD_FLAGS:
-        assert f"--{flag.name} " in out
+    assert [flag.name for flag in FLAGS_OF[command] if f"--{flag.name} " not in out] == []
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def process(
@@ -383,7 +401,7 @@ def test_the_command_line_adds_nothing_heavy_to_the_package() -> None:
 import sys
 import cosmos_fast
 before = set(sys.modules)
-from cosmos_fast.cli import main
+from cosmos_fast.cli import FLAGS_OF, main
 main(["video2world", "--help"])
 print(*sorted(set(sys.modules) - before), file=sys.stderr)
 """
@@ -503,37 +521,173 @@ def test_convert_writes_what_loads_with_the_same_weights(
     assert all(torch.equal(old[name], new[name]) for name in old)
 
 
+LATER_RUN = [
+    "video2world", "--input_path", "assets/video2world/input0.jpg", "--prompt", "p", "--device",
+    "cpu", "--model", "nvidia/Cosmos-Predict2-2B-Video2World",
+]  # fmt: skip
+PARTS = ("model nvidia/", "text encoder T5", "guardrail Cosmos-", "prompt upsampler nvidia/")
+
+
+def test_a_dry_run_says_what_would_be_fetched(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "cache"))
+    (place / "checkpoints").unlink()
+    code, out, err = run(*LATER_RUN, "--dry_run")
+    assert (code, err) == (0, "")
+    notes = [line.split(None, 1)[1] for line in out.splitlines() if line.startswith("note ")]
+    assert len(notes) == 4
+    for note, part in zip(notes, PARTS, strict=True):
+        assert note.startswith(part)
+        assert note.endswith(" is not on this machine; it would be fetched")
+    off = ["--disable_guardrail", "--disable_prompt_refiner", "--dry_run", "--json"]
+    code, out, _ = run(*LATER_RUN, *off)
+    assert (code, len(json.loads(out)["settings"]["notes"])) == (0, 2)
+    code, out, err = run(*LATER_RUN, "--local_files_only", "--dry_run", "--json")
+    assert code == 2
+    told = json.loads(out)["problems"]
+    for problem, part in zip(told, PARTS, strict=True):
+        assert problem.startswith(part)
+        assert "--local_files_only forbids fetching it" in problem
+    assert run(*LATER_RUN, "--local_files_only")[0] == 2
+
+
+def test_a_missing_text_encoder_is_told_in_flags_before_loading(run: Run, place: Path) -> None:
+    import shutil
+
+    shutil.copytree("checkpoints/Cosmos-Predict2-2B-Video2World", "alone/Cosmos-Predict2-2B")
+    shutil.rmtree("alone/Cosmos-Predict2-2B/text_encoder")
+    (place / "checkpoints").unlink()
+    given = ["--input_path", "assets/video2world/input0.jpg", "--prompt", "p", "--device", "cpu"]
+    off = ["--disable_guardrail", "--disable_prompt_refiner"]
+    for mode in ([], ["--dry_run"]):
+        code, _, err = run(
+            "video2world", "--model", "alone/Cosmos-Predict2-2B", *given, *off, *mode
+        )
+        assert code == 2
+        assert "error: --text_encoder: none is given, and beside 'alone/Cosmos-Predict2-2B'" in err
+        assert "name its folder, or fetch it with cosmos-fast download" in err
+        assert "TextEmbedding" not in err
+
+
+def test_a_video_never_takes_what_stands_beside_another(run: Run, place: Path) -> None:
+    (place / "a.mkv").touch()
+    (place / "a.json").write_text(json.dumps({"video": {"file": "a.mkv"}}))
+    command = [*LATER_RUN[:-1], "checkpoints/Cosmos-Predict2-2B-Video2World", *words(OFF)[1:]]
+    code, _, err = run(*command, "--dry_run", "--save_path", "a.npy")
+    assert code == 2
+    assert "--save_path: 'a.npy' would replace the .txt and .json that stand beside 'a.mkv'" in err
+    assert run(*command, "--dry_run", "--save_path", "a.mkv")[0] == 0
+    (place / "a.mkv").unlink()
+    assert run(*command, "--dry_run", "--save_path", "a.npy")[0] == 0
+
+
+OFF = "--disable_guardrail --disable_prompt_refiner"
+GUARD, LLAMA = "nvidia/Cosmos-Guardrail1", "meta-llama/Llama-Guard-3-8B"
+QWEN, REASON1 = "Qwen/Qwen2.5-VL-7B-Instruct", "nvidia/Cosmos-Reason1-7B"
 DOWNLOADS = [
-    ("--model_sizes 2B 14B --model_types Video2World --checkpoint_dir there", ["2B", "14B"]),
-    ("--model-sizes 2B --model-types video2world --fps 16 --resolution 720", ["2B"]),
+    ("--model_sizes 2B 14B --model_types Video2World --checkpoint_dir there", ["2B", "14B"], QWEN),
+    ("--model-sizes 2B --model-types video2world --fps 16 --resolution 720", ["2B"], REASON1),
 ]
 """The original document's command, and the later tool's."""
 
 
-@pytest.mark.parametrize(("line", "sizes"), DOWNLOADS, ids=["original", "later"])
-def test_download_of_both_generations(tmp_path: Path, line: str, sizes: list[str]) -> None:
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with what the two commands fetch."""
+    from huggingface_hub import constants
+
     names = ["model-720p-16fps.pt", "model-480p-16fps.pt", "tokenizer/tokenizer.pth"]
     contents = {name: name.encode() * 50 for name in names}
     repositories = {f"nvidia/Cosmos-Predict2-{s}-Video2World": contents for s in ("2B", "14B")}
-    with FakeHub(repositories) as hub:
-        environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
-        arguments = ["download", *line.split(), "--leave_text_encoder"]
-        listed = process(*arguments, "--dry-run", at=tmp_path, **environment)
-        assert listed.returncode == 0, listed.stderr
-        folder = tmp_path / ("there" if "there" in line else "checkpoints")
-        assert not folder.exists()
-        done = process(*arguments, "--json", at=tmp_path, **environment)
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    paths = sorted(file["path"] for file in document["files"])
-    assert paths == sorted(
-        f"{folder.name}/nvidia/Cosmos-Predict2-{size}-Video2World/{name}"
+    for repository in (GUARD, LLAMA, QWEN, REASON1):
+        repositories[repository] = {"config.json": repository.encode(), "README.md": b"-"}
+    with FakeHub(repositories) as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
+        template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent/token")
+        yield running
+
+
+@pytest.mark.parametrize(("line", "sizes", "upsampler"), DOWNLOADS, ids=["original", "later"])
+def test_download_of_both_generations(
+    run: Run,
+    hub: FakeHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    sizes: list[str],
+    upsampler: str,
+) -> None:
+    """All that the generation's commands need, so that they run right afterwards."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["download", *line.split(), "--leave_text_encoder"]
+    code, listed, err = run(*arguments, "--dry-run")
+    assert code == 0, err
+    folder = "there" if "there" in line else "checkpoints"
+    assert not Path(folder).exists()
+    code, out, err = run(*arguments, "--json")
+    assert code == 0, err
+    expected = [
+        f"{folder}/nvidia/Cosmos-Predict2-{size}-Video2World/{name}"
         for size in sizes
-        for name in (names[0], names[2])
-    )
-    for path in paths:
-        assert path in listed.stdout
-        assert (tmp_path / path).read_bytes() == contents[path.split("Video2World/")[1]]
+        for name in ("model-720p-16fps.pt", "tokenizer/tokenizer.pth")
+    ]
+    expected += [f"{folder}/{beside}/config.json" for beside in (GUARD, LLAMA, upsampler)]
+    document = json.loads(out)
+    assert sorted(file["path"] for file in document["files"]) == sorted(expected)
+    for path in expected:
+        assert path in listed
+        repository, name = path.removeprefix(f"{folder}/").split("/", 2)[:2], path.split("/", 3)[3]
+        assert Path(path).read_bytes() == hub.repositories["/".join(repository)][name]
+
+
+@pytest.mark.parametrize(
+    ("flags", "beside"),
+    [
+        ("", [GUARD, LLAMA, REASON1]),
+        ("--guardrail --prompt_refiner --prompt_upsampler", [GUARD, LLAMA, QWEN, REASON1]),
+        ("--prompt_upsampler", [GUARD, LLAMA, QWEN]),
+        ("--leave_guardrail", [REASON1]),
+        ("--leave_upsampler", [GUARD, LLAMA]),
+        ("--leave_upsampler --leave_guardrail --checkpoint_dir x", []),
+        ("--checkpoint_dir x", [GUARD, LLAMA, QWEN]),
+        ("--checkpoint_dir x --fps 10", [GUARD, LLAMA, REASON1]),
+        ("--model_types sample_gr00t_dreams_gr1", [GUARD, LLAMA]),
+    ],
+)
+def test_what_is_fetched_beside_the_model(flags: str, beside: list[str]) -> None:
+    values = {word.removeprefix("--"): True for word in flags.split() if word.startswith("--")}
+    if "model_types" in values:
+        values["model_types"] = flags.split()[1:]  # type: ignore[assignment]
+    assert companions_of(values) == beside
+
+
+def test_download_fetches_the_rest_where_the_hub_refuses_the_guardrail(
+    run: Run, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub.status[LLAMA] = 403
+    arguments = ["download", "--model_sizes", "2B", "--leave_text_encoder"]
+    code, out, err = run(*arguments, "--dry_run")
+    assert code == 1
+    assert "to fetch" in out
+    assert "Accept the terms at https://huggingface.co/meta-llama/Llama-Guard-3-8B" in err
+    code, out, err = run(*arguments, "--json")
+    assert code == 1
+    document = json.loads(out)
+    assert (document["status"], document["error"]["type"]) == ("failed", "GatedRepoError")
+    assert err.splitlines()[-1] == f"error: {document['error']['message']}"
+    for repository in (GUARD, REASON1):
+        assert Path("checkpoints", repository, "config.json").is_file()
+    assert Path("checkpoints/nvidia/Cosmos-Predict2-2B-Video2World/model-720p-16fps.pt").is_file()
+    assert not Path("checkpoints", LLAMA).exists()
+    del hub.status[LLAMA]
+    assert run(*arguments)[0] == 0
+    assert Path("checkpoints", LLAMA, "config.json").is_file()
 
 
 def test_download_says_what_the_hub_refused(tmp_path: Path) -> None:
@@ -556,6 +710,8 @@ def test_download_says_what_the_hub_refused(tmp_path: Path) -> None:
         ("--model_types Text2Image", "text2image: not supported"),
         ("--natten", "natten: sparse-attention checkpoints are not supported"),
         ("--fps 4", "--fps: '4' is not one of its choices; expected 10 or 16"),
+        ("--guardrail --leave_guardrail", "--leave_guardrail and --guardrail contradict each"),
+        ("--prompt_refiner --leave_upsampler", "--leave_upsampler and --prompt_refiner contradict"),
     ],
 )
 def test_download_refuses(run: Run, line: str, message: str) -> None:

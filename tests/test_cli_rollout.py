@@ -245,7 +245,7 @@ def test_a_dry_run_tells_everything_that_is_wrong(run: Run, place: Path) -> None
     np.save("wide.npy", np.zeros((4, 5)))
     code, _, err = run("--actions", "wide.npy", "--input_path", "gone.png", "--dry-run")
     assert code == 2
-    assert "input: 'gone.png' is not there" in err
+    assert "--input_path: 'gone.png' is not there" in err
     assert "--actions: 5 values an action, where random actions takes 2: x, y" in err
 
 

@@ -481,7 +481,7 @@ WRONG: dict[str, tuple[object, str]] = {
     "num_steps": ("0", "a whole number of at least 1"),
     "guidance": ("nan", "a number of at least 0"),
     "seed": ("-1", "a whole number from 0 to 4294967295"),
-    "save_path": ("", "a path that is not empty"),
+    "save_path": ("o/", "the name of a file to write"),
     "video_save_name": ("", "a name that is not empty"),
     "video_save_folder": ("a\0b", "a path that is not empty"),
     "crf": ("52", "a whole number from 0 to 51"),
@@ -559,7 +559,10 @@ def test_a_flag_displaces_its_other_word_in_the_config_file(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nonsense = 1", "'nonsense', which is no flag"),
+        ("nonsense = 1", "'nonsense', which is no flag here; --help lists them"),
+        ("promt = 1", "'promt', which is no flag here; did you mean --prompt?"),
+        ("seed = 1\nnum_steps = = 2", "cannot be read, line 2: Invalid value; a line reads"),
+        ('prompt = "a', "cannot be read, at its end: "),
         ("[table]\na = 1", "'table', which is no flag"),
         ('config = "x"', "'config', which is no flag"),
         ("num_steps = 1.5", "--num_steps: 1.5 is not a whole number"),

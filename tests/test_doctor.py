@@ -5,17 +5,24 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+import cosmos_fast
 from cosmos_fast.cli.checks_of_hub import GATED_REPOSITORIES
+from cosmos_fast.cli.checks_of_machine import disks
+from cosmos_fast.imports import install_extra
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 TWO_B, FOURTEEN_B, GUARDRAIL, LLAMA = GATED_REPOSITORIES
 
@@ -103,7 +110,13 @@ def test_no_connection_is_no_failure(tmp_path: Path) -> None:
     done, checks = doctor(tmp_path, HF_ENDPOINT=address, HF_TOKEN="hf_ferry")
     assert done.stderr == ""
     assert checks[f"access: {TWO_B}"]["verdict"] == "warn"
-    assert "no connection" in checks[f"access: {TWO_B}"]["finding"]
+    for repository in GATED_REPOSITORIES:
+        check = checks[f"access: {repository}"]
+        assert check["finding"].startswith("no connection to the hub (ConnectError")
+        assert check["cure"] == "check the network"
+        assert repository not in check["finding"]
+    assert checks["hub token"]["finding"].startswith("no connection to the hub")
+    assert "local_files_only" not in done.stdout
 
 
 def test_a_healthy_machine_passes_and_offline_asks_nobody(tmp_path: Path) -> None:
@@ -155,3 +168,35 @@ def test_lines_for_people(tmp_path: Path) -> None:
     lines = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
     assert {line.split()[0] for line in lines} <= {"ok", "warn", "fail"}
     assert any(line.startswith("ok    torch: ") for line in lines)
+
+
+@pytest.mark.parametrize("there", [(), ("nvidia/Cosmos-Predict2-2B-Video2World/text_encoder",)])
+def test_the_room_that_is_wanted_is_told_with_what_it_is_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in there:
+        Path("checkpoints", place).mkdir(parents=True)
+    real = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=18 * 2**30))
+    found = {check.name: check for check in disks()}
+    check = found["disk: checkpoints"]
+    assert (check.verdict, check.finding) == ("warn", "18.0 GiB free at checkpoints")
+    if there:
+        assert check.cure.startswith("35.0 GiB are wanted, ")
+        assert "(guardrail 19.0, prompt upsampler 16.0)" in check.cure
+    else:
+        assert check.cure.startswith("48.0 GiB are wanted, ")
+        assert "model and VAE 4.0, T5 9.0, guardrail 19.0" in check.cure
+    assert found["disk: hub cache"].verdict == found["disk: here"].verdict == "ok"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=49 * 2**30))
+    assert next(disks()).verdict == "ok"
+
+
+def test_no_cure_asks_for_a_package_that_nobody_has_published() -> None:
+    sources = Path(cosmos_fast.__file__).parent.rglob("*.py")
+    wrong = [
+        path for path in sources if re.search(r"pip install[^.\n]*cosmos[-_]fast", path.read_text())
+    ]
+    assert wrong == []
+    assert install_extra("ray").startswith("pip install '.[ray]' in a clone")

@@ -57,7 +57,7 @@ def test_the_example_runs(request: pytest.FixtureRequest, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(HAS_RAY, reason="the ray extra is installed")
 def test_without_ray_the_cure_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"pip install cosmos-fast\[ray\]"):
+    with pytest.raises(InputError, match=r"pip install '\.\[ray\]' in a clone"):
         run_batch_on_ray(
             lambda: ToyEngine(tmp_path / "log"), "jobs.jsonl", tmp_path, num_workers=1, model=""
         )

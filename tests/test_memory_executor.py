@@ -14,6 +14,7 @@ import torch
 from cosmos_fast.config import DiTConfig, VAEConfig
 from cosmos_fast.errors import CosmosFastError, InputError
 from cosmos_fast.memory.components import dit_blocks, text_blocks, vae_blocks
+from cosmos_fast.memory.engines import HostEngines
 from cosmos_fast.memory.executor import Executor
 from cosmos_fast.memory.host import HostBlock, arranged, layout, unique_parameters
 from cosmos_fast.memory.request import Block, Link, Machine, Request, Residency, Shape, Stage
@@ -128,6 +129,35 @@ def test_an_error_in_any_block_leaves_everything_whole() -> None:
         with executor.stage("denoise", passes=1):
             assert torch.equal(forward(network), expected)
     assert torch.equal(forward(network), expected), "the weights rest in host memory"
+
+
+@pytest.mark.parametrize("turn", [1, 2, 4])
+def test_a_copy_that_fails_is_waited_for_before_the_arena_goes(turn: int) -> None:
+    network, forward = _network(), _inputs()
+    expected = forward(network)
+    executor = _executor(network, 4)
+
+    class Failing(HostEngines):
+        copies = 0
+        waited = False
+
+        def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+            self.copies += 1
+            if self.copies == turn:
+                raise ZeroDivisionError
+            super().copy(target, source)
+
+        def compute_after(self, mark: None) -> None:
+            self.waited = True
+
+    engines = executor._engines = Failing()
+    with pytest.raises(ZeroDivisionError), executor.stage("denoise"):
+        forward(network)
+    assert engines.waited
+    assert executor._running is None
+    assert torch.equal(forward(network), expected), "the weights rest in host memory"
+    with executor.stage("denoise", passes=1):
+        assert torch.equal(forward(network), expected)
 
 
 def test_a_stage_may_end_early_or_never_begin() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 
 from attacks.checkpoints.fake_hub import FakeHub
+from cosmos_fast.cli import FLAGS_OF, main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,8 +56,10 @@ def test_the_library_example_runs(folder: Path) -> None:
 
 
 @pytest.fixture
-def hub() -> Iterator[str]:
-    """The address of a hub with what the README downloads."""
+def _hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hub with what the README downloads, and an empty cache."""
+    from huggingface_hub import constants
+
     names = ["model-720p-16fps.pt", "tokenizer/tokenizer.pth", "tokenizer/tokenizer.json"]
     names += ["text_encoder/config.json", "text_encoder/model.safetensors"]
     content = {name: name.encode() for name in names}
@@ -67,10 +69,14 @@ def hub() -> Iterator[str]:
         "meta-llama/Llama-Guard-3-8B": {"config.json": b"{}"},
     }
     with FakeHub(repositories) as running:
-        yield running.endpoint
+        monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent/token")
+        yield
 
 
-def test_the_shell_examples_parse(folder: Path, hub: str) -> None:
+@pytest.mark.usefixtures("_hub")
+def test_the_shell_examples_parse(capfd: pytest.CaptureFixture[str]) -> None:
     text = "".join(blocks(README, "bash")).replace("\\\n", " ")
     commands = [line for line in text.splitlines() if line.startswith("cosmos-fast ")]
     assert len(commands) >= 5
@@ -78,15 +84,14 @@ def test_the_shell_examples_parse(folder: Path, hub: str) -> None:
         _, *arguments = shlex.split(command, comments=True)
         light = "--help" in arguments or arguments[0] == "plan"
         extra = [] if light else ["--dry-run"]
-        run = subprocess.run(
-            [sys.executable, "-m", "cosmos_fast", *arguments, *extra],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(folder / "home")},
-        )
-        assert run.returncode == 0, (command, run.stderr)
+        code = main([*arguments, *extra])
+        assert code == 0, (command, capfd.readouterr().err)
+
+
+def test_every_command_is_told_of() -> None:
+    for command in FLAGS_OF:
+        told = command in ("video2world-action",) or f"cosmos-fast {command}" in README
+        assert told, command
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "BENCHMARKS.md", "Makefile"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tools.pusherworld.evaluate import pushing_cost
+from tools.pusherworld.futures import pushing_cost
 from tools.pusherworld.simulator import Pusher, draw_start, to_pixels
 from tools.pusherworld.tracker import track
 

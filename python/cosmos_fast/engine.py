@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import torch
 
 from cosmos_fast.clip import DEFAULT_CRF, Clip, ClipWriter, Sidecar
 from cosmos_fast.config import Environment, RopeTable
-from cosmos_fast.errors import DeviceLost, GuardrailBlocked, MemoryPlanError
+from cosmos_fast.errors import DeviceLost, GuardrailBlocked, InputError, MemoryPlanError
 from cosmos_fast.generation import Generation, Studio
 from cosmos_fast.media import Fit
 from cosmos_fast.memory.residence import Residence
@@ -138,7 +138,7 @@ class Video2World:
 
         def on_found(files: CheckpointFiles) -> None:
             desk.find(files)
-            residence.reserve(desk.device_bytes)
+            residence.reserve(desk.device_bytes, desk.device_words)
 
         same = (str(source), variant, revision, precision, rope_table, ema, text_precision)
         with ranks.together(same):
@@ -189,14 +189,25 @@ class Video2World:
         """Gives the device memory back: page-locked copies of the weights stay in host memory.
 
         Waits for running calls. The next call, or :meth:`wake`, brings the weights back at the
-        speed of the bus.
+        speed of the bus. Guardrail and upsampler go too and come back when they are next used, as
+        do checks of your own that have a ``sleep()``.
+
+        Raises:
+            MemoryPlanError: the host has no memory for the copies; the engine stays awake.
+            DeviceLost, RankLost.
         """
-        with self._turns:
+        with self._run(None):
+            self._desk.sleep()
             self._parts.residence.sleep()
 
     def wake(self) -> None:
-        """Brings back what :meth:`sleep` took off the device."""
-        with self._turns:
+        """Brings back what :meth:`sleep` took off the device.
+
+        Raises:
+            MemoryPlanError: the device has no room for it; the engine sleeps on.
+            DeviceLost, RankLost.
+        """
+        with self._run(None):
             self._parts.residence.wake()
 
     def generate(
@@ -306,8 +317,9 @@ class Video2World:
             with ClipWriter(path, request.size, request.fps, model, crf) as writer:
                 latents = making.latents()
                 frames = []
-                with clock.stage("decode"):
-                    for chunk, on_host in with_host_copies(making.frames(latents)):
+                decoded = making.frames(latents)
+                with clock.stage("decode"), closing(decoded):
+                    for chunk, on_host in with_host_copies(decoded):
                         writer.write(on_host)
                         frames.append(chunk)
                 with clock.stage("write"):
@@ -343,8 +355,11 @@ class Video2World:
         on_stage: StageCallback | None,
         cancel: CancelToken | None,
     ) -> Iterator[Frames]:
-        with self._making(request, source, on_step, on_stage, cancel) as (making, _):
-            yield from making.frames(making.latents(), at_once=1)
+        with (
+            self._making(request, source, on_step, on_stage, cancel) as (making, _),
+            closing(making.frames(making.latents(), at_once=1)) as frames,
+        ):
+            yield from frames
 
     @property
     def guardrail(self) -> GuardrailRecord:
@@ -408,6 +423,11 @@ class Video2World:
         self, request: Request | None, on_stage: StageCallback | None = None
     ) -> Iterator[Clock]:
         """One caller at a time, in order of arrival; device errors become ours."""
+        if self._turns.mine:
+            raise InputError(
+                "this thread has the engine already: in a callback of a running call, or with a "
+                "stream that is still open; end the call, or close the stream, first"
+            )
         with self._turns:
             if self._lost:
                 raise DeviceLost(f"{self._lost}; start the process again")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from cosmos_fast.types import NO_TEXT, Conditioning, Frames, Prompt, TextEmbeddi
 from cosmos_fast.wording import CHECKED_TOGETHER, Desk, Wording
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from cosmos_fast.memory.plan import Plan
     from cosmos_fast.memory.residence import StageForm
@@ -72,7 +72,7 @@ class Studio:
         """What the transformer attends to in place of ``prompt``.
 
         Raises:
-            InputError: an embedding of another width.
+            InputError: an embedding of another width, or no prompt at all.
         """
         profile = self.parts.profile
         width = profile.dit.text_dim
@@ -85,7 +85,9 @@ class Studio:
                     f"attends to rows of width {width}"
                 )
             return prompt
-        return self.parts.text.embed(str(prompt))
+        if not isinstance(prompt, str):
+            raise InputError(f"{prompt = !r}: a str, a TextEmbedding or NO_TEXT is needed")
+        return self.parts.text.embed(prompt)
 
 
 class Generation:
@@ -130,8 +132,10 @@ class Generation:
         self._lower()
         return self._sampled()
 
-    def frames(self, latents: torch.Tensor, at_once: int = CHECKED_TOGETHER) -> Iterator[Frames]:
+    def frames(self, latents: torch.Tensor, at_once: int = CHECKED_TOGETHER) -> Generator[Frames]:
         """The decoded video as the guardrail lets it through, 1 frame and then 4 at a time.
+
+        Close it where it is not read to its end: the decoder's weights are taken until then.
 
         Args:
             latents: from :meth:`latents`.
@@ -201,7 +205,8 @@ class Generation:
             )
             # Once, even where the run started again.
             clock.notes += [note for note in seen if note not in clock.notes]
-        self._wording = self._studio.desk.word(request, known, self._inspection, clock)
+        if self._wording is None:  # a run that starts again has its words already
+            self._wording = self._studio.desk.word(request, known, self._inspection, clock)
         prompts = [] if self._wording is None else request.prompts(self._wording.prompt)
         with clock.stage("text"), self._studio.text_encoder(self._parts.unknown(prompts)):
             texts = self._texts(prompts)
@@ -281,12 +286,13 @@ class Generation:
         predictors = [denoiser(velocity, given) for velocity in shares.joined(own)]
         return guided(predictors[0], predictors[1] if texts[1:] else None, request.guidance)
 
-    def _decode(self, latents: torch.Tensor) -> Iterator[Frames]:
+    def _decode(self, latents: torch.Tensor) -> Generator[Frames]:
         begun = False
         try:
-            for frames in self._decoded(latents):
-                begun = True
-                yield frames
+            with closing(self._decoded(latents)) as chunks:
+                for frames in chunks:
+                    begun = True
+                    yield frames
             return
         except torch.OutOfMemoryError:
             if begun or not self._may_start_again:
@@ -294,7 +300,7 @@ class Generation:
         self._lower()
         yield from self._decoded(latents)
 
-    def _decoded(self, latents: torch.Tensor) -> Iterator[Frames]:
+    def _decoded(self, latents: torch.Tensor) -> Generator[Frames]:
         vae, ranks = self._parts.vae, self._ranks
         with (
             self._parts.residence.stage("decode") as form,

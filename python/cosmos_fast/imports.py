@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 _INDUCTOR_CACHE: Final = "TORCHINDUCTOR_CACHE_DIR"
 
 
+def install_extra(extra: str) -> str:
+    """How the packages of an extra are installed: from a clone, or beside a wheel of one's own."""
+    return (
+        f"pip install '.[{extra}]' in a clone of cosmos-fast, or 'FILE.whl[{extra}]' of its wheel"
+    )
+
+
 @contextlib.contextmanager
 def untraced() -> Iterator[None]:
     """Imports in the block leave random state and environment as the host had them.

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import torch
 
+_PLAIN = ("torch", "torch sdpa", "one by one")
+"""What every machine has: torch's own, launched kernel by kernel."""
 StageCallback = Callable[[str, Literal["start", "end"], float | None], None]
 """``on_stage(name, "start" | "end", seconds or None)``."""
 
@@ -155,7 +157,7 @@ class Report:
         rows.append(("peak host memory", f"{self.peak_host_bytes / 2**30:.2f} GiB"))
         if self.parallel:
             rows += _parallel_rows(self.parallel)
-        rows += [(f"backend: {name}", backend) for name, backend in self.backends.items()]
+        rows += _backend_rows(self.backends)
         rows.append(("guardrail", str(self.guardrail.get("verdict"))))
         rows += [
             (f"guardrail: {one['check']}", f"{one['subject']}: {one['verdict']}")
@@ -165,6 +167,15 @@ class Report:
             rows.append(("upsampler", str(self.upsampler["requested"])))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _backend_rows(backends: Mapping[str, str]) -> list[tuple[str, str]]:
+    """One row where all is plain torch, else one for each that is not; the manifest has all."""
+    others = {name: backend for name, backend in backends.items() if backend not in _PLAIN}
+    if not others:
+        return [("backends", "torch")] if backends else []
+    rows = [(f"backend: {name}", backend) for name, backend in others.items()]
+    return rows if len(others) == len(backends) else [*rows, ("other backends", "torch")]
 
 
 def _parallel_rows(parallel: Mapping[str, Any]) -> list[tuple[str, str]]:

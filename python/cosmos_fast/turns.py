@@ -12,11 +12,18 @@ class Turns:
         self._guard = threading.Lock()
         self._waiting: deque[threading.Event] = deque()
         self._taken = False
+        self._owner: int | None = None
+
+    @property
+    def mine(self) -> bool:
+        """Whether this thread has its turn now, so that waiting for another one would never end."""
+        return self._owner == threading.get_ident()
 
     def __enter__(self) -> None:
         with self._guard:
             if not self._taken:
                 self._taken = True
+                self._owner = threading.get_ident()
                 return
             turn = threading.Event()
             self._waiting.append(turn)
@@ -25,6 +32,7 @@ class Turns:
         except BaseException:
             self._leave_queue(turn)
             raise
+        self._owner = threading.get_ident()
 
     def __exit__(
         self,
@@ -36,6 +44,7 @@ class Turns:
 
     def _pass_on(self) -> None:
         with self._guard:
+            self._owner = None
             if self._waiting:
                 self._waiting.popleft().set()
             else:

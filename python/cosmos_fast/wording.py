@@ -7,6 +7,7 @@ the upsampler, the upsampler's and the negative one before T5.
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,10 +18,12 @@ from cosmos_fast.prompt import (
     Gate,
     Guardrail,
     Inspection,
+    Sleeper,
     choose_gate,
     grouped,
 )
-from cosmos_fast.prompt.guardrails import GuardrailFolders, cosmos_guardrail
+from cosmos_fast.prompt.guardrails import GuardrailFolders, cosmos_guardrail, guardrail_needs
+from cosmos_fast.prompt.needs import Need, device_bytes, told
 from cosmos_fast.prompt.upsampler import (
     PromptUpsampler,
     Upsampler,
@@ -29,8 +32,8 @@ from cosmos_fast.prompt.upsampler import (
     name_of,
     upsample,
 )
-from cosmos_fast.prompt.vision_language import QwenUpsampler
-from cosmos_fast.types import Frames, Prompt, TextEmbedding
+from cosmos_fast.prompt.vision_language import QwenUpsampler, working_bytes
+from cosmos_fast.types import NO_TEXT, Frames, Prompt, Size, TextEmbedding
 from cosmos_fast.weights import (
     companion_roots,
     find_guardrail,
@@ -41,21 +44,17 @@ from cosmos_fast.weights import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Sequence
     from typing import Any
 
     import torch
 
     from cosmos_fast.parallel import Ranks
     from cosmos_fast.prompt import GuardrailChoice
-    from cosmos_fast.prompt.guardrail import Placement
     from cosmos_fast.report import Clock
     from cosmos_fast.request import Request
     from cosmos_fast.weights import CheckpointFiles
     from cosmos_fast.weights.hub import HubAccess
-
-    Seat = tuple[int, Placement]
-    """Bytes of a network's files, and where it stays between uses."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +90,18 @@ class Desk:
         self._gate = Gate.open("none", "not checked", "no checkpoint was found")
         self._upsampler: Upsampler | None = None
         self._guarded = False
-        self._device_bytes = 0
+        self._needs: list[Need] = []
 
     @property
     def device_bytes(self) -> int:
-        """What the guardrail's and the upsampler's own networks take of the device, at most.
+        """What the networks of the default guardrail and of the upsampler take of the device, at
+        most; what checks and upsamplers of a caller's own take is not known."""
+        return device_bytes(self._needs)
 
-        By the size of their files: those that stay there together, and the largest of those that
-        come only when they are needed.
-        """
-        return self._device_bytes
+    @property
+    def device_words(self) -> str:
+        """Each of these networks and its share."""
+        return told(self._needs)
 
     def find(self, files: CheckpointFiles) -> None:
         """Looks for what a checkpoint needs beside it; reads no weights.
@@ -115,16 +116,14 @@ class Desk:
         guardrail, upsampler = self._choices
         roots = companion_roots(files, self._root)
         access = files.hub.access if files.hub is not None else None
-        seats: list[Seat] = []
         self._gate = choose_gate(
             guardrail,
             toy=files.profile.toy,
-            build=lambda: _guardrail(guardrail, roots, access, self._device, seats),
+            build=lambda: _guardrail(
+                guardrail, roots, access, self._device, files.profile.size, self._needs
+            ),
         )
-        self._upsampler = _upsampler(upsampler, roots, access, self._device, seats)
-        staying = sum(size for size, placement in seats if placement == "device")
-        passing = (size for size, placement in seats if placement != "device")
-        self._device_bytes = staying + max(passing, default=0)
+        self._upsampler = _upsampler(upsampler, roots, access, self._device, self._needs)
 
     def load(self, clock: Clock) -> None:
         """Makes guardrail and upsampler ready.
@@ -143,6 +142,16 @@ class Desk:
         if isinstance(self._upsampler, QwenUpsampler):
             with clock.stage("load upsampler"):
                 self._upsampler.load()
+
+    def sleep(self) -> None:
+        """Takes the networks of guardrail and upsampler off the device until their next use."""
+        guardrail = self._gate.guardrail
+        checks = () if guardrail is None else (*guardrail.prompt_checks, *guardrail.frame_checks)
+        for check in checks:
+            if isinstance(check, Sleeper):
+                check.sleep()
+        if isinstance(self._upsampler, QwenUpsampler):
+            self._upsampler.sleep()
 
     def inspection(self) -> Inspection:
         """What the guardrail will see and say during one call."""
@@ -172,7 +181,10 @@ class Desk:
 
         Raises:
             GuardrailBlocked: it is refused, or cannot be read.
+            InputError: it is no prompt.
         """
+        if not isinstance(prompt, str | TextEmbedding) and prompt is not NO_TEXT:
+            raise InputError(f"{subject} = {prompt!r}: a str, a TextEmbedding or NO_TEXT is needed")
         if isinstance(prompt, TextEmbedding):
             inspection.refuse(
                 subject,
@@ -183,12 +195,12 @@ class Desk:
             inspection.prompt(subject, prompt)
 
     def checked(
-        self, chunks: Iterable[Frames], inspection: Inspection, at_once: int = CHECKED_TOGETHER
-    ) -> Iterator[Frames]:
+        self, chunks: Generator[Frames], inspection: Inspection, at_once: int = CHECKED_TOGETHER
+    ) -> Generator[Frames]:
         """What may be published of a decoded video, on every rank.
 
         Args:
-            chunks: as the decoder yields them.
+            chunks: as the decoder yields them; closed at the end, whatever that is.
             inspection: of this call.
             at_once: frames that are looked at together, at least.
 
@@ -198,13 +210,15 @@ class Desk:
         if not self._guarded:
             yield from chunks
             return
-        for piece in grouped(chunks, at_once):
+        # Whoever keeps the error of a blocked video must not keep the decoder's stage open.
+        with closing(chunks), closing(grouped(chunks, at_once)) as pieces:
+            for piece in pieces:
 
-            def seen(piece: Frames = piece) -> list[torch.Tensor]:
-                return [inspection.frames(piece).to("pt")]
+                def seen(piece: Frames = piece) -> list[torch.Tensor]:
+                    return [inspection.frames(piece).to("pt")]
 
-            (pixels,) = self._ranks.from_first(seen)
-            yield Frames(pixels, piece.fps)
+                (pixels,) = self._ranks.from_first(seen)
+                yield Frames(pixels, piece.fps)
 
     def word(
         self, request: Request, known: Frames | None, inspection: Inspection, clock: Clock
@@ -261,7 +275,8 @@ def _guardrail(
     roots: Sequence[Path],
     access: HubAccess | None,
     device: torch.device,
-    seats: list[Seat],
+    size: Size,
+    needs: list[Need],
 ) -> Guardrail:
     wanted = choice if isinstance(choice, DefaultGuardrail) else DefaultGuardrail()
     try:
@@ -277,10 +292,10 @@ def _guardrail(
             f'without one, on record: guardrail=NoGuardrail(reason="...") or --disable_guardrail',
             cause="missing",
         ) from error
-    networks = (files.classifier, files.siglip, files.faces, files.llama_guard)
-    seats += [(weight_bytes(path), wanted.placement) for path in networks]
+    folders = GuardrailFolders(*files)
+    needs += guardrail_needs(folders, device, weight_bytes, size=size, placement=wanted.placement)
     return cosmos_guardrail(
-        GuardrailFolders(*files),
+        folders,
         device,
         read_tensors,
         placement=wanted.placement,
@@ -293,7 +308,7 @@ def _upsampler(
     roots: Sequence[Path],
     access: HubAccess | None,
     device: torch.device,
-    seats: list[Seat],
+    needs: list[Need],
 ) -> Upsampler | None:
     if isinstance(choice, str):
         choice = PromptUpsampler(choice)
@@ -307,7 +322,8 @@ def _upsampler(
                 f"{error}. Fetch it with cosmos-fast download --prompt_upsampler, or write the "
                 f"prompt in full and turn the upsampler off (--disable_prompt_upsampler)"
             ) from error
-        seats.append((weight_bytes(folder), choice.placement))
+        working = working_bytes(folder)
+        needs.append(Need("upsampler", weight_bytes(folder), working, choice.placement))
         return QwenUpsampler(folder, device, read_tensors, choice.placement)
     if choice is not None and not callable(choice):
         raise InputError(

@@ -8,6 +8,8 @@ import numpy as np
 
 _BEHIND: Final = 0.36
 """Distance behind the block, seen from the goal, from which a push starts."""
+_TOUCH: Final = 0.28
+"""Between the centres of disc and block when they meet, the block's side on."""
 SUCCESS: Final = 0.22
 """The block is at the goal when its centre is this close, on the table."""
 
@@ -64,6 +66,26 @@ def expert(disc: np.ndarray, block: np.ndarray, goal: np.ndarray) -> np.ndarray:
     else:
         velocity = 4 * (station - disc)
     return np.clip(velocity, -1, 1)
+
+
+def foresee(policy: Push, disc: np.ndarray, block: np.ndarray, actions: int) -> np.ndarray:
+    """What a policy does after one look: it guesses what its own actions lead to.
+
+    The disc goes where it is driven, a tenth of a second an action, and a block in its way is
+    shoved aside; nothing turns.
+
+    Returns:
+        float32 (actions, 2).
+    """
+    disc, block, rows = disc.copy(), block.copy(), []
+    for _ in range(actions):
+        rows.append(policy(disc, block))
+        disc = disc + 0.1 * rows[-1]
+        between = block - disc
+        far = float(np.linalg.norm(between))
+        if far < _TOUCH:
+            block = block + between / max(far, 1e-6) * (_TOUCH - far)
+    return np.array(rows, np.float32)
 
 
 def at_goal(block: np.ndarray, goal: np.ndarray) -> bool:

@@ -108,6 +108,10 @@ class Pusher:
     def turn(self) -> float:
         return float(self.data.qpos[4])
 
+    def to_pixels(self, what: str) -> np.ndarray:
+        """float64 (2,): where "block" or "disc" is in the picture."""
+        return to_pixels(self.block if what == "block" else self.disc)
+
     def state(self) -> np.ndarray:
         """All there is to know, for :meth:`set_state`."""
         size = mujoco.mj_stateSize(self.model, mujoco.mjtState.mjSTATE_INTEGRATION)

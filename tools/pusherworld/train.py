@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import tools.ballworld.train as ball  # first of all: opens the package without its front door
 import torch
 from tools.ballworld.dit_stage import DiTPlan
 from tools.ballworld.networks import part, read
-from tools.ballworld.train import STAGE, Training  # opens the package without its front door
 from tools.ballworld.vae_stage import ClipPlan
 from tools.pusherworld.clips import Clips
 from tools.pusherworld.episodes import read_all
@@ -30,7 +30,7 @@ from cosmos_fast.sampling import adams_bashforth, denoiser, reference_noise, sig
 from cosmos_fast.types import Conditioning, LatentFrames
 
 
-class PusherTraining(Training):
+class PusherTraining(ball.Training):
     """One run: resume, VAE, latents, transformer, figures on the validation episodes."""
 
     def run(self) -> None:
@@ -55,7 +55,7 @@ class PusherTraining(Training):
         stages = [stage for stage in self.arguments.vae.split(",") if stage]
         torch.backends.cudnn.benchmark = True
         for text in stages:
-            matched = STAGE.fullmatch(text)
+            matched = ball.STAGE.fullmatch(text)
             if matched is None:
                 raise ValueError(f"{text!r} is no FRAMESxWIDTHxBATCH@RATE:SECONDS")
             frames, width, batch, rate, seconds, decoder = matched.groups()

@@ -23,14 +23,14 @@ from cosmos_fast.cli.demo import DEMO_FLAGS, demo
 from cosmos_fast.cli.doctor import DOCTOR_FLAGS, doctor
 from cosmos_fast.cli.download import DOWNLOAD_FLAGS, SEVERAL_VALUES, download
 from cosmos_fast.cli.exits import ExitCode, exit_code_of, message_of
-from cosmos_fast.cli.flags import in_flags, spread_values
+from cosmos_fast.cli.flags import in_flags, nearest, spread_values
 from cosmos_fast.cli.future_commands import add_future_commands
 from cosmos_fast.cli.interrupt import Interrupted, interruptible
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.plan import PLAN_FLAGS, plan
 from cosmos_fast.cli.rollout import ROLLOUT_FLAGS, rollout
 from cosmos_fast.cli.video2world import video2world
-from cosmos_fast.cli.video2world_action import video2world_action
+from cosmos_fast.cli.video2world_action import ACTION_FLAGS, video2world_action
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
 
 _PROGRAM = "cosmos-fast"
@@ -45,8 +45,9 @@ FLAGS_OF: Final = {
     "plan": PLAN_FLAGS,
     "doctor": DOCTOR_FLAGS,
     "bench": BENCH_FLAGS,
+    "video2world-action": ACTION_FLAGS,
 }
-"""The flags of every command."""
+"""The flags of every command; the last is one of the reference's, and not in --help."""
 
 
 def build_app() -> typer.Typer:
@@ -133,8 +134,11 @@ def _usage_message(error: Exception, given: list[str]) -> str | None:
         path = context.command_path
     else:
         path = " ".join([_PROGRAM, *(word for word in given[:1] if not word.startswith("-"))])
-    message = str(describe()).partition(" Did you mean ")[0].rstrip(".")
-    if unknown := re.fullmatch(r"No such command '(.*)'", message):
+    message = re.split(r" Did you mean | \(Possible options: ", str(describe()))[0].rstrip(".")
+    if option := re.fullmatch(r"No such option: (\S+)", message):
+        question = nearest(option[1], FLAGS_OF.get(given[0], ()) if given else ())
+        message += f"; {question}" if question else "."
+    elif unknown := re.fullmatch(r"No such command '(.*)'", message):
         near = difflib.get_close_matches(unknown[1], FLAGS_OF, 1)
         message += f". Did you mean {near[0]}?" if near else "."
     elif "extra argument" in message and path == f"{_PROGRAM} video2world":

@@ -169,17 +169,22 @@ def guardrail_identity(settings: Settings, profile: Profile | None) -> str:
 
 def _check(settings: Settings) -> None:
     """What can be known to be wrong before anything heavy is loaded."""
-    from cosmos_fast.cli.paths import model_problems, upsampler_problems
     from cosmos_fast.jobs.batch import check_batch
 
-    problems = model_problems(settings) + upsampler_problems(settings)
-    if not settings.input_root.is_dir():
-        problems.append(f"--input_root: {str(settings.input_root)!r} is not a folder")
-    if problems:
+    if problems := _problems(settings):
         raise UsageError("; ".join(problems))
     assert settings.batch is not None
     assert settings.batch_folder is not None
     check_batch(settings.batch, settings.batch_folder, resume=settings.resume)
+
+
+def _problems(settings: Settings) -> list[str]:
+    from cosmos_fast.cli.paths import loading_problems
+
+    problems = loading_problems(settings)
+    if not settings.input_root.is_dir():
+        problems.append(f"--input_root: {str(settings.input_root)!r} is not a folder; name one")
+    return problems
 
 
 def _dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
@@ -188,12 +193,12 @@ def _dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
 
     assert settings.batch is not None
     with JobList(settings.batch) as listed:
-        problems = [
+        wrong = [
             f"{settings.batch}:{line}: {problem}"
             for line, problem in plan_of(settings, listed, None).problems()
         ]
-        print(f"{len(listed)} jobs, {len(problems)} of them wrong", file=sys.stderr)
-    return dry_run(settings, as_json=as_json, problems=problems)
+        print(f"{len(listed)} jobs, {len(wrong)} of them wrong", file=sys.stderr)
+    return dry_run(settings, as_json=as_json, problems=_problems(settings) + wrong)
 
 
 def _rows_to(display: Display) -> Any:

@@ -163,6 +163,7 @@ def _generate(
     Args:
         refused: gets the videos that the guardrail blocked, and why.
     """
+    from cosmos_fast.cli.media_paths import no_empty_folder
     from cosmos_fast.cli.paths import path_problems
     from cosmos_fast.cli.progress import showing
     from cosmos_fast.cli.settings import with_profile
@@ -182,21 +183,22 @@ def _generate(
             refused[str(path)] = str(error)
             display.say(f"blocked: {path}: {error}")
 
-        return generate_candidates(
-            engine,
-            settings.input,
-            own.get("prompt_prefix", "") + (settings.prompt or ""),
-            settings.negative_prompt,
-            out=folder,
-            num_generations=own.get("num_generations", NUM_GENERATIONS),
-            crf=settings.crf,
-            sidecar=settings.sidecar,
-            on_blocked=block,
-            on_video=lambda path, total: display.say(f"wrote {path}, of {total}"),
-            on_step=display.step,
-            on_stage=display.stage,
-            **options_of(settings),
-        )
+        with no_empty_folder(folder / "video.mp4"):
+            return generate_candidates(
+                engine,
+                settings.input,
+                own.get("prompt_prefix", "") + (settings.prompt or ""),
+                settings.negative_prompt,
+                out=folder,
+                num_generations=own.get("num_generations", NUM_GENERATIONS),
+                crf=settings.crf,
+                sidecar=settings.sidecar,
+                on_blocked=block,
+                on_video=lambda path, total: display.say(f"wrote {path}, of {total}"),
+                on_step=display.step,
+                on_stage=display.stage,
+                **options_of(settings),
+            )
 
 
 def _judge(videos: list[Path], critic: Critic, own: dict[str, Any], seed: int) -> list[Candidate]:

@@ -51,7 +51,7 @@ def token_check(token: str | None) -> Check:
     except GatedRepoError as error:
         return Check("hub token", "warn", f"the hub refuses it ({error.status})", LOGIN_CURE)
     except CheckpointError as error:
-        return Check("hub token", "warn", f"not tried: {error}", "check the network")
+        return Check("hub token", "warn", *_finding(error, "the login"))
     return Check("hub token", "ok", f"known to the hub as {name}")
 
 
@@ -73,5 +73,11 @@ def repository_check(repo_id: str) -> Check:
         finding = "403: the token is known, but its owner has no access"
         return Check(name, "warn", finding, f"accept the terms at {page}")
     except CheckpointError as error:
-        return Check(name, "warn", str(error), "check the network, or run doctor --offline")
+        return Check(name, "warn", *_finding(error, repo_id))
     return Check(name, "ok", "may be read")
+
+
+def _finding(error: CheckpointError, subject: str) -> tuple[str, str]:
+    """What was found, and its cure; the check's own name says of what."""
+    finding, _, cure = str(error).removeprefix(f"{subject}: ").partition("; ")
+    return finding, cure or "check the network"

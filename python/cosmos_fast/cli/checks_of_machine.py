@@ -8,10 +8,11 @@ import resource
 import shutil
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +22,19 @@ from cosmos_fast.cli.checks import Check
 GIB: Final = 2**30
 OPTIONAL_ATTENTION: Final = ("flash_attn", "flash_attn_interface", "sageattention", "xformers")
 """Import names of attention packages that people install beside torch's own backends."""
+_MODEL: Final = "nvidia/Cosmos-Predict2-2B-Video2World"
+_DOWNLOADED: Final[Mapping[str, tuple[int, tuple[str, ...]]]] = MappingProxyType(
+    {
+        "model and VAE": (4 * GIB, (_MODEL,)),
+        "T5": (9 * GIB, (f"{_MODEL}/text_encoder", "google-t5/t5-11b")),
+        "guardrail": (19 * GIB, ("nvidia/Cosmos-Guardrail1",)),
+        "prompt upsampler": (
+            16 * GIB,
+            ("nvidia/Cosmos-Reason1-7B", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ),
+    }
+)
+"""What a plain download of the 2B brings: its size, and where it may lie below the folder."""
 
 
 def machine_checks() -> Iterator[Check]:
@@ -56,7 +70,7 @@ def packages() -> Iterator[Check]:
             "packages",
             "warn",
             "cosmos-fast is not installed as a package: versions are not checked",
-            "pip install cosmos-fast",
+            "pip install . in a clone, or install the wheel",
         )
         return
     amiss = []
@@ -73,7 +87,8 @@ def packages() -> Iterator[Check]:
             amiss.append(f"{requirement.name} {found} is not {requirement.specifier}")
     own = f"cosmos-fast {metadata.version('cosmos-fast')}"
     if amiss:
-        yield Check("packages", "warn", f"{own}: {'; '.join(amiss)}", "pip install -U cosmos-fast")
+        cure = "install cosmos-fast again, from the clone (pip install .) or the wheel: pip then "
+        yield Check("packages", "warn", f"{own}: {'; '.join(amiss)}", f"{cure}fetches what fits")
     else:
         yield Check("packages", "ok", f"{own} and what it needs")
 
@@ -87,7 +102,7 @@ def core() -> Check:
             "core",
             "fail",
             f"the compiled core cannot be imported: {error}",
-            "install a wheel for this machine (pip install cosmos-fast), or build it (make setup)",
+            "install a wheel made for this machine, or build it in a clone (make setup)",
         )
     return Check("core", "ok", f"{getattr(module, '__version__', 'without a version')}")
 
@@ -268,26 +283,40 @@ def disks() -> Iterator[Check]:
     """Room where weights, temporary files and videos go."""
     from huggingface_hub import constants
 
-    places = (
-        (
-            "disk: hub cache",
-            Path(constants.HF_HUB_CACHE),
-            30 * GIB,
-            "2B and T5 take 14 GiB",
-        ),
-        ("disk: temporary", Path(tempfile.gettempdir()), GIB, "delete what is not needed"),
-        ("disk: here", Path.cwd(), GIB, "delete what is not needed"),
+    yield _checkpoints_disk(Path("checkpoints"))
+    for name, place in (
+        ("disk: hub cache", Path(constants.HF_HUB_CACHE)),
+        ("disk: temporary", Path(tempfile.gettempdir())),
+        ("disk: here", Path.cwd()),
+    ):
+        yield _disk(name, place, GIB, "1 GiB is wanted; delete what is not needed")
+
+
+def _checkpoints_disk(folder: Path) -> Check:
+    """The folder that ``download`` fills unless told otherwise, and what of it is still to come."""
+    absent = {
+        what: size
+        for what, (size, places) in _DOWNLOADED.items()
+        if not any((folder / place).exists() for place in places)
+    }
+    if not absent:
+        return _disk("disk: checkpoints", folder, GIB, "1 GiB is wanted; delete what is not needed")
+    wanted = sum(absent.values())
+    listed = ", ".join(f"{what} {_gib(size)}" for what, size in absent.items())
+    cure = (
+        f"{_gib(wanted)} GiB are wanted, for what a download of the 2B still has to bring "
+        f"({listed}); make room, leave parts out, or name another folder with --checkpoint_dir"
     )
-    for name, place, wanted, cure in places:
-        there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(there).free
-        line = f"{_gib(free)} GiB free at {place}"
-        if not os.access(there, os.W_OK):
-            yield Check(name, "warn", f"{place} may not be written", "choose another folder")
-        elif free < wanted:
-            yield Check(name, "warn", line, cure)
-        else:
-            yield Check(name, "ok", line)
+    return _disk("disk: checkpoints", folder, wanted, cure)
+
+
+def _disk(name: str, place: Path, wanted: int, cure: str) -> Check:
+    there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if not os.access(there, os.W_OK):
+        return Check(name, "warn", f"{place} may not be written", "choose another folder")
+    line = f"{_gib(free)} GiB free at {place}"
+    return Check(name, "warn", line, cure) if free < wanted else Check(name, "ok", line)
 
 
 def _gib(size: int) -> str:

@@ -36,6 +36,7 @@ CONVERT_FLAGS: Final = (
         Choice(("stored", "bf16", "fp32")),
         "Of the text encoder that is written. Default: stored.",
     ),
+    Flag("local_files_only", None, "Make no connection: take what the hub cache holds."),
     Flag("json", None, "Print one JSON object on stdout."),
     Flag("debug", None, "Show the traceback of an error."),
 )
@@ -69,6 +70,7 @@ def convert(
             source,
             variant=flags.get("variant"),
             revision=flags.get("revision"),
+            local_files_only=flags.get("local_files_only", False),
             checkpoint_root=flags.get("checkpoint_dir"),
             vae=flags.get("vae"),
             text_encoder=flags.get("text_encoder"),

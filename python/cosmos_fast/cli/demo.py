@@ -27,7 +27,11 @@ TOLD_FRAMES: Final = (8, 16, 32)
 """Frames whose tracking error is printed."""
 
 DEMO_FLAGS: Final = (
-    Flag("prompt", Word("TEXT", "a text that is not empty"), f"Any text. Understood is: {GRAMMAR}"),
+    Flag(
+        "prompt",
+        Word("TEXT", "a text that is not empty"),
+        f"Any text. Understood is: {GRAMMAR.replace('|', ' | ')}",
+    ),
     Flag("scene", Integer(0), "What the prompt leaves open: places, sizes, light. Default: 1."),
     Flag("video_save_folder", Location(), "Folder of the files. Default: outputs."),
     Flag("seed", Integer(0, 2**32 - 1), "Of the noise. Default: 0."),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from cosmos_fast.cli.exits import ExitCode
-from cosmos_fast.cli.flags import Choice, Flag, Location, parse_flags, takes
+from cosmos_fast.cli.exits import ExitCode, UsageError, message_of
+from cosmos_fast.cli.flags import Choice, Flag, Location, in_flags, parse_flags, takes
 from cosmos_fast.cli.output import print_json, print_rows
 
 if TYPE_CHECKING:
@@ -48,31 +51,54 @@ DOWNLOAD_FLAGS: Final = (
     Flag(
         "guardrail",
         None,
-        "The guardrail as well, about 20 GB; asks for accepted terms of Llama-Guard-3-8B.",
+        "The guardrail, about 20 GB; asks for accepted terms of Llama-Guard-3-8B. Comes by default "
+        "unless --leave_guardrail.",
     ),
-    Flag("prompt_upsampler", None, "Qwen2.5-VL-7B-Instruct as well, 17 GB."),
-    Flag("prompt_refiner", None, "Cosmos-Reason1-7B, the later tool's upsampler, as well, 17 GB."),
+    Flag("leave_guardrail", None, "Leave it out: commands then need --disable_guardrail."),
+    Flag(
+        "prompt_upsampler",
+        None,
+        "Qwen2.5-VL-7B-Instruct, the original's upsampler, 17 GB. Comes by default with "
+        "--checkpoint_dir, the original's flag.",
+    ),
+    Flag(
+        "prompt_refiner",
+        None,
+        "Cosmos-Reason1-7B, the later tool's upsampler, 17 GB. Comes by default otherwise.",
+    ),
+    Flag(
+        "leave_upsampler",
+        None,
+        "Leave out both: commands then need --disable_prompt_upsampler (or _refiner).",
+    ),
     Flag("dry_run", None, "List the files and their sizes, and stop."),
     Flag("json", None, "Print one JSON object on stdout."),
     Flag("debug", None, "Show the traceback of an error."),
 )
-_COMPANIONS: Final = (
-    ("guardrail", ("nvidia/Cosmos-Guardrail1", "meta-llama/Llama-Guard-3-8B")),
-    ("prompt_upsampler", ("Qwen/Qwen2.5-VL-7B-Instruct",)),
-    ("prompt_refiner", ("nvidia/Cosmos-Reason1-7B",)),
+_COMPANIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "guardrail": ("nvidia/Cosmos-Guardrail1", "meta-llama/Llama-Guard-3-8B"),
+        "prompt_upsampler": ("Qwen/Qwen2.5-VL-7B-Instruct",),
+        "prompt_refiner": ("nvidia/Cosmos-Reason1-7B",),
+    }
 )
-"""What else each flag fetches."""
+"""What each flag fetches beside the model."""
+_LATER_ALONE: Final = ("fps", "resolution", "natten")
+"""Flags that the original's script does not know."""
 SEVERAL_VALUES: Final = tuple(flag.name for flag in DOWNLOAD_FLAGS if flag.several)
 """Flags that take one or more values, which the parser must be told beforehand."""
 
 
 @takes(DOWNLOAD_FLAGS)
 def download(**given: object) -> int:
-    """Fetch released checkpoints: the model's file, its VAE, and T5 as an encoder.
+    """Fetch released checkpoints with all that a command needs, as the reference's scripts do.
 
-    Only what is needed, at the commits that NVIDIA's own code uses, checked against the hub's
-    digests; a broken download goes on where it stopped. Needs a hub token (hf auth login) and the
-    model's terms accepted on its page.
+    That is the model's file, its VAE, T5 as an encoder, the guardrail, and the prompt upsampler of
+    the generation that the flags belong to; --dry_run lists them with their sizes, the --leave_
+    flags leave some out. Only what is needed, at the commits that NVIDIA's own code uses, checked
+    against the hub's digests; a broken download goes on where it stopped. Needs a hub token (hf
+    auth login) and the terms accepted on the pages of the models. Where the hub refuses what stands
+    beside the model, the rest is fetched, and the exit code is 1.
     """
     from cosmos_fast.cli.progress import showing
     from cosmos_fast.weights.download import download as fetch
@@ -87,7 +113,7 @@ def download(**given: object) -> int:
         plan = plan_download(
             **choices,
             text_encoder=not flags.get("leave_text_encoder"),
-            companions=[repo_id for flag, ids in _COMPANIONS if flags.get(flag) for repo_id in ids],
+            companions=companions_of(flags),
         )
         display.stage("ask the hub", "end", None)
         if not flags.get("dry_run"):
@@ -97,8 +123,14 @@ def download(**given: object) -> int:
                 on_file=lambda file: display.stage(f"{file.repo_id}/{file.name}", "start", None),
                 on_bytes=progress.add,
             )
+    refused = [in_flags(message_of(error), DOWNLOAD_FLAGS) for error in plan.refused]
+    code = ExitCode.FAILED if refused else ExitCode.OK
     if flags.get("json"):
-        print_json({"status": "ok", "exit_code": 0, **described(plan)})
+        status: dict[str, Any] = {"status": code.name.lower(), "exit_code": int(code)}
+        if refused:
+            kind = type(plan.refused[0]).__name__
+            status["error"] = {"type": kind, "message": "; ".join(refused)}
+        print_json({**status, **described(plan)})
     elif flags.get("dry_run"):
         print_rows(
             (f"{file.size / 1e9:8.2f} GB", "to fetch" if file in plan.missing else "is there",
@@ -108,7 +140,30 @@ def download(**given: object) -> int:
         print(f"{plan.missing_bytes / 1e9:8.2f} GB to fetch of {plan.total_bytes / 1e9:.2f} GB")
     else:
         print(plan.folder)
-    return ExitCode.OK
+    for message in refused:
+        print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def companions_of(flags: Mapping[str, Any]) -> list[str]:
+    """The repositories that are fetched beside the model: asked for, or what a command needs.
+
+    Raises:
+        UsageError: flags contradict each other.
+    """
+    upsamplers = [name for name in ("prompt_upsampler", "prompt_refiner") if flags.get(name)]
+    for leave, given in (
+        ("leave_guardrail", ["guardrail"] if flags.get("guardrail") else []),
+        ("leave_upsampler", upsamplers),
+    ):
+        if flags.get(leave) and given:
+            raise UsageError(f"--{leave} and --{given[0]} contradict each other; give one of them")
+    wanted = [] if flags.get("leave_guardrail") else ["guardrail"]
+    makes_videos = "video2world" in flags.get("model_types", ("video2world",))
+    if not upsamplers and makes_videos and not flags.get("leave_upsampler"):
+        original = "checkpoint_dir" in flags and not any(name in flags for name in _LATER_ALONE)
+        upsamplers = ["prompt_upsampler" if original else "prompt_refiner"]
+    return [repo_id for name in (*wanted, *upsamplers) for repo_id in _COMPANIONS[name]]
 
 
 def described(plan: DownloadPlan) -> dict[str, Any]:

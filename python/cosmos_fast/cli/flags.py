@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import re
@@ -70,6 +71,18 @@ class Location:
         if not text.strip() or "\0" in text:
             raise ValueError
         return Path(text).expanduser()
+
+
+@dataclass(frozen=True)
+class Target(Location):
+    """A path of a file to write."""
+
+    expected: str = "the name of a file to write, as in outputs/mine.mp4"
+
+    def parse(self, text: str) -> Path:
+        if text.rstrip().endswith("/"):
+            raise ValueError
+        return super().parse(text)
 
 
 @dataclass(frozen=True)
@@ -275,6 +288,13 @@ def _completion(kind: Choice) -> Callable[[str], list[str]]:
         return [choice for choice in kind.choices if choice.startswith(incomplete)]
 
     return complete
+
+
+def nearest(name: str, table: Iterable[Flag]) -> str:
+    """A question that names the flags most like ``name``; empty where none is like it."""
+    names = {flag.name: flag.spelling for flag in table}
+    near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), names, 2)
+    return f"did you mean {' or '.join(names[one] for one in near)}?" if near else ""
 
 
 def in_flags(message: str, table: Iterable[Flag]) -> str:

@@ -1,19 +1,19 @@
-"""Every path of a command, looked at before anything heavy is loaded."""
+"""What a command needs, looked at before anything heavy is loaded: the model and what stands
+beside it, the device, and every path."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from cosmos_fast.cli.media_paths import input_problems, output_problems
 from cosmos_fast.cli.settings import TOY_SOURCE
 
 if TYPE_CHECKING:
     from cosmos_fast.cli.settings import Settings
+    from cosmos_fast.weights import CheckpointFiles
 
-PICTURE_ENDINGS: Final = frozenset({".png", ".jpg", ".jpeg", ".webp"})
-_ADDRESS: Final = re.compile(r"[a-zA-Z][a-zA-Z+.-]+:/.*", re.DOTALL)
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -38,17 +38,143 @@ def may_be_on_the_hub(settings: Settings) -> bool:
 def path_problems(settings: Settings, *, needs_input: bool = True) -> list[str]:
     """What is wrong with the paths of a command, one line each; empty if nothing is."""
     return [
+        *loading_problems(settings),
+        *(input_problems(settings) if needs_input else ()),
+        *output_problems(settings),
+    ]
+
+
+def loading_problems(settings: Settings) -> list[str]:
+    """What would keep the engine from being loaded, one line each; the guardrail is apart."""
+    return [
         *model_problems(settings),
+        *_text_problems(settings),
         *upsampler_problems(settings),
-        *(_input_problems(settings) if needs_input else ()),
-        *_output_problems(settings),
+        *_device_problems(settings),
+        *_offline_problems(settings),
+    ]
+
+
+def local_checkpoint(settings: Settings) -> CheckpointFiles | None:
+    """The files of a checkpoint on this machine; None where it is not, or not all, here.
+
+    Raises:
+        CheckpointError: it is here and cannot be used.
+    """
+    if settings.source != TOY_SOURCE and local_model(settings) is None:
+        return None
+    return None if model_problems(settings) else _find(settings)
+
+
+def absent_parts(settings: Settings) -> list[str]:
+    """What of a model on the hub is not on this machine, in words; empty for a local one.
+
+    Looked for below the checkpoint root and in the hub client's cache; makes no connection.
+    """
+    from cosmos_fast.errors import CheckpointError
+    from cosmos_fast.weights import find_guardrail, find_upsampler
+    from cosmos_fast.weights.hub import HubAccess
+    from cosmos_fast.weights.layout import find_text
+
+    if settings.source == TOY_SOURCE or local_model(settings) is not None:
+        return []
+    if model_problems(settings):
+        return []
+    cache, absent = HubAccess(local_files_only=True), []
+    roots = tuple(root for root in (settings.checkpoint_root,) if root is not None)
+    try:
+        encoder = _find(settings).text_encoder
+    except CheckpointError:
+        absent.append(f"model {settings.source}")
+        places = [find_text(root, roots).encoder for root in roots]
+        encoder = settings.text_encoder or next(filter(None, places), None)
+    if encoder is None and settings.follows_text:
+        absent.append("text encoder T5")
+    if settings.guardrail not in ("off", "not applicable"):
+        try:
+            find_guardrail(roots, cache)
+        except CheckpointError:
+            absent.append("guardrail Cosmos-Guardrail1 with Llama-Guard-3-8B")
+    if settings.upsampler == "on":
+        model = upsampler_model(settings)
+        try:
+            find_upsampler(model, roots, cache)
+        except CheckpointError:
+            absent.append(f"prompt upsampler {model}")
+    return absent
+
+
+def fetch_notes(settings: Settings) -> tuple[str, ...]:
+    """A line for each part that the run would fetch first."""
+    if settings.local_files_only:
+        return ()
+    return tuple(
+        f"{part} is not on this machine; it would be fetched" for part in absent_parts(settings)
+    )
+
+
+def download_command(settings: Settings, *flags: str) -> str:
+    """The command that fetches what stands beside the model of the settings, into its root."""
+    size = "14B" if "14B" in settings.source else "2B"
+    words = ["cosmos-fast download", *flags, f"--model_sizes {size}"]
+    root = settings.checkpoint_root
+    return " ".join([*words, f"--checkpoint_dir {root}" if root is not None else ""]).rstrip()
+
+
+def _find(settings: Settings) -> CheckpointFiles:
+    from cosmos_fast.weights import find_checkpoint
+
+    return find_checkpoint(
+        settings.source,
+        variant=settings.variant,
+        revision=settings.revision,
+        local_files_only=True,
+        checkpoint_root=settings.checkpoint_root,
+        vae=settings.vae,
+        text_encoder=settings.text_encoder,
+        tokenizer=settings.tokenizer,
+        ema=settings.load_ema,
+    )
+
+
+def _text_problems(settings: Settings) -> list[str]:
+    if not settings.follows_text or (files := local_checkpoint(settings)) is None:
+        return []
+    if files.text_encoder is not None:
+        return []
+    return [
+        f"--text_encoder: none is given, and beside {settings.source!r} there is no T5 to read the "
+        f"prompt with; name its folder, or fetch it with {download_command(settings)}"
+    ]
+
+
+def _device_problems(settings: Settings) -> list[str]:
+    if settings.device in ("auto", "cpu") or (settings.num_gpus or 1) > 1:
+        return []  # several ranks or workers take a device each, and look for themselves
+    import torch
+
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted = int(settings.device.partition(":")[2] or 0)
+    if wanted < there:
+        return []
+    cure = "use --device cpu or auto; cosmos-fast doctor says what is amiss with a GPU"
+    return [f"--device {settings.device}: torch sees {there or 'no'} CUDA devices; {cure}"]
+
+
+def _offline_problems(settings: Settings) -> list[str]:
+    if not settings.local_files_only:
+        return []
+    return [
+        f"{part} is not on this machine, and --local_files_only forbids fetching it; leave that "
+        f"out, or fetch it first with {download_command(settings)}"
+        for part in absent_parts(settings)
     ]
 
 
 def model_problems(settings: Settings) -> list[str]:
     """What is wrong with the paths of the model's parts, one line each."""
     return _source_problems(settings) + [
-        f"{name}: {str(path)!r} is not there"
+        f"--{name}: {str(path)!r} is not there; check the name"
         for name in ("vae", "text_encoder", "tokenizer")
         if (path := getattr(settings, name)) is not None and not path.exists()
     ]
@@ -83,8 +209,8 @@ def guardrail_problems(settings: Settings) -> list[str]:
         find_guardrail(roots, None)
     except CheckpointError as error:
         return [
-            f"guardrail: {error}; fetch it with cosmos-fast download --guardrail "
-            f"--checkpoint_dir {settings.checkpoint_root}, or go without it: --disable_guardrail"
+            f"guardrail: {error}; fetch it with {download_command(settings, '--guardrail')}, or go "
+            f"without it: --disable_guardrail"
         ]
     return []
 
@@ -95,9 +221,10 @@ def upsampler_problems(settings: Settings) -> list[str]:
         return []
     missing = _upsampler_missing(settings, upsampler_model(settings))
     switch = "upsampler" if settings.generation == "original" else "refiner"
+    fetching = download_command(settings, "--prompt_upsampler")
     return [
-        f"{missing}; fetch it with cosmos-fast download --prompt_upsampler --checkpoint_dir "
-        f"{settings.checkpoint_root}, or write the prompt in full and add --disable_prompt_{switch}"
+        f"{missing}; fetch it with {fetching}, or write the prompt in full and add "
+        f"--disable_prompt_{switch}"
     ] if missing else []  # fmt: skip
 
 
@@ -127,55 +254,12 @@ def _companion_roots(settings: Settings) -> tuple[Path, ...]:
 
 
 def _source_problems(settings: Settings) -> list[str]:
-    source = settings.source
+    source, flag = settings.source, settings.flag("source")
     if source == TOY_SOURCE or local_model(settings) or may_be_on_the_hub(settings):
         return []
     if settings.generation == "later":
         cure = f"a hub id reads owner/name, and the small world that ships is called {TOY_SOURCE}"
-        return [f"model: {source!r} is not there; {cure}"]
-    size = "14B" if "14B" in source else "2B"
-    return [
-        f"model: {str(Path(settings.checkpoint_root or '.', source))!r} is not there; fetch it "
-        f"with cosmos-fast download --model_sizes {size} --model_types Video2World "
-        f"--checkpoint_dir {settings.checkpoint_root}"
-    ]
-
-
-def _input_problems(settings: Settings) -> list[str]:
-    path = settings.input
-    if path is None:
-        return ["input: none is given; name a picture or a video with --input_path"]
-    if not path.exists():
-        cure = "; addresses are not read: fetch the file and name it here"
-        return [f"input: {str(path)!r} is not there{cure if _ADDRESS.match(str(path)) else ''}"]
-    if not path.is_file():
-        return [f"input: {str(path)!r} is not a file"]
-    if not os.access(path, os.R_OK):
-        return [f"input: {str(path)!r} may not be read"]
-    if path.stat().st_size == 0:
-        return [f"input: {str(path)!r} is empty"]
-    if settings.num_conditional_frames > 1 and path.suffix.lower() in PICTURE_ENDINGS:
-        return [
-            f"input: {str(path)!r} is one picture; "
-            f"{settings.num_conditional_frames} frames need a video"
-        ]
-    return []
-
-
-def _output_problems(settings: Settings) -> list[str]:
-    path = settings.output
-    if path.is_dir():
-        return [f"output: {str(path)!r} is a folder"]
-    pictures = path.parent if path.suffix.lower() == ".png" else None
-    if pictures is not None and pictures.is_dir() and any(pictures.iterdir()):
-        return [f"output: {str(pictures)!r} holds files; name a folder that is new or empty"]
-    if settings.input is not None and path.resolve() == settings.input.resolve():
-        return [f"output: {str(path)!r} would replace the input"]
-    folder = path.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        return [f"output: {str(folder)!r} is not a folder"]
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return [f"output: nothing may be written to {str(folder)!r}"]
-    return []
+        return [f"{flag}: {source!r} is not there; {cure}"]
+    place = Path(settings.checkpoint_root or ".", source)
+    fetching = download_command(settings, "--model_types Video2World")
+    return [f"{flag}: {str(place)!r} is not there; fetch it with {fetching}"]

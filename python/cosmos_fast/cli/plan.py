@@ -31,7 +31,11 @@ _STAGES: Final = ("text", "encode", "denoise", "decode")
 
 PLAN_FLAGS: Final = (
     Flag("model", Word(), "Hub id, or a path with a released model's name."),
-    Flag("model_size", Choice(("2B", "14B")), "Instead of --model. Default: 2B."),
+    Flag(
+        "model_size",
+        Choice(("2B", "14B"), name="SIZE"),
+        "2B or 14B, instead of --model. Default: 2B.",
+    ),
     Flag("variant", Word(), "Such as 720p-16fps. Default: 480p-16fps."),
     Flag("gpu", Word(), "A card's name, or measured: the one in this machine. See --list_cards."),
     Flag("list_cards", None, "List the cards that have names, and stop."),
@@ -47,6 +51,12 @@ PLAN_FLAGS: Final = (
         "RAM that it may take; what does not fit is read from the files again and again. "
         "Default: as much as it likes.",
     ),
+    Flag(
+        "reserved",
+        Pattern(_AMOUNT, "an amount such as 17GiB", "AMOUNT"),
+        "Of the card, for what is no part of the plan: the networks of a guardrail (about 17GiB of "
+        "NVIDIA's) and of an upsampler, where they stay there. Default: nothing.",
+    ),
     Flag("height", Integer(1), "Default: the variant's."),
     Flag("width", Integer(1), "Default: the variant's."),
     Flag("num_video_frames", FrameCount(), "Default: the variant's."),
@@ -55,14 +65,24 @@ PLAN_FLAGS: Final = (
     Flag("guidance", Number(), "0: one forward a step instead of two. Default: 7."),
     Flag(
         "text_precision",
-        Choice(("bf16", "fp32", "none")),
-        "What T5 is stored in; none: prompts are embedded already. Default: bf16.",
+        Choice(("bf16", "fp32", "none"), name="KIND"),
+        "What T5 is stored in: bf16, fp32, or none where prompts are embedded already. "
+        "Default: bf16.",
     ),
-    Flag("offload_diffusion_transformer", None, "It leaves the card when its stage ends."),
-    Flag("offload_tokenizer", None, "The VAE leaves the card when its stage ends."),
-    Flag("offload_text_encoder", None, "T5 leaves the card when its stage ends."),
+    Flag(
+        "offload_diffusion_transformer",
+        None,
+        "It leaves the card when its stage ends.",
+        "Offloading",
+    ),
+    Flag("offload_tokenizer", None, "The VAE leaves the card when its stage ends.", "Offloading"),
+    Flag("offload_text_encoder", None, "T5 leaves the card when its stage ends.", "Offloading"),
     Flag("picture", Location(), "Draw slots and copies over time into this .svg or .png file."),
-    Flag("picture_stage", Choice(_STAGES), "Stage to draw. Default: denoise."),
+    Flag(
+        "picture_stage",
+        Choice(_STAGES, name="STAGE"),
+        "To draw: text, encode, denoise or decode. Default: denoise.",
+    ),
     Flag("json", None, "Print one JSON object on stdout."),
     Flag("debug", None, "Show the traceback of an error."),
 )
@@ -74,7 +94,8 @@ def plan(**given: object) -> int:
 
     For each stage: the most device memory it takes, the weights that stay there meanwhile, how many
     blocks are streamed through how many slots, and how long it takes, with the time in which the
-    card waits for weights. Then the smallest memory that would do. An example, for a card of 8 GB:
+    card waits for weights. Then the smallest memory that would do. Guardrail and upsampler are not
+    counted; --reserved leaves room for them. An example, for a card of 8 GB:
 
     cosmos-fast plan --model_size 2B --gpu rtx4090-pcie4x8 --memory 7GiB --height 432 --width 768
 
@@ -129,6 +150,7 @@ def _planned(flags: dict[str, Any]) -> Plan:
         guidance=flags.get("guidance"),
         variant=flags.get("variant"),
         host_memory=flags.get("host_memory"),
+        reserved=flags.get("reserved", 0),
         text_dtype={"bf16": "bfloat16", "fp32": "float32", "none": "none"}[
             flags.get("text_precision", "bf16")
         ],  # type: ignore[arg-type]

@@ -88,6 +88,10 @@ class Settings:
     resume: bool = False
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """Where each field that a flag can set got its value."""
+    follows_text: bool = True
+    """False: the command carries out actions."""
+    spelling: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """The flag that set each field, where one did."""
     notes: tuple[str, ...] = ()
     """Flags that were accepted without effect, and why."""
     missing: tuple[MissingPart, ...] = ()
@@ -104,9 +108,15 @@ class Settings:
         if self.missing:
             raise MissingPartError("; ".join([*map(str, self.missing), *more]))
 
+    def flag(self, name: str) -> str:
+        """The flag that sets field ``name``: the one given, else the generation's own word."""
+        own = _OWN_WORDS.get(name, {}).get(self.generation, name)
+        return f"--{self.spelling.get(name, own)}"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; ``origins`` and ``notes`` included."""
         plain = {name: _plain(value) for name, value in self.__dict__.items()}
+        del plain["spelling"], plain["follows_text"]
         plain["missing"] = [str(part) for part in self.missing]
         plain["origins"] = dict(self.origins)
         return plain
@@ -191,7 +201,12 @@ def resolve(
         notes=(*idle_notes(given, upsampler_is_off=off), *_quality_notes(given)),
         missing=missing_parts(given),
     )
-    settings = replace(settings, origins=MappingProxyType(values.origins))
+    settings = replace(
+        settings,
+        origins=MappingProxyType(values.origins),
+        spelling=MappingProxyType(values.spelling),
+        follows_text=follows_text,
+    )
     if settings.source == TOY_SOURCE:
         settings = _without_upsampler(settings)
     if follows_text:
@@ -279,6 +294,7 @@ class _Values:
         self.given = given
         self.generation = generation
         self.origins: dict[str, Origin] = {}
+        self.spelling: dict[str, str] = {}
         self._given_by = origins
 
     def pick(self, field_name: str, *flags: str, default: Any) -> Any:
@@ -286,6 +302,7 @@ class _Values:
         for flag in flags:
             if flag in self.given:
                 self.origins[field_name] = self._given_by[flag]
+                self.spelling[field_name] = flag
                 return self.given[flag]
         self.set_default(field_name, default)
         return default
@@ -300,6 +317,14 @@ class _Values:
             self.origins[field_name] = "default"
 
 
+_OWN_WORDS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
+    {
+        "input": {"original": "input_image_or_video_path", "later": "input_path"},
+        "output": {"original": "video_save_folder", "later": "save_path"},
+        "source": {"original": "diffusion_transformer_dir", "later": "model"},
+    }
+)
+"""Flags that set a field of another name."""
 _FROM_PROFILE: Final = frozenset(
     {"negative_prompt", "height", "width", "num_frames", "fps", "num_steps", "guidance"}
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,7 +38,7 @@ def video2world(**given: object) -> int:
     the prompt alone. Without them the later generation holds: seed 0, the model's rate, CRF 15,
     cover, and a sidecar with labelled sections. Numbers are free in both. With the toy worlds that
     ship with the package, the model's own values stand in for either, and upsampler and guardrail
-    do not apply. Existing files are replaced.
+    do not apply. Existing files are replaced, but never the .txt and .json of another video.
     """
     flags = parse_flags(VIDEO2WORLD_FLAGS, given)
     settings = read_settings(flags)
@@ -76,6 +77,7 @@ def read_settings(flags: dict[str, Any], *, follows_text: bool = True) -> Settin
     origins: dict[str, Origin] = {
         name: "command line" if name in flags else "config file" for name in values
     }
+    _refuse_folder(values.get("save_path"))
     settings = resolve(values, origins, follows_text=follows_text)
     profile = local_profile(settings)
     if profile is not None:
@@ -86,30 +88,23 @@ def read_settings(flags: dict[str, Any], *, follows_text: bool = True) -> Settin
     return settings
 
 
+def _refuse_folder(path: Path | None) -> None:
+    """A name without an ending gets .mp4, but not where it is a folder's."""
+    if path is not None and path.is_dir():
+        cure = f"name the file in it, as in {str(path / 'video.mp4')!r}"
+        raise UsageError(f"--save_path: {str(path)!r} is a folder; {cure}")
+
+
 def local_profile(settings: Settings) -> Profile | None:
     """What a checkpoint on this machine implies; None where it is not, or not all, here.
 
     Raises:
         CheckpointError: it is here and cannot be used.
     """
-    from cosmos_fast.cli.paths import local_model, model_problems
-    from cosmos_fast.cli.settings import TOY_SOURCE
-    from cosmos_fast.weights import find_checkpoint
+    from cosmos_fast.cli.paths import local_checkpoint
 
-    if settings.source != TOY_SOURCE and local_model(settings) is None:
-        return None
-    if model_problems(settings):
-        return None
-    return find_checkpoint(
-        settings.source,
-        variant=settings.variant,
-        local_files_only=True,
-        checkpoint_root=settings.checkpoint_root,
-        vae=settings.vae,
-        text_encoder=settings.text_encoder,
-        tokenizer=settings.tokenizer,
-        ema=settings.load_ema,
-    ).profile
+    files = local_checkpoint(settings)
+    return None if files is None else files.profile
 
 
 def dry_run(
@@ -128,9 +123,10 @@ def dry_run(
     Returns:
         2 if anything is wrong, 3 if only the guardrail is.
     """
-    from cosmos_fast.cli.paths import guardrail_problems, path_problems
+    from cosmos_fast.cli.paths import fetch_notes, guardrail_problems, path_problems
 
     problems = path_problems(settings) if problems is None else problems
+    settings = replace(settings, notes=(*settings.notes, *fetch_notes(settings)))
     code = ExitCode.USAGE if problems else ExitCode.OK
     if blocked := guardrail_problems(settings):
         code = code or ExitCode.BLOCKED
@@ -174,6 +170,7 @@ def make_video(settings: Settings, place: Place | None = None) -> Clip:
         UsageError: a path is wrong.
         CosmosFastError: whatever loading or generating raises.
     """
+    from cosmos_fast.cli.media_paths import no_empty_folder
     from cosmos_fast.cli.progress import showing
 
     refuse_bad_paths(settings)
@@ -181,7 +178,8 @@ def make_video(settings: Settings, place: Place | None = None) -> Clip:
         for note in settings.notes:
             display.say(f"note: {note}")
         engine = load(settings, display, place)
-        clip = generate(engine, settings, display)
+        with no_empty_folder(settings.output):
+            clip = generate(engine, settings, display)
         for note in clip.report.notes:
             display.say(f"note: {note}")
         display.say(clip.report.table())

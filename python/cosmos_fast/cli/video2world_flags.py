@@ -12,6 +12,7 @@ from cosmos_fast.cli.flags import (
     Location,
     Number,
     Pattern,
+    Target,
     Text,
     Word,
 )
@@ -22,6 +23,7 @@ _VIDEO: Final = "Video"
 _OUTPUT: Final = "Output"
 _GUARD: Final = "Prompt upsampler and guardrail"
 _MACHINE: Final = "Machine"
+_OFFLOAD: Final = "Offloading"
 _RUN: Final = "This run"
 _IDLE: Final = "Accepted, without effect"
 
@@ -55,7 +57,7 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     ),
     Flag(
         "fit",
-        Choice(("cover", "stretch")),
+        Choice(("cover", "stretch"), name="FIT"),
         "cover: keep the aspect and cut the overhang; stretch: resize to the very size. "
         "Default: cover, original: stretch.",
         _INPUT,
@@ -112,7 +114,7 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag(
         "diffusion_transformer_dir",
         Location(),
-        "Model folder below --checkpoint_dir (original). Default: Cosmos-Predict2-2B-Video2World.",
+        "Model folder below --checkpoint_dir (original). Default: that of the released 2B.",
         _MODEL,
     ),
     Flag("aspect_ratio", Choice(("1:1", "4:3", "3:4", "16:9", "9:16")), "Default: 16:9.", _VIDEO),
@@ -136,7 +138,7 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag("seed", Integer(0, 2**32 - 1), "Default: 0, original: 1.", _VIDEO),
     Flag(
         "save_path",
-        Location(),
+        Target(),
         "The .mp4 to write, or, without loss, .mkv, .npy or FOLDER/%05d.png; with .txt and .json "
         "beside it. Default: output/generated_video.mp4.",
         _OUTPUT,
@@ -196,7 +198,12 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
         "auto, cpu, cuda or cuda:N. Default: auto.",
         _MACHINE,
     ),
-    Flag("precision", Choice(("auto", "bf16", "fp32")), "Default: auto.", _MACHINE),
+    Flag(
+        "precision",
+        Choice(("auto", "bf16", "fp32"), name="KIND"),
+        "bf16, fp32, or auto: bf16 on a GPU. Default: auto.",
+        _MACHINE,
+    ),
     Flag(
         "memory",
         Pattern(
@@ -210,8 +217,9 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     ),
     Flag(
         "rope_table",
-        Choice(("reference", "float32")),
-        "Position table: rounded as NVIDIA's code does, or exact. Default: reference.",
+        Choice(("reference", "float32"), name="TABLE"),
+        "Position table: reference, rounded as NVIDIA's code does, or float32, exact. Default: "
+        "reference.",
         _MACHINE,
     ),
     Flag(
@@ -225,11 +233,11 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
         "offload_diffusion_transformer",
         None,
         "It leaves the device after use; kept in RAM (original: read again).",
-        _MACHINE,
+        _OFFLOAD,
     ),
-    Flag("offload_tokenizer", None, "The same for the VAE (original).", _MACHINE),
-    Flag("offload_text_encoder_model", None, "The same for T5 (original).", _MACHINE),
-    Flag("offload_text_encoder", None, "The same for T5.", _MACHINE),
+    Flag("offload_tokenizer", None, "The same for the VAE (original).", _OFFLOAD),
+    Flag("offload_text_encoder_model", None, "The same for T5 (original).", _OFFLOAD),
+    Flag("offload_text_encoder", None, "The same for T5.", _OFFLOAD),
     Flag(
         "downcast_text_encoder",
         None,

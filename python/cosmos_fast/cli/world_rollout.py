@@ -201,7 +201,7 @@ def _profile_problems(profile: Profile, order: _Order) -> list[str]:
 
     spec = profile.actions
     if spec is None:
-        return [f"model: {profile.name} takes no actions; it follows a --prompt"]
+        return [f"--model: {profile.name} takes no actions; it follows a --prompt"]
     if order.chunk not in (None, spec.chunk):
         return [f"--chunk_size {order.chunk}: {profile.name} takes {spec.chunk} actions at once"]
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.errors import InputError
+from cosmos_fast.imports import install_extra
 from cosmos_fast.jobs.batch import BatchRun
 from cosmos_fast.jobs.engines import NO_GUARDRAIL
 
@@ -62,7 +63,7 @@ def run_batch_on_ray(
         import ray
         import ray.data
     except ImportError as error:
-        raise InputError("a Ray cluster needs Ray: pip install cosmos-fast[ray]") from error
+        raise InputError(f"a Ray cluster needs Ray: {install_extra('ray')}") from error
     if not ray.is_initialized():
         raise InputError("this process is connected to no Ray cluster: call ray.init() first")
     places: dict[str, Any] = {

@@ -1,7 +1,9 @@
 """Carries out a plan: copies on a stream of their own, events between it and the computing.
 
 The networks know nothing of it: a hook before each module that owns weights tells which block is
-needed, and the list of actions says what has to happen before and after. Nothing waits on the host.
+needed, and the list of actions says what has to happen before and after. Nothing waits on the host,
+but for weights that rest in files: their bytes have to pass through a window, a buffer of which is
+filled again when the copy from it has ended.
 """
 
 from __future__ import annotations
@@ -79,13 +81,9 @@ class Executor:
         self.peak_arena_bytes = 0
         """Most bytes that this executor has held on the device at a time."""
         for name, blocks in components.items():
-            self.add(name, self.host_blocks(blocks))
-        self.wake()
-
-    def host_blocks(self, blocks: Mapping[str, Sequence[nn.Module]]) -> dict[str, Block]:
-        """Blocks whose weights rest in host memory, page-locked where that helps."""
-        pin = self.device.type == "cuda"
-        return {name: HostBlock(modules, pin=pin) for name, modules in blocks.items()}
+            self.add(name, host_blocks(blocks, device))
+        if components:  # those that come later may be on the device still
+            self.wake()
 
     def add(
         self,
@@ -103,9 +101,11 @@ class Executor:
         Raises:
             InputError: it does not fit the plan.
         """
+        self._check(self.plan, {name: blocks})
         self._free()
         self._components[name] = _Component(blocks, as_files)
-        self._check(self.plan)
+        for block in blocks.values():
+            block.rest()
 
     def has(self, name: str) -> bool:
         """Whether a component of that name was added."""
@@ -122,8 +122,10 @@ class Executor:
         Raises:
             CosmosFastError: a stage is running.
             InputError: it was made for other networks.
+            MemoryPlanError: the host has not the memory that weights are to rest in; those of a
+                component that could not move rest where they did.
         """
-        self._check(plan)
+        self._check(plan, {name: one.blocks for name, one in self._components.items()})
         if plan.core is not self.plan.core:
             self._free()
         self.plan = plan
@@ -151,11 +153,24 @@ class Executor:
         self._engines.tidy()
 
     def wake(self) -> None:
-        """Brings what the plan keeps back to the device. Nothing happens where it is there."""
+        """Brings what the plan keeps back to the device. Nothing happens where it is there.
+
+        An error leaves everything off the device.
+        """
         if self._kept is not None:
             return
         kept = self._arena(self.plan.kept_bytes)
-        self._engines.copy_after(self._engines.reached())
+        try:
+            self._engines.copy_after(self._engines.reached())
+            self._send_kept(kept)
+        except BaseException:
+            self._rest_all()
+            raise
+        finally:
+            self._engines.compute_after(self._engines.arrived())
+        self._kept = kept
+
+    def _send_kept(self, kept: torch.Tensor) -> None:
         for stage in self.plan.stages:
             if stage.component not in self._components:
                 continue
@@ -167,8 +182,6 @@ class Executor:
                     memory = kept[offset : offset + size]
                     blocks[name].send(memory, self._engines)
                     blocks[name].bind(blocks[name].views(memory))
-        self._engines.compute_after(self._engines.arrived())
-        self._kept = kept
 
     @contextmanager
     def stage(self, name: str, passes: int | None = None) -> Iterator[StagePlan]:
@@ -208,12 +221,15 @@ class Executor:
         )
         del arena
         try:
+            self._running.begin()
             with self._running.hooks():
                 yield planned
         finally:
-            self._running.end()
-            self._running = None
-            self._engines.tidy()
+            try:
+                self._running.end()
+            finally:
+                self._running = None
+                self._engines.tidy()
 
     def _free(self) -> None:
         """Takes everything off the device."""
@@ -221,10 +237,13 @@ class Executor:
             raise CosmosFastError("a stage is running: weights cannot leave the device now")
         if self._kept is not None:
             self.on_move()
+        self._rest_all()
+        self._kept = None
+
+    def _rest_all(self) -> None:
         for component in self._components.values():
             for block in component.blocks.values():
                 block.rest()
-        self._kept = None
 
     def _rest(self, component: _Component, source: str | None) -> None:
         """Where a component's weights are while they are not in use."""
@@ -241,6 +260,10 @@ class Executor:
                 name: block.to_host(pin=pin) if isinstance(block, FileBlock) else block
                 for name, block in component.blocks.items()
             }
+        else:
+            return
+        for block in component.blocks.values():
+            block.rest()
 
     def _arena(self, size: int) -> torch.Tensor:
         arena = torch.empty(size, dtype=torch.uint8, device=self.device)
@@ -248,11 +271,11 @@ class Executor:
         self.peak_arena_bytes = max(self.peak_arena_bytes, kept + size)
         return arena.fill_(0xFF) if self._poison else arena
 
-    def _check(self, plan: Schedule) -> None:
+    def _check(self, plan: Schedule, components: Mapping[str, Mapping[str, Block]]) -> None:
         for stage in plan.request.stages:
-            if stage.component not in self._components:
+            if stage.component not in components:
                 continue
-            known = self._components[stage.component].blocks
+            known = components[stage.component]
             for block in stage.blocks:
                 if block.name not in known:
                     raise InputError(
@@ -264,6 +287,19 @@ class Executor:
                         f"block {block.name!r} has {known[block.name].bytes} bytes, the plan has "
                         f"{block.bytes}: it was made for another model"
                     )
+
+
+def host_blocks(
+    blocks: Mapping[str, Sequence[nn.Module]], device: torch.device
+) -> dict[str, HostBlock]:
+    """Blocks whose weights will rest in host memory, page-locked where that helps copies to
+    ``device``. Until they rest, the weights stay where they are.
+
+    Raises:
+        MemoryPlanError: there is not that much host memory, or it cannot be locked.
+    """
+    pin = device.type == "cuda"
+    return {name: HostBlock(modules, pin=pin) for name, modules in blocks.items()}
 
 
 def _nothing() -> None:

@@ -57,7 +57,7 @@ class FileBlock:
     ) -> None:
         """
         Args:
-            modules: whose parameters, on any device; what they hold is let go.
+            modules: whose parameters, on any device; what they hold is let go as they rest.
             sources: of each parameter the stretches of files it is made of, in order.
             dtype: of the parameters.
             window: what the bytes pass through.
@@ -71,7 +71,6 @@ class FileBlock:
             torch.full((), torch.nan, dtype=dtype).expand(parameter.shape)
             for parameter in self.parameters
         ]
-        self.rest()
 
     @property
     def pinned_bytes(self) -> int:
@@ -90,11 +89,19 @@ class FileBlock:
             send(parts, self._window.ring)
 
     def to_host(self, *, pin: bool) -> HostBlock:
-        """The same weights resting in host memory, read from the files once and for all."""
+        """The same weights in host memory, read from the files once and for all.
+
+        Raises:
+            MemoryPlanError: there is not that much host memory, or it cannot be locked; they rest
+                in the files as before.
+        """
         memory = allocate(self.bytes)
         self.send(memory, HostEngines())
         self.bind(self.views(memory))
-        return HostBlock(self.modules, pin=pin)
+        try:
+            return HostBlock(self.modules, pin=pin)
+        finally:
+            self.rest()
 
     def views(self, memory: torch.Tensor) -> list[torch.Tensor]:
         return [location.view(memory) for location in self._locations]

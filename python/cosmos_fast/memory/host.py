@@ -75,7 +75,11 @@ def unique_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
 
 
 class Block(Protocol):
-    """The parameters of some modules, which the executor moves together."""
+    """The parameters of some modules, which the executor moves together.
+
+    Making one leaves the parameters where they are, so that a block that cannot be made undoes
+    nothing: the first :meth:`rest` takes them over.
+    """
 
     @property
     def modules(self) -> tuple[nn.Module, ...]: ...
@@ -101,7 +105,7 @@ class Block(Protocol):
 
 
 class HostBlock:
-    """The parameters of one block in host memory, which they are views of from now on."""
+    """The parameters of one block in host memory, which they are views of while they rest."""
 
     def __init__(self, modules: Sequence[nn.Module], *, pin: bool) -> None:
         """Takes parameters over that lie side by side as :func:`arranged` laid them out; others
@@ -126,7 +130,6 @@ class HostBlock:
         if found is None:
             for parameter, location in zip(self.parameters, self._locations, strict=True):
                 location.view(self.memory).copy_(parameter.data)
-        self.rest()
 
     @property
     def pinned_bytes(self) -> int:
@@ -181,8 +184,18 @@ def arranged(
 
 def allocate(size: int) -> torch.Tensor:
     """uint8 of ``size`` bytes of host memory, exactly: torch's pinned allocator rounds up to a
-    power of two. Pages appear as they are written."""
-    region = mmap.mmap(-1, max(size, 1))
+    power of two. Pages appear as they are written.
+
+    Raises:
+        MemoryPlanError: the host does not give that much.
+    """
+    try:
+        region = mmap.mmap(-1, max(size, 1))
+    except OSError as error:
+        raise MemoryPlanError(
+            f"the host has no {size} bytes for weights ({error}): give a smaller host budget, "
+            f"memory=Budget(device, host), and weights are streamed from their files"
+        ) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages has small ones
             region.madvise(mmap.MADV_HUGEPAGE)

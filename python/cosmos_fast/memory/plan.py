@@ -79,6 +79,8 @@ class Plan(Schedule):
     card: str
     size: Size
     num_frames: int
+    reserved_bytes: int = 0
+    """Of ``fixed_bytes``: for networks that are none of the plan's, such as a guardrail's."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: bytes and seconds."""
@@ -115,9 +117,10 @@ class Plan(Schedule):
         )
         moves = f"streams {streamed}" if streamed else "streams nothing"
         return {
-            "summary": f"{_gib(self.peak_bytes)} planned of {_gib(self.budget_bytes)}, {moves}"
+            "summary": f"{gib(self.peak_bytes)} planned of {gib(self.budget_bytes)}, {moves}"
             + (f"; {shapes}" if shapes else ""),
             "budget_bytes": self.budget_bytes,
+            "reserved_bytes": self.reserved_bytes,
             "predicted_peak_bytes": self.peak_bytes,
             "measured_peak_bytes": peak,
             "exact": self.exact,
@@ -143,8 +146,8 @@ class Plan(Schedule):
             rows.append(
                 (
                     stage.name,
-                    _gib(stage.peak_bytes),
-                    "kept" if kept else _gib(stage.arena_bytes),
+                    gib(stage.peak_bytes),
+                    "kept" if kept else gib(stage.arena_bytes),
                     f"{stage.streamed} of {len(stage.blocks)}",
                     str(stage.slots),
                     f"{stage.seconds:.3f}",
@@ -159,9 +162,12 @@ class Plan(Schedule):
             lines.append("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in cells)]))
         cut = [f"{stage.name} in {stage.shape}" for stage in self.stages if stage.shape != "whole"]
         lines += [
-            f"peak {_gib(self.peak_bytes)} of {_gib(self.budget_bytes)} on the device "
-            f"(smallest possible {_gib(self.smallest_bytes)}), {self.seconds:.2f} s",
-            f"host {_gib(self.host_bytes)}, of it {_gib(self.pinned_bytes)} pinned weights; "
+            f"peak {gib(self.peak_bytes)} of {gib(self.budget_bytes)} on the device "
+            f"(smallest possible {gib(self.smallest_bytes)}), {self.seconds:.2f} s",
+            f"of it {gib(self.reserved_bytes)} reserved for other networks"
+            if self.reserved_bytes
+            else "networks of a guardrail or an upsampler are not counted: reserve their share",
+            f"host {gib(self.host_bytes)}, of it {gib(self.pinned_bytes)} pinned weights; "
             + ", ".join(f"{name}: {source}" for name, source in self.sources.items()),
             "same bytes as with everything resident"
             if self.exact
@@ -184,9 +190,13 @@ def plan(
     host_memory: int | str | None = None,
     text_dtype: Literal["bfloat16", "float32", "none"] = "bfloat16",
     offload: Iterable[str] = (),
+    reserved: int | str = 0,
     stable_slots: bool = False,
 ) -> Plan:
     """The memory plan of one generation, made without a GPU and without the model.
+
+    Guardrail and upsampler are no part of it; an engine sets aside what theirs take (of NVIDIA's
+    guardrail with ``placement="device"``, about 17 GiB), and so does ``reserved``.
 
     Args:
         model: hub id or path that carries a released model's name, or a profile.
@@ -202,6 +212,7 @@ def plan(
         text_dtype: what the text encoder is stored in; "none": embeddings are given.
         offload: components ("text encoder", "vae encoder", "dit", "vae decoder") that must leave
             the device when their stage ends.
+        reserved: amount or bytes of the device for networks that are none of the plan's.
         stable_slots: a block lands in the same slot in every pass, as captured graphs need.
 
     Raises:
@@ -223,7 +234,14 @@ def plan(
         offloaded=frozenset(offload),
     )
     budget = read_budget(memory, card, host_memory)
-    return solve(workload, card, budget, resident=memory == "resident", stable_slots=stable_slots)
+    return solve(
+        workload,
+        card,
+        budget,
+        resident=memory == "resident",
+        reserved=_reserved(reserved),
+        stable_slots=stable_slots,
+    )
 
 
 def solve(
@@ -233,6 +251,7 @@ def solve(
     *,
     resident: bool = False,
     host_copies: bool = True,
+    reserved: int = 0,
     stable_slots: bool = False,
 ) -> Plan:
     """The fastest plan for ``workload`` on ``card`` within ``budget``.
@@ -240,37 +259,63 @@ def solve(
     Args:
         resident: all weights stay on the device.
         host_copies: what is on the device has a pinned copy, to sleep and wake by.
+        reserved: bytes of the device for networks that are none of the plan's.
         stable_slots: as for :func:`plan`.
 
     Raises:
         MemoryPlanError: as for :func:`plan`.
     """
-    machine = Machine(
+    wanted = stages(workload, card)
+    if resident:
+        wanted = tuple(replace(stage, residency="keep") for stage in wanted)
+    request = Request(
+        _machine(card, budget, reserved),
+        wanted,
+        stable_slots=stable_slots,
+        host_copies=host_copies,
+    )
+    return _planned(workload, card, request, reserved)
+
+
+def smallest(workload: Workload, card: Card, budget: Budget, *, reserved: int = 0) -> int:
+    """The least device bytes in which ``workload`` can be planned, ``reserved`` and all included.
+
+    Args:
+        budget: its part of the device does not matter.
+    """
+    request = Request(_machine(card, budget, reserved), stages(workload, card), host_copies=True)
+    return smallest_memory(request)[0]
+
+
+def _machine(card: Card, budget: Budget, reserved: int) -> Machine:
+    return Machine(
         device_bytes=budget.device or int(card.memory_bytes * AUTO_SHARE),
-        device_fixed_bytes=card.context_bytes + card.workspace_bytes,
+        device_fixed_bytes=card.context_bytes + card.workspace_bytes + reserved,
         host_bytes=budget.host or 1 << 45,
         host_fixed_bytes=_HOST_FIXED,
         window_bytes=WINDOW_BYTES,
         bus=Link(card.bus_bytes_per_second),
         files=_FILES,
     )
-    wanted = stages(workload, card)
-    if resident:
-        wanted = tuple(replace(stage, residency="keep") for stage in wanted)
-    request = Request(machine, wanted, stable_slots=stable_slots, host_copies=host_copies)
-    return _planned(workload, card, request)
 
 
-def _planned(workload: Workload, card: Card, request: Request) -> Plan:
-    names = {
+def _planned(workload: Workload, card: Card, request: Request, reserved: int) -> Plan:
+    names: dict[str, Any] = {
         "model": workload.profile.name,
         "card": card.name,
         "size": workload.size,
         "num_frames": workload.num_frames,
+        "reserved_bytes": reserved,
     }
     try:
         return Plan.solve(request, **names)
-    except MemoryPlanError as error:
+    except MemoryPlanError as refusal:
+        error = refusal
+        if reserved:
+            error = MemoryPlanError(
+                f"{refusal}, of it {reserved} bytes ({gib(reserved)}) reserved on the device for "
+                f"networks that are none of the plan's, such as a guardrail's or an upsampler's"
+            )
         device, host = smallest_memory(request)
         machine = replace(
             request.machine,
@@ -278,7 +323,7 @@ def _planned(workload: Workload, card: Card, request: Request) -> Plan:
             host_bytes=max(host, request.machine.host_bytes),
         )
         error.plan = Plan.solve(replace(request, machine=machine), **names)
-        raise
+        raise error from None
 
 
 def _profile(model: str | os.PathLike[str] | Profile, variant: str) -> Profile:
@@ -310,9 +355,17 @@ def read_budget(memory: Memory, card: Card, host: int | str | None = None) -> Bu
         return Budget(None, ram)
     device = parse_amount(memory) if isinstance(memory, str) else memory
     if device > card.memory_bytes:
-        raise InputError(f"{memory = }: {card.name} has {_gib(card.memory_bytes)}")
+        raise InputError(f"{memory = }: {card.name} has {gib(card.memory_bytes)}")
     return Budget(device, ram)
 
 
-def _gib(amount: int) -> str:
+def _reserved(amount: int | str) -> int:
+    found = parse_amount(amount) if isinstance(amount, str) else amount
+    if found < 0:
+        raise InputError(f"reserved = {amount}: bytes of the device, 0 or more, are needed")
+    return found
+
+
+def gib(amount: int) -> str:
+    """Bytes as people read them."""
     return f"{amount / GIB:.2f} GiB"

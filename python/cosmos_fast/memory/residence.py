@@ -11,15 +11,15 @@ import gc
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
 from cosmos_fast.errors import InputError, MemoryPlanError
 from cosmos_fast.memory.cards import card_of
-from cosmos_fast.memory.executor import Executor
+from cosmos_fast.memory.executor import Executor, host_blocks
 from cosmos_fast.memory.files import Window, file_blocks
-from cosmos_fast.memory.host import HostBlock, available_host_bytes
+from cosmos_fast.memory.host import available_host_bytes
 from cosmos_fast.memory.models import FRAME_BY_FRAME, SLOWDOWNS
 from cosmos_fast.memory.plan import (
     AUTO_SHARE,
@@ -27,9 +27,12 @@ from cosmos_fast.memory.plan import (
     Budget,
     Memory,
     Plan,
+    gib,
     read_budget,
+    smallest,
     solve,
 )
+from cosmos_fast.memory.room import Room, refuse_the_hopeless
 from cosmos_fast.model.cuts import Cut
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cosmos_fast.memory.cards import Card
-    from cosmos_fast.memory.host import Block
+    from cosmos_fast.memory.host import Block, HostBlock
     from cosmos_fast.memory.models import Workload
     from cosmos_fast.memory.schedule import StagePlan
     from cosmos_fast.weights.load import Sources
@@ -46,7 +49,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LEVEL: Final = 0.85
-"""One level down: the share of the last plan's peak that the next one may have."""
+"""One level down: the share that the next plan may have of what the last one's peak held beside
+the fixed bytes."""
 _HOST_SHARE: Final = 0.9
 """Of the host memory that is free, what weights may take unless a budget says otherwise."""
 
@@ -70,6 +74,13 @@ class StageForm:
     """Its weights are on the device all the time."""
     cut: Cut | None = None
     frame_by_frame: bool = False
+
+
+class _Lowered(NamedTuple):
+    """After the device ran out of memory."""
+
+    budget: Budget
+    failed: Plan
 
 
 class Residence:
@@ -111,10 +122,14 @@ class Residence:
         self._resident: Final = memory == "resident" and not offload
         self._budget = self._read(memory)
         self._owned: dict[str, Owned] = {}
+        self._lowered: _Lowered | None = None
+        """For the next plan alone."""
+        self._workload: Workload | None = None
         self.reserved_bytes = 0
         """Of the device, for networks that are none of the plan's."""
+        self._reserved_for = ""
         self._window = Window(device, WINDOW_BYTES)
-        self._copies: dict[str, list[HostBlock]] = {}
+        self._copies: dict[str, Mapping[str, HostBlock]] = {}
         """Made by the first sleep of an engine whose weights do not move otherwise."""
         self._asleep = False
         self._known: dict[Any, Plan] = {}
@@ -132,13 +147,15 @@ class Residence:
             budget = replace(budget, host=int(free * _HOST_SHARE))
         return budget
 
-    def reserve(self, device_bytes: int) -> None:
+    def reserve(self, device_bytes: int, whom: str) -> None:
         """Leaves room on the device for networks that are none of the plan's; before anything is
-        loaded."""
+        loaded.
+
+        Args:
+            whom: for whom, in words, as errors tell it.
+        """
         self.reserved_bytes += device_bytes
-        if self._card is not None:
-            taken = self._card.context_bytes + device_bytes
-            self._card = replace(self._card, context_bytes=taken)
+        self._reserved_for = "; ".join(filter(None, (self._reserved_for, whom)))
 
     def begin(self, workload: Workload) -> None:
         """Before anything is loaded: where weights go, by what the checkpoint is made for.
@@ -147,13 +164,16 @@ class Residence:
         memory, wants them.
 
         Raises:
-            MemoryPlanError: the host has too little memory, whatever is asked for.
+            MemoryPlanError: the host has too little memory, or the device beside what is reserved,
+                whatever is asked for.
         """
         try:
             self.prepare(workload)
         except MemoryPlanError as error:
-            if error.plan is None or error.plan.host_budget_bytes != self._budget.host:
+            host = self._budget.host
+            if error.plan is None or (host is not None and error.plan.host_budget_bytes != host):
                 raise
+            self._refuse_the_hopeless(workload, error.plan)
             logger.info("the profile's own size does not fit: %s", error)
             self.plan = error.plan
             self._take_over(error.plan)
@@ -164,33 +184,56 @@ class Residence:
         Raises:
             MemoryPlanError: the budget is too small.
         """
-        if self.executor is None:
-            self.wake()
-        if self._card is None:
-            return None
+        lowered, self._lowered = self._lowered, None
         self.plan = None
-        workload = replace(workload, offloaded=self.offload)
-        plan = self._known.get((workload, self._budget, self.executor is None))
-        if plan is None:
-            plan = self._solve(workload, self._card)
-            if plan is None:
-                return None
-            self._known[workload, self._budget, self.executor is None] = plan
+        if self._card is None:
+            self.wake()
+            return None
+        self._workload = workload = replace(workload, offloaded=self.offload)
+        budget = self._budget if lowered is None else lowered.budget
+        try:
+            plan = self._planned(workload, self._card, budget)
+            if self.executor is not None and plan is not None:
+                self.executor.follow(plan)
+            elif plan is None or set(plan.sources.values()) == {"device"}:
+                self.wake()
+            else:
+                self._take_over(plan)
+        except MemoryPlanError as error:
+            if lowered is None:
+                raise
+            told = MemoryPlanError(
+                f"out of memory on {self.device} with a plan of {gib(lowered.failed.peak_bytes)}, "
+                f"and no smaller one can be followed: {error}"
+            )
+            told.plan = error.plan
+            raise told from error
         self.plan = plan
-        if self.executor is not None:
-            self.executor.follow(plan)
-        elif set(plan.sources.values()) != {"device"}:
-            self._take_over(plan)
         return plan
 
-    def _solve(self, workload: Workload, card: Card) -> Plan | None:
+    def _planned(self, workload: Workload, card: Card, budget: Budget) -> Plan | None:
+        key = (workload, budget, self.executor is None)
+        plan = self._known.get(key)
+        if plan is None and (plan := self._solve(workload, card, budget)) is not None:
+            self._known[key] = plan
+        return plan
+
+    def _solve(self, workload: Workload, card: Card, budget: Budget) -> Plan | None:
+        reserved = self.reserved_bytes
         if self.executor is None and not self.offload:
             try:
-                return solve(workload, card, self._budget, resident=True, host_copies=False)
+                return solve(
+                    workload, card, budget, resident=True, host_copies=False, reserved=reserved
+                )
             except MemoryPlanError:
                 if self._resident:
                     return None  # an estimate is no reason to refuse what was asked for
-        return solve(workload, card, self._budget)
+        return solve(workload, card, budget, reserved=reserved)
+
+    def _refuse_the_hopeless(self, workload: Workload, plan: Plan) -> None:
+        assert self._card is not None
+        room = Room(self._card, self._budget, self.reserved_bytes, self._reserved_for)
+        refuse_the_hopeless(workload, room, plan)
 
     def require_resident(self) -> None:
         """Every weight is on the device from now on, for work that this object knows nothing of.
@@ -220,7 +263,11 @@ class Residence:
         """
         self._owned[component] = owned
         if self.executor is not None:
-            self._hand_over(self.executor, component, in_files=in_files)
+            try:
+                self._hand_over(self.executor, component, in_files=in_files)
+            except BaseException:
+                del self._owned[component]
+                raise
             if self.plan is not None:
                 self.executor.follow(self.plan)
 
@@ -244,17 +291,32 @@ class Residence:
     @property
     def can_lower(self) -> bool:
         """A smaller plan may be tried: one was made, and the caller left the choice to it."""
-        return self.plan is not None and not self._resident
+        return (
+            self.plan is not None
+            and not self._resident
+            and self._one_level_down(self.plan) < self.plan.peak_bytes
+        )
+
+    def _one_level_down(self, plan: Plan) -> int:
+        """Device bytes; no fewer than the smallest plan for the same takes."""
+        assert self._card is not None
+        assert self._workload is not None
+        least = smallest(self._workload, self._card, self._budget, reserved=self.reserved_bytes)
+        return max(plan.fixed_bytes + int((plan.peak_bytes - plan.fixed_bytes) * LEVEL), least)
 
     def lower(self) -> Plan:
-        """After the device ran out of memory: the budget becomes one level smaller.
+        """After the device ran out of memory: the next plan's budget is one level smaller.
+
+        The one after that has the whole budget again: what the device lacked for one call may be
+        there for the next.
 
         Returns:
             The plan that did not fit.
         """
         assert self.plan is not None
         failed = self.plan
-        self._budget = replace(self._budget, device=int(failed.peak_bytes * LEVEL))
+        budget = replace(self._budget, device=self._one_level_down(failed))
+        self._lowered = _Lowered(budget, failed)
         gc.collect()  # what the error's traceback held
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -266,43 +328,68 @@ class Residence:
         return self._asleep if self.executor is None else self.executor.asleep
 
     def sleep(self) -> None:
-        """Takes all weights off the device; page-locked copies of them stay in host memory."""
-        self.on_move()
+        """Takes all weights off the device; page-locked copies of them stay in host memory.
+
+        Raises:
+            MemoryPlanError: the host has no memory for the copies; nothing has moved.
+        """
         if self.executor is not None:
             self.executor.sleep()
             return
-        pin = self.device.type == "cuda"
-        for name, owned in self._owned.items():
-            if name not in self._copies:
-                blocks = owned.blocks.values()
-                self._copies[name] = [HostBlock(modules, pin=pin) for modules in blocks]
-            for block in self._copies[name]:
-                block.rest()
+        self._copy_all()
+        self.on_move()
         self._asleep = True
+        self._rest()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def wake(self) -> None:
-        """Brings back what :meth:`sleep` took. Nothing happens where nothing is asleep."""
+        """Brings back what :meth:`sleep` took. Nothing happens where nothing is asleep.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room; everything sleeps on.
+        """
         if self.executor is not None:
             self.executor.wake()
         elif self._asleep:
             self.on_move()
-            for blocks in self._copies.values():
-                for block in blocks:
-                    memory = torch.empty(block.bytes, dtype=torch.uint8, device=self.device)
-                    memory.copy_(block.memory, non_blocking=True)
-                    block.bind(block.views(memory))
+            try:
+                for blocks in self._copies.values():
+                    for block in blocks.values():
+                        memory = torch.empty(block.bytes, dtype=torch.uint8, device=self.device)
+                        memory.copy_(block.memory, non_blocking=True)
+                        block.bind(block.views(memory))
+            except BaseException:
+                self._rest()
+                raise
             self._asleep = False
 
+    def _copy_all(self) -> None:
+        """Copies in host memory of everything, or of no more than before."""
+        self._copies |= {
+            name: host_blocks(owned.blocks, self.device)
+            for name, owned in self._owned.items()
+            if name not in self._copies
+        }
+
+    def _rest(self) -> None:
+        for blocks in self._copies.values():
+            for block in blocks.values():
+                block.rest()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _take_over(self, plan: Plan) -> None:
-        self._copies.clear()
+        """An executor moves the weights from now on; where it cannot, they stay as they are."""
+        self._copy_all()
         self.on_move()
         executor = Executor(plan, {}, self.device)
         executor.on_move = lambda: self.on_move()
+        self._asleep = True  # an error from here on leaves an engine that can be woken
         for component in self._owned:
             self._hand_over(executor, component, in_files=False)
-        self.executor = executor
+        self.executor, self._asleep = executor, False
+        self._copies.clear()
         executor.follow(plan)
 
     def _hand_over(self, executor: Executor, component: str, *, in_files: bool) -> None:
@@ -313,7 +400,13 @@ class Residence:
                 owned.network, owned.blocks, owned.sources(), owned.dtype, self._window
             )
 
-        blocks = as_files() if in_files else executor.host_blocks(owned.blocks)
+        blocks: Mapping[str, Block]
+        if in_files:
+            blocks = as_files()
+        elif component in self._copies:
+            blocks = self._copies[component]
+        else:
+            blocks = host_blocks(owned.blocks, self.device)
         executor.add(component, blocks, as_files)
 
     def _form(self, planned: StagePlan | None) -> StageForm:

@@ -47,8 +47,11 @@ class StageRun:
         self._cursor = 0
         self._uses_end = max(i for i, action in enumerate(actions) if action[0] == "use") + 1
         self._current: int | None = None
+
+    def begin(self) -> None:
+        """Queues the first copies; from now on :meth:`end` has to come, whatever happens."""
         # The arena may be memory that queued work still reads.
-        engines.copy_after(engines.reached())
+        self._engines.copy_after(self._engines.reached())
         self._follow()
 
     @contextmanager
@@ -101,9 +104,11 @@ class StageRun:
 
     def end(self) -> None:
         """Waits, on the device, for what is under way; the weights rest in host memory again."""
-        self._engines.compute_after(self._engines.arrived())
-        for block in self._blocks:
-            block.rest()
+        try:
+            self._engines.compute_after(self._engines.arrived())
+        finally:
+            for block in self._blocks:
+                block.rest()
 
     def _before(self, block: int) -> Any:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:

@@ -8,6 +8,7 @@ from cosmos_fast.prompt.guardrail import (
     NoCheck,
     NoGuardrail,
     PromptCheck,
+    Sleeper,
     Verdict,
 )
 from cosmos_fast.prompt.inspection import (
@@ -30,6 +31,7 @@ __all__ = [
     "NoCheck",
     "NoGuardrail",
     "PromptCheck",
+    "Sleeper",
     "Verdict",
     "choose_gate",
     "grouped",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cosmos_fast.errors import CosmosFastError, InputError
+from cosmos_fast.imports import install_extra
 from cosmos_fast.prompt.upsampler import INSTRUCTION
 
 if TYPE_CHECKING:
@@ -92,9 +93,7 @@ def _as_url(picture: np.ndarray) -> str:
     try:
         from PIL import Image
     except ImportError as error:
-        raise InputError(
-            "sending pictures needs Pillow; pip install 'cosmos-fast[upsampler]'"
-        ) from error
+        raise InputError(f"sending pictures needs Pillow: {install_extra('upsampler')}") from error
     packed = io.BytesIO()
     Image.fromarray(picture).save(packed, "PNG")
     return f"data:image/png;base64,{base64.b64encode(packed.getvalue()).decode()}"

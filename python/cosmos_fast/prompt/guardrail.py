@@ -77,6 +77,15 @@ class FrameCheck(Protocol):
         ...
 
 
+@runtime_checkable
+class Sleeper(Protocol):
+    """A check that can give its device memory back; one of your own may."""
+
+    def sleep(self) -> None:
+        """The engine goes to sleep: off the device until :meth:`check` is called again."""
+        ...
+
+
 @dataclass(frozen=True)
 class Guardrail:
     """Checks of prompts and of frames, each run in order; the first that says no ends it."""

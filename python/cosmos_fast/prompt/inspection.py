@@ -26,7 +26,7 @@ from cosmos_fast.prompt.guardrail import (
 from cosmos_fast.types import Frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
 
     from cosmos_fast.prompt.guardrail import FrameCheck, PromptCheck
 
@@ -336,7 +336,7 @@ def choose_gate(choice: object, *, toy: bool, build: Callable[[], Guardrail]) ->
     return Gate(build(), "default")
 
 
-def grouped(chunks: Iterable[Frames], at_once: int) -> Iterator[Frames]:
+def grouped(chunks: Iterable[Frames], at_once: int) -> Generator[Frames]:
     """Consecutive pieces of one video, ``at_once`` frames or more together: fewer, larger ones."""
     waiting: list[Frames] = []
     for chunk in chunks:
@@ -399,12 +399,16 @@ def _within(seconds: float, work: Callable[[], Value]) -> Value:
     thread.join(seconds)
     if thread.is_alive():
         raise _TooLate
-    if errors:
+    if not errors:
+        return outcome[0]
+    error = errors.pop()
+    try:
         # What would end the process from a thread of the host's own is an error from this one.
-        if isinstance(errors[0], Exception):
-            raise errors[0]
-        raise RuntimeError(f"it ended with {type(errors[0]).__name__}") from errors[0]
-    return outcome[0]
+        if isinstance(error, Exception):
+            raise error
+        raise RuntimeError(f"it ended with {type(error).__name__}") from error
+    finally:
+        del error  # it holds this frame: a circle that would keep the callers' frames alive
 
 
 def _told(error: Exception) -> str:

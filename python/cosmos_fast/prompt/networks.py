@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +154,9 @@ class Seat(Generic[Network]):
         """
         self._load, self._device, self._placement = load, device, placement
         self._network: Network | None = None
+        self._copies: list[torch.Tensor] = []
+        """In host memory, of every tensor; made by the first sleep."""
+        self._asleep = False
 
     def prepare(self) -> None:
         """Loads the network, unless it is read anew for each use."""
@@ -169,11 +172,14 @@ class Seat(Generic[Network]):
             return
         self.prepare()
         assert self._network is not None
+        if self._asleep:
+            _bind(self._network, _copied(self._copies, self._device))
+            self._asleep = False
         if self._placement == "device" or self._device.type == "cpu":
             yield self._network
             return
         # The host keeps its copy: nothing has to come back, since nothing changes.
-        tensors = [*self._network.parameters(), *self._network.buffers()]
+        tensors = _tensors(self._network)
         at_home = [tensor.data for tensor in tensors]
         try:
             for tensor in tensors:
@@ -182,3 +188,32 @@ class Seat(Generic[Network]):
         finally:
             for tensor, home in zip(tensors, at_home, strict=True):
                 tensor.data = home
+
+    def sleep(self) -> None:
+        """Takes the network off its device until it is used again; what it holds never changes, so
+        that the host keeps its copy for the next time."""
+        if self._network is None or self._placement != "device" or self._asleep:
+            return
+        if not self._copies:
+            self._copies = _copied(_tensors(self._network), torch.device("cpu"))
+        _bind(self._network, self._copies)
+        self._asleep = True
+
+
+def _tensors(network: nn.Module) -> list[torch.Tensor]:
+    return [*network.parameters(), *network.buffers()]
+
+
+def _bind(network: nn.Module, tensors: Sequence[torch.Tensor]) -> None:
+    for tensor, data in zip(_tensors(network), tensors, strict=True):
+        tensor.data = data
+
+
+def _copied(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Copies on ``device``; tensors that are one in memory (tied weights) stay one."""
+    made: dict[Any, torch.Tensor] = {}
+    keys = [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]
+    for key, tensor in zip(keys, tensors, strict=True):
+        if key not in made:
+            made[key] = tensor.detach().to(device, copy=True)
+    return [made[key] for key in keys]

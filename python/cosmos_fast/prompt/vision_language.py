@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from cosmos_fast.errors import CheckpointError, InputError
-from cosmos_fast.imports import untraced
+from cosmos_fast.imports import install_extra, untraced
+from cosmos_fast.prompt.needs import stated, transformer_bytes
 from cosmos_fast.prompt.networks import Drawing, ReadTensors, Seat, filled
 from cosmos_fast.prompt.upsampler import INSTRUCTION
 
@@ -23,6 +24,8 @@ _PATCH: Final = 28 * 28
 _IMAGE_PIXELS: Final = (256 * _PATCH, 1280 * _PATCH)
 _FRAME_PIXELS: Final = (128 * _PATCH, 768 * _PATCH)
 _NEW_TOKENS: Final = 512
+_TOKENS: Final = 4096
+"""Of five frames, four patches to a token, and what is said of them; estimate."""
 
 
 class QwenUpsampler:
@@ -60,6 +63,10 @@ class QwenUpsampler:
         self._processor = load_processor(self._folder)
         self._seat.prepare()
 
+    def sleep(self) -> None:
+        """Off the device until the next prompt."""
+        self._seat.sleep()
+
     @torch.no_grad()
     def __call__(self, prompt: str, frames: Frames, *, seed: int) -> str:
         """
@@ -87,6 +94,14 @@ class QwenUpsampler:
             )
         length = asked["input_ids"].shape[1]
         return str(tokenizer.decode(told[0, length:], skip_special_tokens=True))
+
+
+def working_bytes(folder: Path) -> int:
+    """Of the device, beside the weights of the model in ``folder``; an estimate."""
+    config = stated(folder)
+    seen = transformer_bytes(config.get("vision_config"), 4 * _TOKENS, cached=False)
+    text = config.get("text_config", config)  # older files tell the sizes of the text outside
+    return max(seen, transformer_bytes(text, _TOKENS, cached=True))
 
 
 class Masked:
@@ -199,8 +214,7 @@ def load_processor(folder: Path) -> Any:
     except ImportError as error:
         told = " ".join(str(error).split())
         raise InputError(
-            f"Qwen2.5-VL needs Pillow and torchvision ({told}); "
-            f"pip install 'cosmos-fast[upsampler]'"
+            f"Qwen2.5-VL needs Pillow and torchvision ({told}); {install_extra('upsampler')}"
         ) from error
     except Exception as error:
         # The tokenizers library raises bare Exceptions for files it cannot read.

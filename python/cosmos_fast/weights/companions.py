@@ -6,14 +6,18 @@ nvidia/Cosmos-Guardrail1, meta-llama/Llama-Guard-3-8B, Qwen/Qwen2.5-VL-7B-Instru
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+import torch
 
 from cosmos_fast.errors import CheckpointError
 from cosmos_fast.weights import layout
 from cosmos_fast.weights.hub import list_files, snapshot
 from cosmos_fast.weights.released import REVISIONS
+from cosmos_fast.weights.tensor_files import open_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,10 +144,30 @@ def weights_in(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: neither model.safetensors nor an index of shards is there")
 
 
-def weight_bytes(path: Path) -> int:
-    """Bytes of a companion's weights: of a file, or of all safetensors of a folder."""
+def weight_bytes(path: Path, *, prefix: str = "", dtype: torch.dtype | None = None) -> int:
+    """Bytes of a companion's weights: of a file, or of all safetensors of a folder.
+
+    Args:
+        prefix: of the names of those that count; told apart in safetensors alone.
+        dtype: what they become; None: as they are stored.
+    """
     files = path.glob("*.safetensors") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    found = (file for file in files if file.is_file())
+    if not prefix and dtype is None:
+        return sum(file.stat().st_size for file in found)
+    return sum(_tensor_bytes(file, prefix, dtype) for file in found)
+
+
+def _tensor_bytes(file: Path, prefix: str, dtype: torch.dtype | None) -> int:
+    try:
+        with open_tensors(file) as tensors:
+            wanted = [one for name, one in tensors.entries.items() if name.startswith(prefix)]
+    except CheckpointError:
+        return file.stat().st_size  # loading will tell what is wrong with it
+    kinds = (dtype or one.dtype or torch.float32 for one in wanted)
+    return sum(
+        math.prod(one.shape) * kind.itemsize for one, kind in zip(wanted, kinds, strict=True)
+    )
 
 
 def is_wanted(name: str) -> bool:

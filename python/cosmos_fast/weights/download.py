@@ -46,6 +46,8 @@ class DownloadPlan:
     files: tuple[RemoteFile, ...]
     missing: tuple[RemoteFile, ...]
     access: HubAccess
+    refused: tuple[CheckpointError, ...] = ()
+    """Why companions are not among the files: the hub refuses them, or lacks them."""
 
     @property
     def total_bytes(self) -> int:
@@ -91,15 +93,18 @@ def plan_download(
             repository, where it is an encoder in bfloat16 (9.7 GB); only where there is none from
             google-t5/t5-11b (45 GB, with a decoder that is not used).
         companions: repositories of models beside the model, whole but for pictures and other
-            formats: those of :mod:`cosmos_fast.weights.companions`.
+            formats: those of :mod:`cosmos_fast.weights.companions`. One that the hub refuses is
+            told in the plan and keeps nothing else from being fetched.
         access: how to reach the hub.
 
     Raises:
         InputError: an unknown or unsupported choice, or one that no model fits.
         CheckpointError: the hub cannot be reached, lacks a file, or an existing file differs.
-        GatedRepoError: the hub refuses a repository; told before anything is fetched.
+        GatedRepoError: the hub refuses a model's repository; told before anything is fetched.
     """
     wanted = _wanted(model_sizes, model_types, fps, resolution, natten)
+    if strange := [repo_id for repo_id in companions if repo_id not in COMPANIONS]:
+        raise InputError(f"companions = {', '.join(strange)}: choose of {', '.join(COMPANIONS)}")
     access = access or HubAccess()
     if access.local_files_only:
         raise InputError("a download needs a connection: local_files_only must be off")
@@ -109,13 +114,15 @@ def plan_download(
     ]
     if text_encoder and not _has_text(checkpoint_dir, wanted):
         files += _text(list(listings.values()), checkpoint_dir, access)
+    refused: list[CheckpointError] = []
     for repo_id in companions:
-        if repo_id not in COMPANIONS:
-            raise InputError(f"companions = {repo_id}: choose of {', '.join(COMPANIONS)}")
-        listing = _Listing(repo_id, checkpoint_dir, access)
-        files += [listing.file(name) for name in listing.names if is_wanted(name)]
+        try:
+            listing = _Listing(repo_id, checkpoint_dir, access)
+            files += [listing.file(name) for name in listing.names if is_wanted(name)]
+        except CheckpointError as error:
+            refused.append(error)
     missing = tuple(file for file in files if not _is_there(file))
-    return DownloadPlan(checkpoint_dir, tuple(files), missing, access)
+    return DownloadPlan(checkpoint_dir, tuple(files), missing, access, tuple(refused))
 
 
 def download(

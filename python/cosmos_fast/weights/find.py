@@ -67,8 +67,8 @@ class CheckpointFiles:
         if encoder is None:
             raise CheckpointError(
                 f"{self.source}: a prompt must be encoded and there is no T5 text encoder; looked "
-                f"for {', '.join(self.text_looked_for)}. Give text_encoder=, or a TextEmbedding or "
-                f"NO_TEXT in place of the prompt"
+                f"for {', '.join(self.text_looked_for)}. Give text_encoder= (its folder); programs "
+                f"may pass a TextEmbedding or NO_TEXT in place of the prompt"
             )
         if tokenizer is None:
             raise CheckpointError(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 SHA256_DIGITS = 64
+_OR_FROM_CACHE = ", or pass local_files_only=True to use what is in the hub cache"
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def list_files(repo_id: str, revision: str | None, access: HubAccess) -> tuple[l
     """
     from huggingface_hub import HfApi
 
-    with refusals(repo_id, revision):
+    with refusals(repo_id, revision, cached=True):
         api = HfApi(endpoint=access.endpoint, token=access.token)
         info = api.model_info(repo_id, revision=revision)
     return [file.rfilename for file in info.siblings or ()], info.sha or ""
@@ -138,7 +139,7 @@ def snapshot(repo_id: str, revision: str | None, files: Sequence[str], access: H
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **{**options, "disable": True})
 
-    with refusals(repo_id, revision):
+    with refusals(repo_id, revision, cached=True):
         folder = Path(
             snapshot_download(
                 repo_id,
@@ -169,8 +170,12 @@ def _check_content(path: Path, repo_id: str) -> None:
 
 
 @contextlib.contextmanager
-def refusals(repo_id: str, revision: str | None) -> Iterator[None]:
+def refusals(repo_id: str, revision: str | None, *, cached: bool = False) -> Iterator[None]:
     """Turns what the hub client raises into errors that name the repository and the cure.
+
+    Args:
+        cached: the hub client's cache may hold what is asked for, so that going without a
+            connection is a cure.
 
     Raises:
         GatedRepoError: 401 and 403.
@@ -188,30 +193,30 @@ def refusals(repo_id: str, revision: str | None) -> Iterator[None]:
         if isinstance(cause, errors.HfHubHTTPError):
             raise _http_refusal(repo_id, at, cause) from error
         if cause is not None and not isinstance(cause, errors.OfflineModeIsEnabled):
-            raise _no_connection(repo_id, cause) from error
+            raise _no_connection(repo_id, cause, cached) from error
         raise CheckpointError(
             f"{repo_id}{at}: not in the hub cache of this machine, and no connection may be made; "
             f"run once online, or give a folder"
         ) from error
     except errors.OfflineModeIsEnabled as error:
         raise CheckpointError(
-            f"{repo_id}{at}: the hub client is set to offline (HF_HUB_OFFLINE); pass "
-            f"local_files_only=True to use what is in its cache, or unset it"
+            f"{repo_id}{at}: the hub client is set to offline (HF_HUB_OFFLINE); unset that"
+            f"{_OR_FROM_CACHE if cached else ''}"
         ) from error
     except errors.HfHubHTTPError as error:
         raise _http_refusal(repo_id, at, error) from error
     except httpx.HTTPError as error:
-        raise _no_connection(repo_id, error) from error
+        raise _no_connection(repo_id, error, cached) from error
     except errors.HFValidationError as error:
         raise CheckpointError(f"{repo_id}: no possible name of a repository: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{repo_id}{at}: cannot be fetched: {error}") from error
 
 
-def _no_connection(repo_id: str, cause: BaseException) -> CheckpointError:
+def _no_connection(repo_id: str, cause: BaseException, cached: bool) -> CheckpointError:
     return CheckpointError(
-        f"{repo_id}: no connection to the hub ({type(cause).__name__}: {cause}); check the "
-        f"network, or pass local_files_only=True to use what is in the hub cache"
+        f"{repo_id}: no connection to the hub ({type(cause).__name__}: {cause}); check the network"
+        f"{_OR_FROM_CACHE if cached else ''}"
     )
 
 

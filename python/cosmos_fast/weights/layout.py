@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cosmos_fast.errors import CheckpointError
 from cosmos_fast.weights.released import DIFFUSERS_VARIANT, ORIGINAL_VARIANT, PLAIN_VARIANT
-from cosmos_fast.weights.tensor_files import INDEX_SUFFIX
+from cosmos_fast.weights.tensor_files import INDEX_SUFFIX, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -85,9 +85,11 @@ def choose(local: Path, variant: str | None) -> Candidate:
     """The one transformer that ``local`` (a file or folder) and ``variant`` mean.
 
     Raises:
-        CheckpointError: none or several; the message lists what is there.
+        CheckpointError: none or several, the message lists what is there; or a file of another
+            kind.
     """
     if not local.is_dir():
+        check_name(local)
         home = local.parent.parent if local.parent.name == "transformer" else local.parent
         diffusers = local.name in (DIFFUSERS_WEIGHTS, DIFFUSERS_INDEX)
         named = DIFFUSERS_VARIANT if diffusers else variant_of(local.name)

@@ -100,9 +100,22 @@ def open_tensors(path: Path, *, inside: str | None = None) -> TensorFile:
         return _open_safetensors(path)
     if path.suffix in PICKLE_SUFFIXES:
         return _open_pickle(path, inside)
-    raise CheckpointError(
-        f"{path}: not a checkpoint by its name; .safetensors, {INDEX_SUFFIX}, "
-        f"{', '.join(PICKLE_SUFFIXES)} are read"
+    raise _no_checkpoint(path)
+
+
+def check_name(path: Path) -> None:
+    """
+    Raises:
+        CheckpointError: no file of this name is read as a checkpoint.
+    """
+    if not path.name.endswith((INDEX_SUFFIX, ".safetensors", *PICKLE_SUFFIXES)):
+        raise _no_checkpoint(path)
+
+
+def _no_checkpoint(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: no checkpoint by its name; files that end in .safetensors, {INDEX_SUFFIX}, "
+        f"{', '.join(PICKLE_SUFFIXES)} are read, and folders in NVIDIA's or diffusers' layout"
     )
 
 

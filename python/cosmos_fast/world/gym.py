@@ -1,4 +1,4 @@
-"""Worlds as Gymnasium environments; needs ``pip install 'cosmos-fast[gym]'``.
+"""Worlds as Gymnasium environments; needs the extra ``gym``: ``pip install '.[gym]'``.
 
 A network predicts a whole chunk from a whole chunk of actions, an environment is given one action
 at a time. So a chunk is predicted as if its newest action were held, and predicted again, from the
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from cosmos_fast.imports import install_extra
+
 try:
     import gymnasium
     from gymnasium.vector import AutoresetMode, VectorEnv
     from gymnasium.vector.utils import batch_space
 except ImportError as error:
-    raise ImportError(
-        "cosmos_fast.world.gym needs gymnasium: pip install 'cosmos-fast[gym]'"
-    ) from error
+    raise ImportError(f"cosmos_fast.world.gym needs gymnasium: {install_extra('gym')}") from error
 
 from cosmos_fast.errors import InputError
 from cosmos_fast.sampling.noise import MAX_SEED

@@ -125,7 +125,7 @@ def cross_entropy_search(
     low: float = -1.0,
     high: float = 1.0,
     hold: int = 1,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> torch.Tensor:
     """The best action sequence that a cross-entropy search finds (Rubinstein 1999).
 
@@ -135,19 +135,30 @@ def cross_entropy_search(
         candidates, elites, rounds: N drawn a round, of which the best refit mean and deviation.
         low, high: limits of every value.
         hold: actions that are drawn as one and held.
+        seed: of the draws of all problems together; or B of them, one a problem, whose plan then
+            does not depend on which others are searched for beside it.
 
     Returns:
         float32 (B, horizon, dim).
+
+    Raises:
+        InputError: a number out of range, or another number of seeds than problems.
     """
     states, dim = info["state"], model.dim
-    generator = torch.Generator().manual_seed(seed)
+    for name, value, least in (
+        ("horizon", horizon, 1), ("rounds", rounds, 1), ("hold", hold, 1), ("elites", elites, 2),
+        ("candidates", candidates, elites),
+    ):  # fmt: skip
+        if value < least:
+            raise InputError(f"{name} = {value}: at least {least} is needed")
+    draw = _draws(seed, len(states))
     knots = -(-horizon // hold)
     mean = torch.full((len(states), knots, dim), (low + high) / 2)
     deviation = torch.full_like(mean, (high - low) / 2)
     best = mean
     lowest = torch.full((len(states),), float("inf"))
     for _ in range(rounds):
-        noise = torch.randn((len(states), candidates, knots, dim), generator=generator)
+        noise = draw((candidates, knots, dim))
         drawn = (mean[:, None] + deviation[:, None] * noise).clamp(low, high)
         held = drawn.repeat_interleave(hold, dim=2)[:, :, :horizon]
         costs = model.get_cost(info, held).cpu()
@@ -160,3 +171,14 @@ def cross_entropy_search(
                 best = best.clone()
                 best[row] = chosen[0]
     return best.repeat_interleave(hold, dim=1)[:, :horizon]
+
+
+def _draws(seed: int | Sequence[int], problems: int) -> Callable[[tuple[int, ...]], torch.Tensor]:
+    """Standard normal draws (B, *shape)."""
+    if isinstance(seed, int):
+        one = torch.Generator().manual_seed(seed)
+        return lambda shape: torch.randn((problems, *shape), generator=one)
+    if len(seed) != problems:
+        raise InputError(f"{len(seed)} seeds for {problems} problems")
+    own = [torch.Generator().manual_seed(each) for each in seed]
+    return lambda shape: torch.stack([torch.randn(shape, generator=each) for each in own])

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from cosmos_fast.prompt.guardrail import DEFAULT_TIMEOUT, Guardrail, Placement
+from cosmos_fast.prompt.guardrails import face_blur, llama_guard, video_filter
 from cosmos_fast.prompt.guardrails.blocklist import Blocklist
 from cosmos_fast.prompt.guardrails.face_blur import FaceBlur
 from cosmos_fast.prompt.guardrails.llama_guard import LlamaGuard
 from cosmos_fast.prompt.guardrails.video_filter import VideoFilter
+from cosmos_fast.prompt.needs import Need
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
+    from cosmos_fast.prompt.needs import WeightBytes
     from cosmos_fast.prompt.networks import ReadTensors
 
 
@@ -57,4 +60,31 @@ def cosmos_guardrail(
             FaceBlur(folders.faces, device, read, placement),
         ),
         timeout_s=timeout_s,
+    )
+
+
+def guardrail_needs(
+    folders: GuardrailFolders,
+    device: torch.device,
+    weigh: WeightBytes,
+    *,
+    size: tuple[int, int],
+    placement: Placement = "device",
+) -> tuple[Need, ...]:
+    """What the networks of :func:`cosmos_guardrail` will take of the device; reads no weights.
+
+    Args:
+        folders: where the parts lie.
+        device: where the networks will run.
+        weigh: counts the weights of a file or folder.
+        size: (height, width) of the frames.
+        placement: where the networks stay between uses.
+    """
+    tower = weigh(folders.siglip, prefix="vision_model.", dtype=video_filter.dtype_on(device))
+    filtering = video_filter.working_bytes(folders.siglip, device, *size)
+    guarding = llama_guard.working_bytes(folders.llama_guard)
+    return (
+        Need(LlamaGuard.name, weigh(folders.llama_guard), guarding, placement),
+        Need(VideoFilter.name, tower + weigh(folders.classifier), filtering, placement),
+        Need(FaceBlur.name, weigh(folders.faces), face_blur.working_bytes(*size), placement),
     )

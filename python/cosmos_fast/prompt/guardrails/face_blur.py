@@ -22,6 +22,11 @@ _KEPT: Final = 750
 _SMALLEST: Final = 20
 _SQUARES: Final = 5
 _PIXELS_AT_ONCE: Final = 4 << 20
+_FRAMES: Final = 32
+"""That come together, at most."""
+_BYTES_PER_PIXEL: Final = 256
+"""float32: the stem's 64 channels at a quarter of the pixels and the first stage's 256 at a
+sixteenth, three at a time, and the picture; estimate."""
 
 
 class FaceBlur:
@@ -50,6 +55,10 @@ class FaceBlur:
         with self._seat.taken():
             pass  # once, even where it is read anew each time: a finished video must not wait
 
+    def sleep(self) -> None:
+        """Off the device until the next video."""
+        self._seat.sleep()
+
     @torch.no_grad()
     def check(self, frames: Frames) -> Verdict:
         """Always safe; its frames have their faces blurred."""
@@ -72,6 +81,12 @@ class FaceBlur:
             for box in boxes:
                 pixelate(frame, box)
         return Verdict(True, details=details, frames=Frames(pixels_THWC.to(home), frames.fps))
+
+
+def working_bytes(height: int, width: int) -> int:
+    """Of the device, beside the weights, for frames of that size; an estimate."""
+    at_once = max(_PIXELS_AT_ONCE, height * width)
+    return min(at_once, _FRAMES * height * width) * _BYTES_PER_PIXEL
 
 
 def faces(

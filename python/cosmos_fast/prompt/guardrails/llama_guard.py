@@ -14,6 +14,7 @@ import torch
 from cosmos_fast.errors import CheckpointError
 from cosmos_fast.imports import untraced
 from cosmos_fast.prompt.guardrail import Placement, Verdict
+from cosmos_fast.prompt.needs import stated, transformer_bytes
 from cosmos_fast.prompt.networks import Drawing, ReadTensors, Seat, filled
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ CATEGORIES: Final = {
     "S14": "Code Interpreter Abuse",
 }
 _ANSWER_TOKENS: Final = 100
+_TOKENS: Final = 1024
+"""Of the categories, a long prompt and the answer; estimate."""
 
 
 class LlamaGuard:
@@ -80,6 +83,10 @@ class LlamaGuard:
         self._drawing = Drawing.from_folder(self._folder)
         self._seat.prepare()
 
+    def sleep(self) -> None:
+        """Off the device until the next prompt."""
+        self._seat.sleep()
+
     @torch.no_grad()
     def check(self, prompt: str) -> Verdict:
         """Safe where the answer is "safe" and nothing else."""
@@ -90,6 +97,11 @@ class LlamaGuard:
         with self._seat.taken() as llama:
             answer = _ask(llama, self._tokenizer, self._drawing, prompt)
         return verdict_of(answer)
+
+
+def working_bytes(folder: Path) -> int:
+    """Of the device, beside the weights of the model in ``folder``; an estimate."""
+    return transformer_bytes(stated(folder), _TOKENS, cached=True)
 
 
 def verdict_of(answer: str) -> Verdict:

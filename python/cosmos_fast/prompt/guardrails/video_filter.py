@@ -15,6 +15,7 @@ from torch.nn import functional
 from cosmos_fast.errors import CheckpointError
 from cosmos_fast.imports import untraced
 from cosmos_fast.prompt.guardrail import Placement, Verdict
+from cosmos_fast.prompt.needs import stated, transformer_bytes
 from cosmos_fast.prompt.networks import ReadTensors, Seat, filled
 
 if TYPE_CHECKING:
@@ -102,8 +103,7 @@ class VideoFilter:
             read: reads the tensors.
             placement: where it stays between videos.
         """
-        # Half precision has as many digits as TF32, in which matrix products often run.
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        dtype = dtype_on(device)
         self._seat = Seat(
             lambda at: load_classifier(siglip, classifier, at, dtype, read), device, placement
         )
@@ -116,6 +116,10 @@ class VideoFilter:
         """
         with self._seat.taken():
             pass  # once, even where it is read anew each time: a finished video must not wait
+
+    def sleep(self) -> None:
+        """Off the device until the next video."""
+        self._seat.sleep()
 
     @torch.no_grad()
     def check(self, frames: Frames) -> Verdict:
@@ -133,6 +137,25 @@ class VideoFilter:
             found = CLASSES[int(logits_TK[unsafe[0]].argmax())]
             return Verdict(False, f"frame {unsafe[0]} of {len(frames)} looks like {found}", details)
         return Verdict(True, details=details)
+
+
+def dtype_on(device: torch.device) -> torch.dtype:
+    """Of SigLIP. Half precision has as many digits as TF32, in which matrix products often run."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def working_bytes(siglip: Path, device: torch.device, height: int, width: int) -> int:
+    """Of the device, beside the weights, for frames of that size; an estimate.
+
+    A batch in float32, as it is and made narrower, and SigLIP's activations for it.
+    """
+    config = stated(siglip)
+    vision = config.get("vision_config", config)
+    pixels: int = vision.get("image_size", 384)
+    tokens = _BATCH * (pixels // vision.get("patch_size", 14)) ** 2
+    frames = _BATCH * 3 * height * (width + 2 * pixels) * 4
+    itemsize = dtype_on(device).itemsize
+    return frames + transformer_bytes(vision, tokens, cached=False, itemsize=itemsize)
 
 
 def load_classifier(

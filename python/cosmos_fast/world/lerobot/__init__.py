@@ -1,8 +1,8 @@
 """LeRobot datasets, v3.0: start frames, actions and statistics in; rollouts out.
 
-Needs ``pip install 'cosmos-fast[lerobot]'`` (pyarrow); nothing of LeRobot itself. A dataset is a
-folder: ``meta`` (info.json, stats.json, tasks and episodes as Parquet), ``data`` (a row a frame),
-``videos`` (one folder a camera, several episodes in each mp4).
+Needs the extra ``lerobot`` (``pip install '.[lerobot]'``: pyarrow); nothing of LeRobot itself. A
+dataset is a folder: ``meta`` (info.json, stats.json, tasks and episodes as Parquet), ``data`` (a
+row a frame), ``videos`` (one folder a camera, several episodes in each mp4).
 """
 
 from cosmos_fast.world.lerobot.reading import Dataset, Episode

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from cosmos_fast.errors import InputError
+from cosmos_fast.imports import install_extra
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,9 +22,7 @@ def pyarrow() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise InputError(
-            "LeRobot datasets need pyarrow: pip install 'cosmos-fast[lerobot]'"
-        ) from error
+        raise InputError(f"LeRobot datasets need pyarrow: {install_extra('lerobot')}") from error
     return pyarrow
 
 

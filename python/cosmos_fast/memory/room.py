@@ -1,0 +1,69 @@
+"""Whether anything at all can be made in a budget, told before a weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from cosmos_fast.errors import MemoryPlanError
+from cosmos_fast.memory.plan import gib, smallest
+from cosmos_fast.types import Size
+
+if TYPE_CHECKING:
+    from cosmos_fast.memory.cards import Card
+    from cosmos_fast.memory.models import Workload
+    from cosmos_fast.memory.plan import Budget, Plan
+
+_SMALLEST_SIZE: Final = Size(16, 16)
+_SMALLEST_FRAMES: Final = 5
+
+
+@dataclass(frozen=True)
+class Room:
+    """What an engine has of a device, and what of that is gone before it makes anything."""
+
+    card: Card
+    budget: Budget
+    reserved_bytes: int
+    reserved_for: str
+    """For whom, in words."""
+
+
+def refuse_the_hopeless(workload: Workload, room: Room, plan: Plan) -> None:
+    """
+    Args:
+        workload: of the checkpoint's own size.
+        plan: one that would do for it, in more room.
+
+    Raises:
+        MemoryPlanError: not even the smallest clip can be made.
+    """
+    budget, reserved = room.budget.device, room.reserved_bytes
+    clip = replace(
+        workload,
+        size=_SMALLEST_SIZE,
+        num_frames=_SMALLEST_FRAMES,
+        num_conditional_frames=1,
+        guided=False,
+        text=None,
+    )
+    least = smallest(clip, room.card, room.budget, reserved=reserved)
+    if budget is None or least <= budget:
+        return
+    fixed = room.card.context_bytes + room.card.workspace_bytes
+    held = cure = ""
+    if reserved:
+        held = f"{reserved} bytes ({gib(reserved)}) are reserved ({room.reserved_for}), "
+        cure = (
+            '; or let guardrail and upsampler rest elsewhere (placement="host" or "disk"), or go '
+            'without one, on record: guardrail=NoGuardrail(reason="...")'
+        )
+    error = MemoryPlanError(
+        f"{budget} bytes ({gib(budget)}) of device memory cannot hold this engine: {held}"
+        f"{gib(fixed)} are fixed (context, workspaces), and the smallest clip takes "
+        f"{gib(least - reserved - fixed)}; {least} bytes ({gib(least)}) is the smallest budget in "
+        f"which anything can be made, {gib(plan.peak_bytes)} that for the checkpoint's own size. "
+        f"Give a larger budget{cure}"
+    )
+    error.plan = plan
+    raise error
