@@ -23,7 +23,6 @@ from cosmos_fast.memory.files import Window, file_blocks
 from cosmos_fast.memory.host import available_host_bytes
 from cosmos_fast.memory.models import FRAME_BY_FRAME, SLOWDOWNS
 from cosmos_fast.memory.plan import (
-    AUTO_SHARE,
     WINDOW_BYTES,
     Budget,
     Memory,
@@ -33,7 +32,7 @@ from cosmos_fast.memory.plan import (
     smallest,
     solve,
 )
-from cosmos_fast.memory.room import Room, refuse_the_hopeless
+from cosmos_fast.memory.room import Room, free_bytes, refuse_the_hopeless
 from cosmos_fast.model.cuts import Cut
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ class Residence:
             return Budget()
         budget = read_budget(memory, self._card)
         if budget.device is None and self.device.type == "cuda":
-            budget = replace(budget, device=_free_bytes(self.device, self._card))
+            budget = replace(budget, device=free_bytes(self.device, self._card))
         if budget.host is None and (free := available_host_bytes()) is not None:
             budget = replace(budget, host=int(free * _HOST_SHARE))
         return budget
@@ -394,14 +393,3 @@ class Residence:
 
 def _nothing() -> None:
     """There is no graph."""
-
-
-def _free_bytes(device: torch.device, card: Card) -> int:
-    """What an engine that is about to be made can have of ``device``, its fixed costs included."""
-    free, total = torch.cuda.mem_get_info(device)
-    held, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
-    free += held - used  # cached by torch, in nobody's use
-    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", None)
-    if fraction is not None:
-        free = min(free, int(fraction(device) * total) - used)
-    return int(free * AUTO_SHARE) + card.context_bytes
