@@ -66,6 +66,7 @@ WRONG: dict[str, dict[str, tuple[str, str]]] = {
         "gpu": ("", BLANK),
         "memory": ("lots", "auto, resident, or an amount such as 8GiB"),
         "host_memory": ("auto", "an amount such as 32GiB"),
+        "reserved": ("auto", "an amount such as"),
         "height": ("0", "a whole number of at least 1"),
         "width": ("-16", "a whole number of at least 1"),
         "num_video_frames": ("80", "1 more than a multiple of 4"),

@@ -216,6 +216,9 @@ def test_progress_is_plain_lines_where_no_terminal_is(run: Run, place: Path) -> 
     assert any(name.startswith("step 3 of 3, ") for name in stages)
     assert "total" in err
     assert "TFLOP/s" in err
+    assert [line.split() for line in err.splitlines() if "backend" in line] == [
+        ["backends", "torch"]
+    ]
     assert "wrote output/generated_video.mp4" in err
 
 

@@ -31,6 +31,7 @@ class Meter:
         self._terminal = self._bars.console.is_terminal
         self._part, self._done, self._of = "", 0, 0
         self._began = self._told = 0.0
+        self._first = 0.0, 0
 
     def __enter__(self) -> Meter:
         if self._terminal:
@@ -54,15 +55,20 @@ class Meter:
 
     def tell(self, futures: int) -> None:
         """So many more are there."""
-        self._done += futures
         now = time.monotonic()
+        if not self._done:
+            # What a part does before it imagines anything says nothing about its pace.
+            self._first = now, futures
+        self._done += futures
         if self._terminal:
             self._bars.update(self._bar, completed=self._done)
         elif now - self._told >= EVERY:
             self._told = now
+            since, already = self._first
+            pace = (now - since) / max(1, self._done - already)
+            left = f"{pace * max(0, self._of - self._done):.0f} s" if pace else "?"
             took = now - self._began
-            left = took / self._done * max(0, self._of - self._done)
-            self._say(f"{self._done} of {self._of} futures, {took:.0f} s, {left:.0f} s left")
+            self._say(f"{self._done} of {self._of} futures, {took:.0f} s, at most {left} left")
 
     def end(self) -> float:
         """The part is over, early perhaps; returns its seconds."""

@@ -141,8 +141,9 @@ def identity_of(settings: Settings) -> str:
 
 def plan_of(settings: Settings, listed: Any, profile: Profile | None) -> Jobs:
     """What the list means under these settings."""
+    from cosmos_fast.jobs.engines import identity
     from cosmos_fast.jobs.roots import Root
-    from cosmos_fast.jobs.worker import Jobs, identity
+    from cosmos_fast.jobs.worker import Jobs
 
     assert settings.batch_folder is not None
     return Jobs(
@@ -157,7 +158,7 @@ def plan_of(settings: Settings, listed: Any, profile: Profile | None) -> Jobs:
 def guardrail_identity(settings: Settings, profile: Profile | None) -> str:
     """As the engine that the settings load tells of itself."""
     from cosmos_fast.cli.video2world import guardrail
-    from cosmos_fast.jobs.worker import NO_GUARDRAIL
+    from cosmos_fast.jobs.engines import NO_GUARDRAIL
     from cosmos_fast.prompt import NoGuardrail
 
     choice = guardrail(settings)

@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from cosmos_fast.errors import InputError
+from cosmos_fast.jobs.engines import NO_GUARDRAIL, guardrail_of, identity
 from cosmos_fast.jobs.job import Defaults
 from cosmos_fast.jobs.job_list import JobList
 from cosmos_fast.jobs.ledger import Ledger
 from cosmos_fast.jobs.roots import Root
 from cosmos_fast.jobs.staging import Staging, sweep
 from cosmos_fast.jobs.summary import BatchSummary, write_summary
-from cosmos_fast.jobs.worker import NO_GUARDRAIL, Jobs, Worker, guardrail_of, identity
+from cosmos_fast.jobs.worker import Jobs, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
+    from cosmos_fast.jobs.engines import Generates
     from cosmos_fast.jobs.summary import Row
-    from cosmos_fast.jobs.worker import Generates
     from cosmos_fast.report import StageCallback
     from cosmos_fast.sampling.solver import CancelToken, StepCallback
 

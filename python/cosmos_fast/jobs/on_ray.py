@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cosmos_fast.errors import InputError
 from cosmos_fast.imports import install_extra
 from cosmos_fast.jobs.batch import BatchRun
-from cosmos_fast.jobs.worker import NO_GUARDRAIL
+from cosmos_fast.jobs.engines import NO_GUARDRAIL
 
 if TYPE_CHECKING:
     import os
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from cosmos_fast.jobs.engines import Generates
     from cosmos_fast.jobs.job import Defaults
     from cosmos_fast.jobs.summary import BatchSummary
-    from cosmos_fast.jobs.worker import Generates
 
 _JOBS_A_TURN: Final = 4
 """Enough that reading and writing overlap the engine's work."""

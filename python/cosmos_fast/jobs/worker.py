@@ -9,7 +9,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.clip import Clip
 from cosmos_fast.errors import (
@@ -29,61 +29,22 @@ from cosmos_fast.types import Frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
-    from cosmos_fast.clip import Sidecar
-    from cosmos_fast.config import Profile
+    from cosmos_fast.jobs.engines import Generates, Saves
     from cosmos_fast.jobs.job_list import JobList
     from cosmos_fast.jobs.ledger import Ledger
     from cosmos_fast.jobs.roots import Root
     from cosmos_fast.jobs.staging import Staging
-    from cosmos_fast.prompt import Inspection
     from cosmos_fast.report import StageCallback
     from cosmos_fast.sampling.solver import CancelToken, StepCallback
 
 logger = logging.getLogger(__name__)
 
-NO_GUARDRAIL: Final = "none"
-"""Identity of going without one."""
 _NAP: Final = 0.2
 """Seconds between two looks at jobs that other workers have."""
 _MOST_SURPRISES: Final = 3
 """Errors of unknown kind in a row after which it is not the jobs that are at fault."""
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-class Saves(Protocol):
-    """What a job's engine returns."""
-
-    def save(self, path: Path, *, crf: int, sidecar: Sidecar | None) -> Any:
-        """Writes the video and, beside it, its manifest and text; as :meth:`Clip.save`."""
-
-
-class Generates(Protocol):
-    """The part of ``Video2World`` that a job needs."""
-
-    @property
-    def profile(self) -> Profile: ...
-
-    def generate(self, *arguments: Any, **options: Any) -> Saves:
-        """``(frames, prompt, negative_prompt, **options)``; as ``Video2World.generate``."""
-
-
-@runtime_checkable
-class Inspects(Protocol):
-    """The part of ``Video2World`` that tells of its guardrail; an engine without has none."""
-
-    def inspection(self) -> Inspection: ...
-
-
-def guardrail_of(engine: Generates) -> str:
-    """Identity of an engine's guardrail; "none" where nothing is checked."""
-    return engine.inspection().identity if isinstance(engine, Inspects) else NO_GUARDRAIL
-
-
-def identity(model: str, guardrail: str) -> str:
-    """What makes a list's videos: the model, and what stands between it and the world."""
-    return model if guardrail == NO_GUARDRAIL else f"{model} guardrail {guardrail}"
 
 
 class Jobs:
@@ -350,6 +311,9 @@ class Worker:
             if not isinstance(error, CosmosFastError):
                 self._surprises += 1
                 logger.exception("%s, line %d", self._plan.listed.path, job.line)
+            if isinstance(error, GuardrailBlocked) and error.cause == "verdict":
+                # What an earlier run made of it, behind another guardrail or none.
+                job.video.unlink(missing_ok=True)
             remove_remains(job.video)
             self._fail(index, key, _failure(error))
             if isinstance(error, GuardrailBlocked) and error.cause == "timeout":
