@@ -161,6 +161,27 @@ def test_guardrail_and_upsampler_sleep_and_come_back(small: Path, companions: Pa
         assert engine.generate(PICTURE, PROMPT, num_steps=1, num_frames=5).report.upsampler["ran"]
 
 
+@pytest.mark.gpu
+def test_on_a_device_sleep_leaves_nothing_of_guardrail_and_upsampler(
+    small: Path, companions: Path
+) -> None:
+    before = torch.cuda.memory_allocated()
+    engine = cf.Video2World.from_pretrained(
+        small,
+        device="cuda",
+        prompt_cache=False,
+        checkpoint_root=companions,
+        upsampler=str(companions / QWEN),
+    )
+    options: dict[str, Any] = {"num_steps": 1, "num_frames": 5}
+    expected = engine.generate(PICTURE, PROMPT, **options).report.latents_sha256
+    engine.sleep()
+    gc.collect()
+    assert torch.cuda.memory_allocated() - before < MIB
+    engine.wake()
+    assert engine.generate(PICTURE, PROMPT, **options).report.latents_sha256 == expected
+
+
 def test_a_check_of_ones_own_is_told_to_sleep(world: Path) -> None:
     class Own:
         name = "own"

@@ -17,12 +17,12 @@ import torch
 
 from cosmos_fast.errors import InputError, MemoryPlanError
 from cosmos_fast.memory.cards import card_of
+from cosmos_fast.memory.copies import Copies
 from cosmos_fast.memory.executor import Executor, host_blocks
 from cosmos_fast.memory.files import Window, file_blocks
 from cosmos_fast.memory.host import available_host_bytes
 from cosmos_fast.memory.models import FRAME_BY_FRAME, SLOWDOWNS
 from cosmos_fast.memory.plan import (
-    AUTO_SHARE,
     WINDOW_BYTES,
     Budget,
     Memory,
@@ -32,7 +32,7 @@ from cosmos_fast.memory.plan import (
     smallest,
     solve,
 )
-from cosmos_fast.memory.room import Room, refuse_the_hopeless
+from cosmos_fast.memory.room import Room, free_bytes, refuse_the_hopeless
 from cosmos_fast.model.cuts import Cut
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cosmos_fast.memory.cards import Card
-    from cosmos_fast.memory.host import Block, HostBlock
+    from cosmos_fast.memory.host import Block
     from cosmos_fast.memory.models import Workload
     from cosmos_fast.memory.schedule import StagePlan
     from cosmos_fast.weights.load import Sources
@@ -129,7 +129,7 @@ class Residence:
         """Of the device, for networks that are none of the plan's."""
         self._reserved_for = ""
         self._window = Window(device, WINDOW_BYTES)
-        self._copies: dict[str, Mapping[str, HostBlock]] = {}
+        self._copies: Final = Copies(device)
         """Made by the first sleep of an engine whose weights do not move otherwise."""
         self._asleep = False
         self._known: dict[Any, Plan] = {}
@@ -142,7 +142,7 @@ class Residence:
             return Budget()
         budget = read_budget(memory, self._card)
         if budget.device is None and self.device.type == "cuda":
-            budget = replace(budget, device=_free_bytes(self.device, self._card))
+            budget = replace(budget, device=free_bytes(self.device, self._card))
         if budget.host is None and (free := available_host_bytes()) is not None:
             budget = replace(budget, host=int(free * _HOST_SHARE))
         return budget
@@ -274,7 +274,7 @@ class Residence:
     def disown(self, component: str) -> None:
         """A component has been let go of."""
         self._owned.pop(component, None)
-        self._copies.pop(component, None)
+        self._copies.forget(component)
         if self.executor is not None:
             self.executor.remove(component)
 
@@ -336,10 +336,10 @@ class Residence:
         if self.executor is not None:
             self.executor.sleep()
             return
-        self._copy_all()
+        self._copies.make({name: owned.blocks for name, owned in self._owned.items()})
         self.on_move()
         self._asleep = True
-        self._rest()
+        self._copies.rest()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -353,35 +353,12 @@ class Residence:
             self.executor.wake()
         elif self._asleep:
             self.on_move()
-            try:
-                for blocks in self._copies.values():
-                    for block in blocks.values():
-                        memory = torch.empty(block.bytes, dtype=torch.uint8, device=self.device)
-                        memory.copy_(block.memory, non_blocking=True)
-                        block.bind(block.views(memory))
-            except BaseException:
-                self._rest()
-                raise
+            self._copies.bring()
             self._asleep = False
-
-    def _copy_all(self) -> None:
-        """Copies in host memory of everything, or of no more than before."""
-        self._copies |= {
-            name: host_blocks(owned.blocks, self.device)
-            for name, owned in self._owned.items()
-            if name not in self._copies
-        }
-
-    def _rest(self) -> None:
-        for blocks in self._copies.values():
-            for block in blocks.values():
-                block.rest()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _take_over(self, plan: Plan) -> None:
         """An executor moves the weights from now on; where it cannot, they stay as they are."""
-        self._copy_all()
+        self._copies.make({name: owned.blocks for name, owned in self._owned.items()})
         self.on_move()
         executor = Executor(plan, {}, self.device)
         executor.on_move = lambda: self.on_move()
@@ -400,12 +377,8 @@ class Residence:
                 owned.network, owned.blocks, owned.sources(), owned.dtype, self._window
             )
 
-        blocks: Mapping[str, Block]
-        if in_files:
-            blocks = as_files()
-        elif component in self._copies:
-            blocks = self._copies[component]
-        else:
+        blocks: Mapping[str, Block] | None = as_files() if in_files else self._copies.of(component)
+        if blocks is None:
             blocks = host_blocks(owned.blocks, self.device)
         executor.add(component, blocks, as_files)
 
@@ -420,14 +393,3 @@ class Residence:
 
 def _nothing() -> None:
     """There is no graph."""
-
-
-def _free_bytes(device: torch.device, card: Card) -> int:
-    """What an engine that is about to be made can have of ``device``, its fixed costs included."""
-    free, total = torch.cuda.mem_get_info(device)
-    held, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
-    free += held - used  # cached by torch, in nobody's use
-    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", None)
-    if fraction is not None:
-        free = min(free, int(fraction(device) * total) - used)
-    return int(free * AUTO_SHARE) + card.context_bytes

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+import torch
+
 from cosmos_fast.errors import MemoryPlanError
-from cosmos_fast.memory.plan import gib, smallest
+from cosmos_fast.memory.plan import AUTO_SHARE, gib, smallest
 from cosmos_fast.types import Size
 
 if TYPE_CHECKING:
@@ -67,3 +69,14 @@ def refuse_the_hopeless(workload: Workload, room: Room, plan: Plan) -> None:
     )
     error.plan = plan
     raise error
+
+
+def free_bytes(device: torch.device, card: Card) -> int:
+    """What an engine that is about to be made can have of ``device``, its fixed costs included."""
+    free, total = torch.cuda.mem_get_info(device)
+    held, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+    free += held - used  # cached by torch, in nobody's use
+    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", None)
+    if fraction is not None:
+        free = min(free, int(fraction(device) * total) - used)
+    return int(free * AUTO_SHARE) + card.context_bytes
