@@ -9,6 +9,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from cosmos_fast.cli import main
@@ -61,7 +62,7 @@ def test_every_example_is_listed_and_tried() -> None:
 
 def test_the_config_file_resolves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "start.png"
-    picture.write_bytes(b"looked at later")
+    PIL.Image.new("RGB", (160, 96)).save(picture)
     config = EXAMPLES / "video2world.toml"
     command = ["video2world", "--config", str(config), "--input_path", str(picture), "--dry-run"]
     assert main(command) == 0

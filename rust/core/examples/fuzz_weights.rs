@@ -9,6 +9,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::error::Error;
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -215,9 +216,11 @@ fn safetensors(dice: &mut Dice) -> Vec<u8> {
         let (dtype, width) = *dice.pick(&[("F32", 4), ("BF16", 2), ("U8", 1), ("I64", 8)]);
         let start = end;
         end += rows * columns * width;
-        json += &format!(
+        write!(
+            json,
             r#""t{index}":{{"dtype":"{dtype}","shape":[{rows},{columns}],"data_offsets":[{start},{end}]}},"#
-        );
+        )
+        .expect("a string takes everything");
     }
     json.pop();
     json.push('}');
