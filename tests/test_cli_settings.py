@@ -247,7 +247,9 @@ def test_a_list_needs_no_input_of_its_own_and_takes_several_gpus(flag: str) -> N
 
 
 def test_one_gpu_needs_no_parallel_part() -> None:
-    settings(f"{LATER} --num_gpus 1 --memory resident").refuse_missing()
+    found = settings(f"{LATER} --num_gpus 1 --memory resident")
+    found.refuse_missing()
+    assert (found.num_gpus, found.memory, found.missing) == (1, "resident", ())
 
 
 @pytest.mark.parametrize(
@@ -371,7 +373,9 @@ def test_a_toy_profile_wins_over_the_defaults_of_a_generation(generation: str) -
 
 def test_a_toy_needs_no_upsampler() -> None:
     found = settings("--input_image_or_video_path a.png --prompt p")
-    with_profile(found, toy()).refuse_missing()
+    as_toy = with_profile(found, toy())
+    as_toy.refuse_missing()
+    assert as_toy.upsampler == "not applicable"
     by_name = settings("--model ballworld --input_path a.png --prompt p")
     by_name.refuse_missing()
     with_profile(settings("--batch_input_path a.jsonl"), toy()).refuse_missing()

@@ -104,11 +104,15 @@ def descriptors() -> set[str]:
 
 def children() -> set[int]:
     """This process's children, zombies included."""
-    return {
-        int(pid)
-        for task in Path("/proc/self/task").iterdir()
-        for pid in (task / "children").read_text().split()
-    }
+    found = set()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, NotADirectoryError):
+            # "pid (name) state parent ...", and the name may hold anything.
+            if entry.name.isdigit() and (
+                int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == os.getpid()
+            ):
+                found.add(int(entry.name))
+    return found
 
 
 def thread_names() -> list[str]:

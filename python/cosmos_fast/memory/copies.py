@@ -68,6 +68,9 @@ class Copies:
                     memory = torch.empty(block.bytes, dtype=torch.uint8, device=self._device)
                     memory.copy_(block.memory, non_blocking=True)
                     block.bind(block.views(memory))
+            if self._device.type == "cuda":
+                # The next call may run on another stream, which knows nothing of these copies.
+                torch.cuda.current_stream(self._device).synchronize()
         except BaseException:
             self.rest()
             raise

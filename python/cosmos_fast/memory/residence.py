@@ -340,8 +340,6 @@ class Residence:
         self.on_move()
         self._asleep = True
         self._copies.rest()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def wake(self) -> None:
         """Brings back what :meth:`sleep` took. Nothing happens where nothing is asleep.
