@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import rivals
 import torch
@@ -32,7 +32,9 @@ from cosmos_fast.model.ops import Ops
 from cosmos_fast.types import TokenLayout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from cosmos_fast.model.ops import TableAttention
 
 TWO_B = DiTConfig(num_layers=28, num_heads=16)
 FOURTEEN_B = DiTConfig(num_layers=36, num_heads=40, rope_scale=(20 / 24, 2.0, 2.0))
@@ -137,7 +139,29 @@ def theirs(call: Callable[..., Any], given: Inputs, dtype: torch.dtype) -> torch
     return sample
 
 
-def contest(name: str, device: torch.device, seconds: float) -> Contest:
+def without_fa3(ops: Ops) -> Ops:
+    """The same, with our own attention where the wheel would be taken."""
+    table = cast("TableAttention", ops.attention)
+    own = table.without("fa3")
+    return replace(
+        ops,
+        attention=own,
+        folds_padding=own.folds_padding,
+        names={**ops.names, "attention": own.description},
+    )
+
+
+def shared(dit: DiT, ops: Ops) -> DiT:
+    """The same weights with other operations."""
+    with torch.device("meta"):
+        other = DiT(dit.config, ops)
+    other.load_state_dict(dit.state_dict(), assign=True)
+    return other.eval().requires_grad_(False)
+
+
+def contest(
+    name: str, device: torch.device, seconds: float, rounds: int, left_out: Sequence[str]
+) -> Contest:
     shape = SHAPES[name]
     ops = Ops.select(device, torch.bfloat16, head_dim=shape.config.head_dim)
     dit = random_dit(shape.config, device, ops)
@@ -155,6 +179,20 @@ def contest(name: str, device: torch.device, seconds: float) -> Contest:
             note=f"attention: {ops.names['attention']}; {launches}",
         )
     ]
+    if "fa3" in ops.names["attention"]:
+        own = without_fa3(ops)
+        other = shared(dit, own)
+        slower, _ = prepared(other, given, graphs=True)
+        slower_few, _ = prepared(other, small, graphs=False)
+        contenders.append(
+            Contender(
+                "ours, own attention",
+                slower,
+                lambda: relative_error(slower_few(), exact),
+                ours=True,
+                note=f"attention: {own.names['attention']}; {launches}",
+            )
+        )
     eager = rivals.diffusers_dit(dit)
     limit = relative_error(theirs(eager, small, torch.bfloat16), exact)
     calls: dict[str, Callable[[], Callable[..., Any]]] = {
@@ -167,7 +205,11 @@ def contest(name: str, device: torch.device, seconds: float) -> Contest:
             rivals.compile_blocks(rivals.diffusers_dit(dit)), rivals.sage()
         ),
     }
-    contenders += [_rival(rival, make, given, small, exact) for rival, make in calls.items()]
+    contenders += [
+        _rival(rival, make, given, small, exact)
+        for rival, make in calls.items()
+        if rival not in left_out
+    ]
     flops = forward_flops(shape.config, shape.latent).total
     label = f"{name} ({shape.tokens} tokens)"
     return Contest(
@@ -177,7 +219,7 @@ def contest(name: str, device: torch.device, seconds: float) -> Contest:
         ERROR_RATIO * limit,
         flops=flops,
         seconds=seconds,
-        rounds=2 if name == "tiny" else ROUNDS,
+        rounds=2 if name == "tiny" else rounds,
     )
 
 
@@ -218,6 +260,8 @@ def main() -> int:
     parser.add_argument("--shape", action="append", choices=SHAPES, help="default: all but tiny")
     parser.add_argument("--seconds", type=float, default=4.0, help="each contender, each shape")
     parser.add_argument("--long", type=float, default=FIRST_SECONDS, help="the same, first shape")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each contender")
+    parser.add_argument("--without", nargs="+", default=[], help="rivals that stay out")
     parser.add_argument("--save", type=Path, help="also write the JSON object here")
     parser.add_argument("--tiny", action="store_true", help="a few tokens, on any device")
     parser.add_argument("--device", type=torch.device)
@@ -230,7 +274,7 @@ def main() -> int:
     try:
         report.run(
             [
-                partial(contest, name, device, seconds)
+                partial(contest, name, device, seconds, arguments.rounds, arguments.without)
                 for name, seconds in zip(names, lengths, strict=True)
             ]
         )

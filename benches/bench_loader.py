@@ -44,7 +44,8 @@ def main() -> None:
     device = torch.device(options.device)
     results = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        for name, config in ARCHITECTURES.items():
+        for name in options.models:
+            config = ARCHITECTURES[name]
             shapes = _shapes(config, options.gigabytes)
             for ending in options.formats:
                 path = Path(folder) / f"{name}.{ending}"
@@ -71,6 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--folder", type=Path, help="where files are written; default: temporary")
     parser.add_argument("--gigabytes", type=float, help="of each file; default: all of the model")
+    parser.add_argument("--models", nargs="+", choices=ARCHITECTURES, default=[*ARCHITECTURES])
     parser.add_argument("--formats", nargs="+", default=["safetensors", "pt"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[4, 8, 16])

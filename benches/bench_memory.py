@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from harness import machine
+from harness import machine, visible_card
 
 import cosmos_fast as cf
 from cosmos_fast.files import write_atomically
@@ -231,7 +231,11 @@ def _diffusers(row: Row, options: argparse.Namespace) -> dict[str, Any]:
 
     device = torch.device("cuda")
     config = ARCHITECTURES[row.model.upper()]
-    ours = DiT(config, Ops()).to(torch.bfloat16).eval().requires_grad_(False)
+    with torch.device("meta"):
+        ours = DiT(config, Ops()).to(torch.bfloat16).eval().requires_grad_(False)
+    ours = ours.to_empty(device="cpu")
+    for weight in ours.parameters():
+        weight.copy_(torch.randn(weight.shape, device=device) * weight.shape[-1] ** -0.5)
     theirs = rivals.diffusers_dit(ours)
     del ours
     gc.collect()
@@ -367,7 +371,8 @@ def _taken() -> int | None:
 
 def _taken_of_card() -> int | None:
     """The same without a CUDA context of this process."""
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    which = f"--id={visible_card()}"
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", which]
     try:
         run = subprocess.run(query, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -80,7 +80,7 @@ def drained(vae: VAE, latents: torch.Tensor) -> torch.Tensor:
     return last
 
 
-def contest(name: str, device: torch.device, seconds: float) -> Contest:
+def contest(name: str, device: torch.device, seconds: float, turns: int) -> Contest:
     config = VAEConfig(base_dim=8) if name == "tiny" else VAEConfig()
     vae = random_vae(config, device)
     generator = torch.Generator(device).manual_seed(0)
@@ -120,7 +120,7 @@ def contest(name: str, device: torch.device, seconds: float) -> Contest:
     )
     limit = ERROR_RATIO * error(partial(theirs, eager))()
     flops = decode_flops(config, SHAPES[name])
-    rounds = 2 if name == "tiny" else ROUNDS
+    rounds = 2 if name == "tiny" else turns
     return Contest(
         "VAE decode", name, contenders, limit, flops=flops, seconds=seconds, rounds=rounds
     )
@@ -140,6 +140,7 @@ def main() -> int:
     parser.add_argument("--shape", action="append", choices=SHAPES, help="default: all but tiny")
     parser.add_argument("--seconds", type=float, default=4.0, help="each contender, each shape")
     parser.add_argument("--long", type=float, default=FIRST_SECONDS, help="the same, first shape")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each contender")
     parser.add_argument("--save", type=Path, help="also write the JSON object here")
     parser.add_argument("--tiny", action="store_true", help="a few pixels, on any device")
     parser.add_argument("--device", type=torch.device)
@@ -153,7 +154,7 @@ def main() -> int:
     try:
         report.run(
             [
-                partial(contest, name, device, seconds)
+                partial(contest, name, device, seconds, arguments.rounds)
                 for name, seconds in zip(names, lengths, strict=True)
             ]
         )

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from harness import WrongResult, copy_bandwidth, machine
+from harness import WrongResult, copy_bandwidth, machine, visible_card
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -112,6 +112,7 @@ class Clocks:
             self._process = subprocess.Popen(
                 [
                     "nvidia-smi",
+                    f"--id={visible_card()}",
                     f"--query-gpu={','.join(self.FIELDS)}",
                     "--format=csv,noheader,nounits",
                     "--loop-ms=500",

@@ -7,6 +7,7 @@ exact result first, and ends its output with one JSON object.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import sys
@@ -117,6 +118,11 @@ def check(contender: str, error: float, bound: float) -> None:
     """
     if not error <= bound:
         raise WrongResult(f"{contender}: relative error {error:.2e} is beyond {bound:.0e}")
+
+
+def visible_card() -> str:
+    """What nvidia-smi calls the first card that this process sees."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0] or "0"
 
 
 def machine(device: torch.device) -> dict[str, Any]:

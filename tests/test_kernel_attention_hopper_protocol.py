@@ -53,8 +53,8 @@ class Shared:
         return Shared(self.array[int(slot)])
 
     def reshape(self, shape: list[int]) -> Shared:
-        view = self.array.view()
-        view.shape = tuple(shape)  # never a copy
+        view = self.array.reshape(shape)
+        assert np.shares_memory(view, self.array)
         return Shared(view)
 
     def permute(self, order: tuple[int, ...]) -> Shared:

@@ -219,6 +219,11 @@ class TableAttention:
             )
         return cls(capability, passed, fallback, failures)
 
+    def without(self, backend: Backend) -> TableAttention:
+        """The same choice, had this backend not been installed."""
+        others = {name: one for name, one in self._backends.items() if name != backend}
+        return TableAttention(self._capability, others, self._fallback, self._failures)
+
     @property
     def folds_padding(self) -> bool:
         """Whether a prompt's padding is folded by what cross-attention would take."""
