@@ -95,6 +95,9 @@ def designs() -> dict[str, Any]:
 
     one: dict[str, Any] = {"q_stages": 1}
     wide = one | {"tail": 64}
+    named: dict[str, Any] = {"turns": "named"}
+    quiet: dict[str, Any] = {"turns": "none", "free": "named"}
+    lazy: dict[str, Any] = {"skip_decay": True, "slack": 8.0}
     return {
         "gluon two tiles": HopperConfig(),
         "gluon two tiles, no turns": HopperConfig(turns="none"),
@@ -110,6 +113,16 @@ def designs() -> dict[str, Any]:
         "gluon wide, no turns": HopperConfig(**wide, turns="none"),
         "gluon no turns": HopperConfig(**one, turns="none"),
         "gluon values first": HopperConfig(**one, overlap=False),
+        "gluon quiet": HopperConfig(**quiet),
+        "gluon quiet, named turns": HopperConfig(**quiet | named),
+        "gluon quiet, lazy": HopperConfig(**quiet | lazy),
+        "gluon quiet, lazy, named turns": HopperConfig(**quiet | lazy | named),
+        "gluon quiet, registers": HopperConfig(**quiet, q_registers=True),
+        "gluon quiet, lazy, registers": HopperConfig(**quiet | lazy, q_registers=True),
+        "gluon 160, quiet": HopperConfig(**quiet, tail=32),
+        "gluon 160, quiet, lazy": HopperConfig(**quiet | lazy, tail=32),
+        "gluon 160, quiet, lazy, named turns": HopperConfig(**quiet | lazy | named, tail=32),
+        "gluon wide, quiet, lazy": HopperConfig(**wide | quiet | lazy),
         "gluon no loader": HopperConfig(**one, rows=128, consumers=1, loader=False, turns="none"),
     }
 

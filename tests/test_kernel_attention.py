@@ -220,3 +220,44 @@ def test_kernels_of_this_gpu_match_float64(
         assert (out.double() - exact).norm() / exact.norm() < 5e-3
         assert sums is not None
         torch.testing.assert_close(sums.double(), exact_sums, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("features", [64, 128])
+@pytest.mark.parametrize("rises", [False, True], ids=["level", "rising"])
+@pytest.mark.parametrize(
+    "design",
+    [
+        {"free": "named"},
+        {"free": "named", "turns": "named", "tail": 32},
+        {"free": "named", "turns": "none", "q_registers": True},
+        {"free": "named", "turns": "none", "skip_decay": True},
+        {"free": "named", "turns": "none", "skip_decay": True, "slack": 8.0, "q_registers": True},
+        {"free": "named", "turns": "none", "skip_decay": True, "slack": 8.0, "tail": 32},
+    ],
+    ids=lambda design: " ".join(f"{name}={value}" for name, value in design.items()),
+)
+def test_designs_for_hopper_match_float64(
+    design: dict[str, Any], rises: bool, features: int
+) -> None:
+    """``rising``: maxima that grow with the position, in some rows at most blocks, in some never,
+    in steps below and above the slack."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("designs for compute capability 9.0")
+    from cosmos_fast_kernels.attention_hopper import hopper_attention
+    from cosmos_fast_kernels.attention_hopper_pipeline import HopperConfig
+
+    config = HopperConfig(head_dim=features, **design)
+    for queries, keys, zero_keys in [(1, 1, 0), (63, 1000, 0), (2000, 40, 472), (4800, 2000, 3)]:
+        q, k, v = projected(queries, keys, batch=2, features=features, dtype=torch.bfloat16)
+        if rises:
+            k[..., 5] += torch.arange(keys, dtype=k.dtype)[None, :, None] / 16
+            q[..., 5] = torch.linspace(-4, 4, queries).to(q.dtype)[None, :, None]
+        q, k, v = q.cuda(), k.cuda(), v.cuda()
+        exact, exact_sums = expected(q, k, v, zero_keys)
+        out = torch.full(q.shape, math.nan, dtype=q.dtype, device="cuda")
+        arguments = {"scale": features**-0.5, "zero_keys": zero_keys, "log_sum_exp": True}
+        _, sums = hopper_attention(q, k, v, out=out, config=config, **arguments)
+        assert (out.double() - exact).norm() / exact.norm() < 5e-3
+        assert sums is not None
+        torch.testing.assert_close(sums.double(), exact_sums, rtol=1e-4, atol=1e-3)

@@ -1,6 +1,6 @@
 """Attention compiled ahead of time for every architecture, where no GPU is, and what came of it.
 
-This file is also the program that compiles: ``python FILE CAPABILITY FEATURES [hopper]`` calls the
+This file is also the program that compiles: ``python FILE CAPABILITY FEATURES [DESIGN]`` calls the
 launch wrapper as an engine would, under a driver that knows its target and launches nothing, and
 prints what the machine code uses as one JSON object. Triton's interpreter, which the other tests
 run in, excludes its compiler, so that it takes a process of its own.
@@ -50,10 +50,19 @@ def test_portable_attention_compiles_without_spills(capability: int, tmp_path: P
     assert report["tensor_core_instructions"] > 0
 
 
+LAZY = {"turns": "none", "free": "named", "skip_decay": True, "slack": 8.0}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("features", [64, 128])
-def test_hopper_attention_keeps_its_design_in_machine_code(features: int, tmp_path: Path) -> None:
-    report = compiled(90, features, "hopper", cache=tmp_path)
+@pytest.mark.parametrize(
+    ("features", "design"),
+    [(64, {}), (128, {}), (128, LAZY | {"q_registers": True})],
+    ids=["64", "128", "lazy"],
+)
+def test_hopper_attention_keeps_its_design_in_machine_code(
+    features: int, design: dict[str, Any], tmp_path: Path
+) -> None:
+    report = compiled(90, features, json.dumps(design), cache=tmp_path)
     assert report["shared"] <= SHARED_MEMORY[90] * 1024
     assert report["spills"] == 0
     assert "serialized" not in report["assembler"]
@@ -61,6 +70,8 @@ def test_hopper_attention_keeps_its_design_in_machine_code(features: int, tmp_pa
     assert report["tensor_core_instructions"] == 2 * (2 * features // 16 + 2 * 128 // 16)
     # The softmax of 128 keys (64 exponentials a thread) runs while values are being added.
     assert min(report["exponentials_under_values"]) >= 64
+    # One vote in the loop of each warpgroup.
+    assert report["votes"] == (2 if design else 0)
 
 
 def disassembled(cubin: bytes, folder: Path) -> str:
@@ -89,7 +100,10 @@ def exponentials_under_values(sass: str) -> list[int]:
     return counts
 
 
-def compile_one(capability: int, features: int, hopper: bool) -> dict[str, Any]:
+def compile_one(
+    capability: int, features: int, design: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    hopper = design is not None
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -117,7 +131,8 @@ def compile_one(capability: int, features: int, hopper: bool) -> dict[str, Any]:
         cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=132)
         cuda.device = lambda device: contextlib.nullcontext()
         only_compiling(attention_hopper._attention_kernel)
-        attention_hopper.hopper_attention(*qkv, scale=0.1)
+        config = attention_hopper.HopperConfig(head_dim=features, **(design or {}))
+        attention_hopper.hopper_attention(*qkv, scale=0.1, config=config)
     else:
         only_compiling(attention._attention_kernel)
         blocks = attention.BLOCKS[capability, features]
@@ -127,6 +142,7 @@ def compile_one(capability: int, features: int, hopper: bool) -> dict[str, Any]:
     sass = disassembled(kernel.asm["cubin"], folder)
     return {
         "shared": kernel.metadata.shared,
+        "votes": len(re.findall(r"\bVOTE\.ANY\b", sass)),
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
         "tensor_core_instructions": len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", sass)),
         "assembler": assembler_log(kernel.asm["ptx"], folder) if hopper else "",
@@ -135,4 +151,6 @@ def compile_one(capability: int, features: int, hopper: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_one(int(sys.argv[1]), int(sys.argv[2]), "hopper" in sys.argv)))
+    print(
+        json.dumps(compile_one(int(sys.argv[1]), int(sys.argv[2]), *map(json.loads, sys.argv[3:])))
+    )

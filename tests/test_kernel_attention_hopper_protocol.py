@@ -19,7 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from cosmos_fast_kernels import attention_hopper, attention_hopper_pipeline
+from cosmos_fast_kernels import (
+    attention_hopper,
+    attention_hopper_decay,
+    attention_hopper_pipeline,
+)
 from cosmos_fast_kernels.attention_hopper_pipeline import HopperConfig
 
 if TYPE_CHECKING:
@@ -62,6 +66,9 @@ class Shared:
 
     def store(self, value: np.ndarray) -> None:
         self.array[...] = value
+
+    def load(self, layout: object) -> Registers:
+        return registers(self.array.copy())
 
 
 @dataclass
@@ -145,11 +152,13 @@ class Machine:
         self.copies = ThreadPoolExecutor(4)
         self.sums: np.ndarray | None = None
         self.named = {8: Barrier(2, 2), 9: Barrier(2, 2)}
+        self.named |= {name: Barrier(3, 3) for name in range(10, 16)}
         self.kernel = self.translated()
 
     def translated(self) -> Callable[..., None]:
         """The kernel with this machine in place of Gluon."""
-        world = {**vars(attention_hopper_pipeline), **vars(attention_hopper)}
+        world = {**vars(attention_hopper_pipeline), **vars(attention_hopper_decay)}
+        world |= vars(attention_hopper)
         world |= {
             "gl": self.gluon(),
             "mbarrier": types.SimpleNamespace(
@@ -169,7 +178,12 @@ class Machine:
         for name, value in list(world.items()):
             if type(value).__name__ == "GluonJITFunction":
                 world[name] = types.FunctionType(value.fn.__code__, world, name)
-        world |= {"meet": self.meet, "make_barriers": Barriers}
+        world |= {
+            "meet": self.meet,
+            "make_barriers": Barriers,
+            "FREE": attention_hopper_pipeline.FREE.value,
+        }
+        world["meet_loader"] = lambda wait, name, config: self.meet(wait, int(name))
         world["_here"] = lambda x: x
         world["make_ring"] = lambda desc, stages: Shared(
             np.full([stages, *desc.block_type.shape], np.nan, np.float32)
@@ -197,6 +211,7 @@ class Machine:
             full=lambda shape, value, dtype, layout: registers(np.full(shape, value)),
             convert_layout=lambda value, layout: value,
             store=self.store_sums,
+            inline_asm_elementwise=lambda text, constraints, terms, *_: terms[0] * terms[1],
             warp_specialize=self.specialise,
             NVMMADistributedLayout=lambda *_: None,
             DotOperandLayout=lambda *_: None,
@@ -302,6 +317,13 @@ DESIGNS = {
     "late decay": HopperConfig(head_dim=64, late_decay=True),
     "wide": HopperConfig(head_dim=64, keys=64, tail=32),
     "one tile of queries": HopperConfig(head_dim=64, q_stages=1),
+    "slots at hardware barriers": HopperConfig(head_dim=64, turns="none", free="named"),
+    "all at hardware barriers": HopperConfig(
+        head_dim=64, keys=64, tail=32, turns="named", free="named", skip_decay=True, slack=8.0
+    ),
+    "queries in registers": HopperConfig(
+        head_dim=64, q_registers=True, free="named", skip_decay=True, slack=8.0
+    ),
     "three consumers": HopperConfig(head_dim=64, consumers=3, keys=64),
 }
 

@@ -33,14 +33,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from cosmos_fast_kernels.attention import LOG2_E, check
+from cosmos_fast_kernels.attention_hopper_decay import next_maximum, scaled
 from cosmos_fast_kernels.attention_hopper_pipeline import (
     HopperConfig,
+    announce_free,
     load_first,
     load_tiles,
     make_barriers,
     make_ring,
     meet,
     next_slot,
+    open_slots,
     pass_turn,
     release_slot,
     tile_place,
@@ -106,7 +109,10 @@ def _scores_of(q, k_rings, slot, CONFIG: gl.constexpr, S: gl.constexpr, T: gl.co
     s_tail = s
     if CONFIG.tail > 0:
         k_tail = k_rings[1].index(slot).reshape([CONFIG.tail, CONFIG.head_dim])
-        s_tail = _scores(q, k_tail, CONFIG.tail, T)
+        q_tail = q
+        if CONFIG.q_registers:
+            q_tail = gl.convert_layout(q, gl.DotOperandLayout(0, T, 2))
+        s_tail = _scores(q_tail, k_tail, CONFIG.tail, T)
     return s, s_tail
 
 
@@ -209,6 +215,7 @@ def _consume(
     if CONFIG.turns == "named" and CONFIG.consumers - 1 == CONSUMER:
         meet(False, 8)
 
+    open_slots(False, CONFIG)
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         block, head, batch = tile_place(tile, query_blocks, heads)
         row = (block * CONFIG.consumers + CONSUMER) * ROWS
@@ -219,13 +226,18 @@ def _consume(
         q_place = q_slot * CONFIG.consumers + CONSUMER
         q = q_buffers.index(q_place).reshape([ROWS, CONFIG.head_dim])
         mbarrier.wait(q_ready.index(q_place), q_phase)
+        left = q
+        if CONFIG.q_registers:
+            left = q.load(gl.DotOperandLayout(0, S, 2))
         mbarrier.wait(k_ready.index(k_slot), k_phase)
         wait_turn(turns, turn_phase, CONSUMER, CONFIG)
-        s, s_tail = _scores_of(q, k_rings, k_slot, CONFIG, S, T)
+        s, s_tail = _scores_of(left, k_rings, k_slot, CONFIG, S, T)
         pass_turn(turns, CONSUMER, CONFIG)
         turn_phase ^= 1
         s, s_tail = _wait_scores(s, s_tail, 0, CONFIG)
-        release_slot(0, k_descs, k_rings, k_ready, k_free, k_slot, batch, head, key_blocks, CONFIG)
+        release_slot(
+            0, k_descs, k_rings, k_ready, k_free, k_slot, (batch, head), key_blocks, 0, CONFIG
+        )
         k_slot, k_phase = next_slot(k_slot, k_phase, STAGES)
 
         first = (key_blocks - 1) * (KEYS + TAIL)
@@ -242,10 +254,10 @@ def _consume(
         for turn in range(1, key_blocks):
             if CONFIG.overlap:
                 wait_turn(turns, turn_phase, CONSUMER, CONFIG)
-                s, s_tail = _scores_of(q, k_rings, k_slot, CONFIG, S, T)
+                s, s_tail = _scores_of(left, k_rings, k_slot, CONFIG, S, T)
                 mbarrier.wait(v_ready.index(v_slot), v_phase)
                 if CONFIG.late_decay:
-                    out = out * gl.convert_layout(_here(decay), OUT_ROWS)[:, None]
+                    out = scaled(out, _here(decay), CONFIG)
                 out = _values_of(p, p_tail, v_rings, v_slot, out, CONFIG)
                 pass_turn(turns, CONSUMER, CONFIG)
                 s, s_tail = _wait_scores(s, s_tail, BEHIND, CONFIG)
@@ -253,16 +265,25 @@ def _consume(
                 mbarrier.wait(v_ready.index(v_slot), v_phase)
                 wait_turn(turns, turn_phase, CONSUMER, CONFIG)
                 out = _values_of(p, p_tail, v_rings, v_slot, out, CONFIG)
-                s, s_tail = _scores_of(q, k_rings, k_slot, CONFIG, S, T)
+                s, s_tail = _scores_of(left, k_rings, k_slot, CONFIG, S, T)
                 pass_turn(turns, CONSUMER, CONFIG)
                 s, s_tail = _wait_scores(s, s_tail, 0, CONFIG)
             turn_phase ^= 1
             release_slot(
-                turn, k_descs, k_rings, k_ready, k_free, k_slot, batch, head, key_blocks, CONFIG
+                turn,
+                k_descs,
+                k_rings,
+                k_ready,
+                k_free,
+                k_slot,
+                (batch, head),
+                key_blocks,
+                0,
+                CONFIG,
             )
             k_slot, k_phase = next_slot(k_slot, k_phase, STAGES)
 
-            new_top = gl.maximum(top, _row_maximum(s, s_tail, CONFIG))
+            new_top = next_maximum(top, _row_maximum(s, s_tail, CONFIG), scale, CONFIG)
             decay = gl.exp2((top - new_top) * scale)
             top = new_top
             new_p, new_p_tail, sums = _softmax(s, s_tail, top, top * scale, scale, CONFIG)
@@ -274,15 +295,24 @@ def _consume(
             mbarrier.wait(k_ready.index(k_slot), k_phase, pred=turn + 1 < key_blocks)
             out = _wait_values(out, p, p_tail, CONFIG)
             release_slot(
-                turn - 1, v_descs, v_rings, v_ready, v_free, v_slot, batch, head, key_blocks, CONFIG
+                turn - 1,
+                v_descs,
+                v_rings,
+                v_ready,
+                v_free,
+                v_slot,
+                (batch, head),
+                key_blocks,
+                1,
+                CONFIG,
             )
             v_slot, v_phase = next_slot(v_slot, v_phase, STAGES)
             if not CONFIG.late_decay:
-                out = out * gl.convert_layout(decay, OUT_ROWS)[:, None]
+                out = scaled(out, decay, CONFIG)
             p, p_tail = _weights(new_p, new_p_tail, P, DTYPE)
 
         if CONFIG.late_decay:
-            out = out * gl.convert_layout(decay, OUT_ROWS)[:, None]
+            out = scaled(out, decay, CONFIG)
         mbarrier.wait(v_ready.index(v_slot), v_phase)
         out = _values_of(p, p_tail, v_rings, v_slot, out, CONFIG)
         row_total = gl.convert_layout(gl.sum(total, 1), top.type.layout)
@@ -290,7 +320,7 @@ def _consume(
             row_total += zero_keys * gl.exp2(-top * scale)
         out = _wait_values(out, p, p_tail, CONFIG)
         if CONFIG.loader:
-            mbarrier.arrive(v_free.index(v_slot), count=1)
+            announce_free(v_free, v_slot, 1, CONFIG)
         v_slot, v_phase = next_slot(v_slot, v_phase, STAGES)
 
         if LOG_SUM_EXP:

@@ -10,11 +10,15 @@ Axes: B batch, S positions, H heads, D features of a head.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.language.core import constexpr_type
+
+FREE: Final = gl.constexpr(10)
+"""The first of the hardware's named barriers that free slots: those of K, then those of V."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,15 @@ class HopperConfig:
     """Scale the output to the new maximum under the next scores, and not before them."""
     turns: str = "mbarrier"
     """How consumers take turns: "none", "mbarrier", or "named" (hardware barriers; two only)."""
+    free: str = "mbarrier"
+    """How consumers hand slots back: "mbarrier", each announcement behind a barrier of its
+    warpgroup; "named": every warp announces for itself, at a hardware barrier."""
+    q_registers: bool = False
+    """Hold Q in registers, and not in shared memory, as the left operand of the scores."""
+    skip_decay: bool = False
+    """Branch around the scaling of the output where no maximum of the warp's rows grew."""
+    slack: float = 0.0
+    """Powers of two by which a maximum may lag behind; 0: it is always the true one."""
     registers: int = 240
     """Of a thread of a consumer."""
     loader_registers: int = 24
@@ -52,6 +65,10 @@ class HopperConfig:
     def __post_init__(self) -> None:
         if not self.loader and self.q_stages != 1:
             raise ValueError(f"{self.q_stages = }: without a loader one tile is in flight")
+        if self.free == "named" and not (self.loader and 2 * self.stages <= 16 - FREE.value):
+            raise ValueError(f"{self.stages = }: hardware barriers free the slots of at most 3")
+        if self.skip_decay and self.rows != 64:
+            raise ValueError(f"{self.rows = }: a warp skips the scaling of 16 rows")
 
     @property
     def type(self) -> constexpr_type:
@@ -92,6 +109,48 @@ def meet(WAIT: gl.constexpr, NAME: gl.constexpr):
     gl.inline_asm_elementwise(
         f"bar.{VERB} {NAME}, 256;\nmov.b32 $0, $1;", "=r,r", [token], gl.int32, False, 1
     )
+
+
+@gluon.jit
+def meet_loader(WAIT: gl.constexpr, name, CONFIG: gl.constexpr):
+    """A named barrier of the loader's warp and all consumers: wait at it, or only announce.
+
+    Nobody announces twice between two meetings: a slot is free once for each time it was filled.
+    """
+    VERB: gl.constexpr = "sync" if WAIT else "arrive"
+    WARPS: gl.constexpr = gl.num_warps()
+    THREADS: gl.constexpr = 128 * CONFIG.consumers + 32
+    token = gl.full([32 * WARPS], name, gl.int32, gl.BlockedLayout([1], [32], [WARPS], [0]))
+    gl.inline_asm_elementwise(
+        f"bar.{VERB} $1, {THREADS};\nmov.b32 $0, $1;", "=r,r", [token], gl.int32, False, 1
+    )
+
+
+@gluon.jit
+def open_slots(WAIT: gl.constexpr, CONFIG: gl.constexpr):
+    """At hardware barriers every slot is handed over once before its first use, by the consumers,
+    and the loader takes it back once after its last."""
+    if CONFIG.free == "named":
+        for slot in gl.static_range(2 * CONFIG.stages):
+            meet_loader(WAIT, FREE + slot, CONFIG)
+
+
+@gluon.jit
+def wait_free(bars, slot, phase, OF_VALUES: gl.constexpr, CONFIG: gl.constexpr):
+    """The loader: until every consumer has read the slot."""
+    if CONFIG.free == "named":
+        meet_loader(True, FREE + CONFIG.stages * OF_VALUES + slot, CONFIG)
+    else:
+        mbarrier.wait(bars.index(slot), phase)
+
+
+@gluon.jit
+def announce_free(bars, slot, OF_VALUES: gl.constexpr, CONFIG: gl.constexpr):
+    """A consumer: its products have read the slot."""
+    if CONFIG.free == "named":
+        meet_loader(False, FREE + CONFIG.stages * OF_VALUES + slot, CONFIG)
+    else:
+        mbarrier.arrive(bars.index(slot), count=1)
 
 
 @gluon.jit
@@ -158,26 +217,37 @@ def load_tiles(descs, buffers, bars, sizes, CONFIG: gl.constexpr):
         for turn in range(key_blocks + 1):
             if turn < key_blocks:
                 row = key_block(turn, key_blocks) * BLOCK
-                mbarrier.wait(k_free.index(k_slot), k_phase)
+                wait_free(k_free, k_slot, k_phase, 0, CONFIG)
                 bar = k_ready.index(k_slot)
                 start_load(k_descs, k_rings, bar, k_slot, batch, head, row, CONFIG)
                 k_slot, k_phase = next_slot(k_slot, k_phase, STAGES)
             if turn > 0:
                 row = key_block(turn - 1, key_blocks) * BLOCK
-                mbarrier.wait(v_free.index(v_slot), v_phase)
+                wait_free(v_free, v_slot, v_phase, 1, CONFIG)
                 bar = v_ready.index(v_slot)
                 start_load(v_descs, v_rings, bar, v_slot, batch, head, row, CONFIG)
                 v_slot, v_phase = next_slot(v_slot, v_phase, STAGES)
+    open_slots(True, CONFIG)
 
 
 @gluon.jit
 def release_slot(
-    turn, descs, rings, ready, free, slot, batch, head, key_blocks, CONFIG: gl.constexpr
+    turn,
+    descs,
+    rings,
+    ready,
+    free,
+    slot,
+    place,
+    key_blocks,
+    OF_VALUES: gl.constexpr,
+    CONFIG: gl.constexpr,
 ):
     """A slot was read: tell the loader, or, where there is none, load the next block into it."""
     if CONFIG.loader:
-        mbarrier.arrive(free.index(slot), count=1)
+        announce_free(free, slot, OF_VALUES, CONFIG)
     elif turn + CONFIG.stages < key_blocks:
+        batch, head = place
         row = key_block(turn + CONFIG.stages, key_blocks) * (CONFIG.keys + CONFIG.tail)
         start_load(descs, rings, ready.index(slot), slot, batch, head, row, CONFIG)
 
