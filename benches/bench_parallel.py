@@ -41,8 +41,9 @@ FP32_BOUND = 1e-4
 BF16_BOUND = 0.2
 """Relative errors of the latents: a swapped shard is off by about 1, and guidance makes eight times
 bfloat16's own rounding of random weights."""
-FRAMES_BOUND = 1e-3
-"""Relative error of the float32 clip's pixels: a missing border is off by a hundredth."""
+FRAMES_BOUND = 5e-3
+"""Relative error of the float32 clip's pixels: a missing border is off by a hundredth, and cuDNN's
+TF32 convolutions, which choose other ways for other heights, by a thousandth."""
 PEER_BYTES = (2**20, 2**24, 2**28)
 
 
@@ -54,6 +55,9 @@ class Clip:
     num_frames: int
     num_steps: int
 
+
+Job = tuple[Path, Path, Path, str, Clip, argparse.Namespace]
+"""Checkpoint, folder of the results, file of them, kind of device, clip, options."""
 
 CHECKED = Clip((96, 160), 9, 3)
 
@@ -83,6 +87,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--size", default="2B", choices=["2B", "14B"])
     parser.add_argument("--steps", type=int, default=11, help="solver steps; one more evaluation")
+    parser.add_argument("--ways", nargs="+", default=[], help="of sharing: these alone")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--save", type=Path)
@@ -101,7 +106,8 @@ def main() -> None:
         say(f"made {size} in {time.perf_counter() - began:.1f} s")
         results = []
         for ranks in sorted({1, *options.ranks}):
-            results += run(ranks, world, folder, device, timed, options.repeats)
+            job = (world, folder, folder / f"{ranks}.jsonl", device.type, timed, options)
+            results += run(ranks, job)
     finally:
         shutil.rmtree(folder)
     figures = [figure(one, results[0]) for one in results if "way" in one]
@@ -127,20 +133,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run(
-    ranks: int, world: Path, folder: Path, device: torch.device, clip: Clip, repeats: int
-) -> list[dict[str, Any]]:
+def run(ranks: int, job: Job) -> list[dict[str, Any]]:
     """What rank 0 of ``ranks`` processes measured."""
     store = serve_store(ranks)
-    out = folder / f"{ranks}.jsonl"
+    out = job[2]
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(
             target=rank_main,
-            args=(
-                Seat(rank, ranks, rank, LOOPBACK, store.port, store_is_served=True),
-                (world, folder, out, device.type, clip, repeats),
-            ),
+            args=(Seat(rank, ranks, rank, LOOPBACK, store.port, store_is_served=True), job),
             daemon=True,
         )
         for rank in range(ranks)
@@ -155,9 +156,9 @@ def run(
     return [json.loads(line) for line in out.read_text("utf-8").splitlines()]
 
 
-def rank_main(seat: Seat, job: tuple[Path, Path, Path, str, Clip, int]) -> None:
+def rank_main(seat: Seat, job: Job) -> None:
     """One rank: the links, then every way, checked and timed."""
-    world, folder, out, kind, clip, repeats = job
+    world, folder, out, kind, clip, options = job
     device = torch.device(kind, seat.local_rank) if kind == "cuda" else torch.device(kind)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -166,6 +167,8 @@ def rank_main(seat: Seat, job: tuple[Path, Path, Path, str, Clip, int]) -> None:
     if group is not None:
         found += [peer(Exchange(group, device), count) for count in PEER_BYTES]
     for name, fields in ways(seat.size).items():
+        if group is not None and options.ways and name not in options.ways:
+            continue
         parallel = None if group is None else cf.Parallel(group, **fields)
         made, small, engine = None, None, None
         precisions: tuple[tuple[Literal["fp32", "bf16"], Clip], ...]
@@ -184,7 +187,7 @@ def rank_main(seat: Seat, job: tuple[Path, Path, Path, str, Clip, int]) -> None:
                 small = generate(engine, what)
                 continue
             generate(engine, replace(what, num_steps=2))
-            made = [generate(engine, what) for _ in range(repeats)]
+            made = [generate(engine, what) for _ in range(options.repeats)]
         assert made is not None
         assert small is not None
         found.append(timing(name, seat, made, small, folder))
