@@ -321,6 +321,9 @@ DESIGNS = {
     "all at hardware barriers": HopperConfig(
         head_dim=64, keys=64, tail=32, turns="named", free="named", skip_decay=True, slack=8.0
     ),
+    "values before exponentials": HopperConfig(
+        head_dim=64, turns="named", free="named", early_values=True, q_registers=True
+    ),
     "queries in registers": HopperConfig(
         head_dim=64, q_registers=True, free="named", skip_decay=True, slack=8.0
     ),

@@ -146,6 +146,15 @@ def _wait_values(out, p, p_tail, CONFIG: gl.constexpr):
 
 
 @gluon.jit
+def _added_values(out, p, p_tail, turn, slot_of_values, CONFIG: gl.constexpr):
+    """Wait for the values of a block, and give their slot back."""
+    descs, rings, ready, free, slot, place, key_blocks = slot_of_values
+    out = _wait_values(out, p, p_tail, CONFIG)
+    release_slot(turn, descs, rings, ready, free, slot, place, key_blocks, 1, CONFIG)
+    return out
+
+
+@gluon.jit
 def _weights(p, p_tail, LAYOUT: gl.constexpr, DTYPE: gl.constexpr):
     """P as the left operand of the second product: the same registers, rounded."""
     return gl.convert_layout(p.to(DTYPE), LAYOUT), gl.convert_layout(p_tail.to(DTYPE), LAYOUT)
@@ -286,29 +295,22 @@ def _consume(
             new_top = next_maximum(top, _row_maximum(s, s_tail, CONFIG), scale, CONFIG)
             decay = gl.exp2((top - new_top) * scale)
             top = new_top
+            free_v = (v_descs, v_rings, v_ready, v_free, v_slot, (batch, head), key_blocks)
+            if CONFIG.early_values:
+                mbarrier.wait(k_ready.index(k_slot), k_phase, pred=turn + 1 < key_blocks)
+                out = _added_values(out, p, p_tail, turn - 1, free_v, CONFIG)
+                out = scaled(out, decay, CONFIG)
             new_p, new_p_tail, sums = _softmax(s, s_tail, top, top * scale, scale, CONFIG)
             SUM_ROWS: gl.constexpr = gl.SliceLayout(1, total.type.layout)
             total = total * gl.convert_layout(decay, SUM_ROWS)[:, None] + sums
-
-            # Here and not at the top of the loop: without a branch between them, the assembler
-            # moves the wait for the values up, above the whole softmax.
-            mbarrier.wait(k_ready.index(k_slot), k_phase, pred=turn + 1 < key_blocks)
-            out = _wait_values(out, p, p_tail, CONFIG)
-            release_slot(
-                turn - 1,
-                v_descs,
-                v_rings,
-                v_ready,
-                v_free,
-                v_slot,
-                (batch, head),
-                key_blocks,
-                1,
-                CONFIG,
-            )
+            if not CONFIG.early_values:
+                # Here and not at the top of the loop: without a branch between them, the assembler
+                # moves the wait for the values up, above the whole softmax.
+                mbarrier.wait(k_ready.index(k_slot), k_phase, pred=turn + 1 < key_blocks)
+                out = _added_values(out, p, p_tail, turn - 1, free_v, CONFIG)
+                if not CONFIG.late_decay:
+                    out = scaled(out, decay, CONFIG)
             v_slot, v_phase = next_slot(v_slot, v_phase, STAGES)
-            if not CONFIG.late_decay:
-                out = scaled(out, decay, CONFIG)
             p, p_tail = _weights(new_p, new_p_tail, P, DTYPE)
 
         if CONFIG.late_decay:
