@@ -183,6 +183,35 @@ def _here(x):
 
 
 @gluon.jit
+def _behind_a_branch(top):
+    """The maxima of two rows, behind a branch that only one of -inf takes, and then once.
+
+    It sleeps no time: without an effect in it, the assembler dissolves the branch.
+    """
+    return gl.inline_asm_elementwise(
+        """{
+        .reg .pred other;
+        .reg .f32 seen;
+        mov.b32 seen, $2;
+        AGAIN:
+        setp.neu.f32 other, seen, 0fFF800000;
+        @other bra DONE;
+        nanosleep.u32 0;
+        mov.b32 seen, 0f00000000;
+        bra AGAIN;
+        DONE:
+        mov.b32 $0, $2;
+        mov.b32 $1, $3;
+        }""",
+        "=f,=f,f,f",
+        [top],
+        gl.float32,
+        False,
+        2,
+    )
+
+
+@gluon.jit
 def _consume(
     descs,
     buffers,
@@ -259,8 +288,11 @@ def _consume(
         out = gl.full([ROWS, CONFIG.head_dim], 0.0, gl.float32, OUT)
         decay = gl.full([ROWS], 1.0, gl.float32, top.type.layout)
 
-        mbarrier.wait(k_ready.index(k_slot), k_phase, pred=key_blocks > 1)
+        if not CONFIG.early_values:
+            mbarrier.wait(k_ready.index(k_slot), k_phase, pred=key_blocks > 1)
         for turn in range(1, key_blocks):
+            if CONFIG.early_values:
+                mbarrier.wait(k_ready.index(k_slot), k_phase)
             if CONFIG.overlap:
                 wait_turn(turns, turn_phase, CONSUMER, CONFIG)
                 s, s_tail = _scores_of(left, k_rings, k_slot, CONFIG, S, T)
@@ -293,19 +325,20 @@ def _consume(
             k_slot, k_phase = next_slot(k_slot, k_phase, STAGES)
 
             new_top = next_maximum(top, _row_maximum(s, s_tail, CONFIG), scale, CONFIG)
+            # Without a branch ahead of the wait for the values, the assembler moves that wait up,
+            # above everything since the scores. Elsewhere the wait for the next keys is one.
+            if CONFIG.early_values:
+                new_top = _behind_a_branch(new_top)
             decay = gl.exp2((top - new_top) * scale)
             top = new_top
             free_v = (v_descs, v_rings, v_ready, v_free, v_slot, (batch, head), key_blocks)
             if CONFIG.early_values:
-                mbarrier.wait(k_ready.index(k_slot), k_phase, pred=turn + 1 < key_blocks)
                 out = _added_values(out, p, p_tail, turn - 1, free_v, CONFIG)
                 out = scaled(out, decay, CONFIG)
             new_p, new_p_tail, sums = _softmax(s, s_tail, top, top * scale, scale, CONFIG)
             SUM_ROWS: gl.constexpr = gl.SliceLayout(1, total.type.layout)
             total = total * gl.convert_layout(decay, SUM_ROWS)[:, None] + sums
             if not CONFIG.early_values:
-                # Here and not at the top of the loop: without a branch between them, the assembler
-                # moves the wait for the values up, above the whole softmax.
                 mbarrier.wait(k_ready.index(k_slot), k_phase, pred=turn + 1 < key_blocks)
                 out = _added_values(out, p, p_tail, turn - 1, free_v, CONFIG)
                 if not CONFIG.late_decay:
