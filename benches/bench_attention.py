@@ -126,7 +126,7 @@ def designs() -> dict[str, Any]:
         "gluon quiet, registers": HopperConfig(**quiet | registers),
         "gluon quiet, registers, skip": HopperConfig(**quiet | registers | skip),
         "gluon quiet, lazy, registers": HopperConfig(**quiet | lazy | registers),
-        "gluon early": HopperConfig(**early),
+        "gluon early": HopperConfig(**early, late_keys=True),
         "gluon early, registers": HopperConfig(**early | registers),
         "gluon early, registers, skip": HopperConfig(**early | registers | skip),
         "gluon early, registers, three stages": HopperConfig(**early | registers | three),

@@ -237,7 +237,7 @@ EARLY: dict[str, Any] = {"free": "named", "turns": "named", "early_values": True
         {"free": "named", "turns": "none", "skip_decay": True},
         {"free": "named", "turns": "none", "skip_decay": True, "q_registers": True},
         {"free": "named", "turns": "none", "stages": 3, "q_stages": 1},
-        EARLY,
+        EARLY | {"late_keys": True},
         EARLY | {"q_registers": True},
         EARLY | {"q_registers": True, "skip_decay": True},
         EARLY | {"q_registers": True, "stages": 3, "q_stages": 1},

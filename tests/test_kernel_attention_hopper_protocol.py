@@ -325,7 +325,7 @@ DESIGNS = {
         head_dim=64, turns="named", free="named", early_values=True, q_registers=True
     ),
     "three stages": HopperConfig(
-        head_dim=64, turns="named", free="named", early_values=True, stages=3, q_stages=1
+        head_dim=64, turns="named", free="named", early_values=True, late_keys=True, stages=3
     ),
     "queries in registers": HopperConfig(
         head_dim=64, q_registers=True, free="named", skip_decay=True, slack=8.0

@@ -288,10 +288,10 @@ def _consume(
         out = gl.full([ROWS, CONFIG.head_dim], 0.0, gl.float32, OUT)
         decay = gl.full([ROWS], 1.0, gl.float32, top.type.layout)
 
-        if not CONFIG.early_values:
+        if not CONFIG.late_keys:
             mbarrier.wait(k_ready.index(k_slot), k_phase, pred=key_blocks > 1)
         for turn in range(1, key_blocks):
-            if CONFIG.early_values:
+            if CONFIG.late_keys:
                 mbarrier.wait(k_ready.index(k_slot), k_phase)
             if CONFIG.overlap:
                 wait_turn(turns, turn_phase, CONSUMER, CONFIG)
@@ -326,13 +326,15 @@ def _consume(
 
             new_top = next_maximum(top, _row_maximum(s, s_tail, CONFIG), scale, CONFIG)
             # Without a branch ahead of the wait for the values, the assembler moves that wait up,
-            # above everything since the scores. Elsewhere the wait for the next keys is one.
-            if CONFIG.early_values:
+            # above everything since the scores. The wait for the next keys is one.
+            if CONFIG.late_keys:
                 new_top = _behind_a_branch(new_top)
             decay = gl.exp2((top - new_top) * scale)
             top = new_top
             free_v = (v_descs, v_rings, v_ready, v_free, v_slot, (batch, head), key_blocks)
             if CONFIG.early_values:
+                if not CONFIG.late_keys:
+                    mbarrier.wait(k_ready.index(k_slot), k_phase, pred=turn + 1 < key_blocks)
                 out = _added_values(out, p, p_tail, turn - 1, free_v, CONFIG)
                 out = scaled(out, decay, CONFIG)
             new_p, new_p_tail, sums = _softmax(s, s_tail, top, top * scale, scale, CONFIG)

@@ -50,6 +50,8 @@ class HopperConfig:
     """Wait for the values of the block before ahead of the exponentials, and not behind them:
     scaling and rounding hide among them, fewer registers are live; the other consumer's products
     have to fill the tensor cores meanwhile, so that turns are needed."""
+    late_keys: bool = False
+    """With ``early_values``: wait for keys when their scores are due, and not a softmax earlier."""
     turns: str = "mbarrier"
     """How consumers take turns: "none", "mbarrier", or "named" (hardware barriers; two only)."""
     free: str = "mbarrier"
@@ -73,6 +75,8 @@ class HopperConfig:
             raise ValueError(f"{self.stages = }: hardware barriers free the slots of at most 3")
         if self.early_values and not (self.overlap and not self.late_decay):
             raise ValueError(f"{self.early_values = }: only with overlap, and without late_decay")
+        if self.late_keys and not self.early_values:
+            raise ValueError(f"{self.late_keys = }: only with early_values")
         if self.skip_decay and self.rows != 64:
             raise ValueError(f"{self.rows = }: a warp skips the scaling of 16 rows")
 
