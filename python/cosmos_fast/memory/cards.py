@@ -30,16 +30,23 @@ PCIE_4_X16: Final = 25_000_000_000
 PCIE_4_X8: Final = 12_500_000_000
 """Bytes a second; estimate."""
 
-# Shares of the data sheet's dense bfloat16 rate (989 TFLOP/s) that an H200 was measured to keep up
-# with torch 2.11. For other cards they are estimates.
-ATTENTION_SHARE: Final = 0.62
-"""cuDNN attention, head width 128, 27 000 to 84 000 tokens: 615 TFLOP/s."""
-LINEAR_SHARE: Final = 0.72
-"""The DiT's linear layers: 586 to 732 TFLOP/s, the wide ones carrying most of the work."""
-CONVOLUTION_SHARE: Final = 0.15
-"""VAE decode, eager: 229 TFLOP in 1.53 s."""
-TEXT_SHARE: Final = 0.137
-"""T5-11B, 512 rows a prompt: 10.8 TFLOP in 80 ms."""
+# Shares of the data sheet's rates (989 TFLOP/s in dense bfloat16, 4.8 TB/s) that an H200 at its
+# power limit kept up for seconds, with torch 2.11 and our kernels. For other cards: estimates.
+ATTENTION_SHARE: Final = 0.68
+"""FA3 reached 690 to 702 TFLOP/s, our own attention 625 to 649: between the two."""
+LINEAR_SHARE: Final = 0.70
+"""With ``ATTENTION_SHARE`` within 5 % of seven forwards: of the 2B at 27,216, 31,104 and 84,480
+tokens (409, 513 and 2,798 ms) and the 14B at 27,216 (1,898 ms), with FA3 and with our own."""
+PRODUCT_SHARE: Final = 0.685
+"""One large matrix product over and over, on random data: 665 to 687 TFLOP/s."""
+COPY_SHARE: Final = 0.86
+"""Copies within the device: 4.12 TB/s."""
+DECODER_SHARE: Final = 0.325
+"""VAE decode between kernels: 229 TFLOP in 0.70 to 0.73 s, 717 TFLOP in 2.27 s."""
+CONVOLUTION_SHARE: Final = 0.14
+"""The VAE without them: 229 TFLOP of decoding in 1.53 to 1.59 s, a frame encoded in 17 ms."""
+TEXT_SHARE: Final = 0.119
+"""T5-11B, 512 rows a prompt: 10.7 TFLOP in 90 to 93 ms."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,13 @@ class Card:
     """Of its own memory, by the data sheet."""
     bus_bytes_per_second: int
     """From pinned host memory."""
-    context_bytes: int = 512 * MIB
-    """The CUDA context and loaded kernels; estimate."""
-    workspace_bytes: int = 160 * MIB
-    """cuBLAS and cuDNN; estimate."""
+    context_bytes: int = 820 * MIB
+    """The CUDA context and the kernels that a generation loads, which torch knows nothing of. At
+    most so much on an H200 with torch 2.11 for CUDA 13, FlashAttention 3 included."""
+    workspace_bytes: int = 34 * MIB
+    """What cuBLAS keeps, by way of torch's allocator."""
+    caches: bool = True
+    """Memory comes in segments of torch's caching allocator; see ``segments.py``."""
 
     @property
     def attention_flops(self) -> float:
@@ -67,6 +77,15 @@ class Card:
     @property
     def linear_flops(self) -> float:
         return self.bf16_flops * LINEAR_SHARE
+
+    @property
+    def copy_rate(self) -> float:
+        """Bytes a second, read and written."""
+        return self.memory_bytes_per_second * COPY_SHARE
+
+    @property
+    def decoder_flops(self) -> float:
+        return self.bf16_flops * DECODER_SHARE
 
     @property
     def convolution_flops(self) -> float:
@@ -105,7 +124,9 @@ _MARKETING: Final = re.compile(r"nvidia|geforce|tesla|sxm\d*|pcie|nvl|hbm\d*e?|[
 _UNKNOWN_FLOPS_PER_CORE: Final = 5e11
 """Dense bfloat16 rate of a multiprocessor of a card that is not listed; estimate, on the low
 side."""
-_CPU: Final = Card("cpu", 1 << 40, 2e11, 2e10, 10_000_000_000, context_bytes=0, workspace_bytes=0)
+_CPU: Final = Card(
+    "cpu", 1 << 40, 2e11, 2e10, 10_000_000_000, context_bytes=0, workspace_bytes=0, caches=False
+)
 """A CPU in the place of a card; for tests."""
 
 

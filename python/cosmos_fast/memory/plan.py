@@ -265,7 +265,7 @@ def solve(
     Raises:
         MemoryPlanError: as for :func:`plan`.
     """
-    wanted = stages(workload, card)
+    wanted = stages(workload, card, moves=not resident)
     if resident:
         wanted = tuple(replace(stage, residency="keep") for stage in wanted)
     request = Request(

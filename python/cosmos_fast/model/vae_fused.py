@@ -47,12 +47,22 @@ class FusedDecoder:
         decoder: the layers; their weights are copied to channels-last memory, once a clip.
         post_quant_conv: the pointwise convolution in front of them.
         ops: whose ``rms_silu`` and ``upsample`` run.
+        frame_by_frame: once no block doubles frames any more, each frame goes through the rest by
+            itself, on a third of the memory; see :meth:`Decoder.forward`.
     """
 
-    def __init__(self, decoder: Decoder, post_quant_conv: CausalConv3d, ops: Ops) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        post_quant_conv: CausalConv3d,
+        ops: Ops,
+        *,
+        frame_by_frame: bool = False,
+    ) -> None:
         self._decoder = decoder
         self._post_quant_conv = post_quant_conv
         self._ops = ops
+        self._frame_by_frame = frame_by_frame
         self._past = Past()
         self._kept: dict[nn.Module, torch.Tensor] = {}
         self._weights: dict[nn.Module, torch.Tensor] = {}
@@ -66,7 +76,20 @@ class FusedDecoder:
         z_BCTHW = self._post_quant_conv(z_BCTHW, self._past)
         x_BTHWC = _channels_last(decoder.conv_in(z_BCTHW, self._past))
         x = self._middle(Unfinished(x_BTHWC), decoder.mid_block)
-        for block in decoder.up_blocks:
+        for block in decoder.up_blocks[: decoder.timed]:
+            x = self._level(x, cast("UpBlock", block))
+        if not self._frame_by_frame:
+            return self._pictures(x)
+        if x.residual_BTHWC is not None:
+            x = Unfinished(self._finished(x))
+        frames, bias_C = x.x_BTHWC.split(1, dim=1), x.bias_C
+        pixels = [self._pictures(Unfinished(frame.contiguous(), bias_C)) for frame in frames]
+        return torch.cat(pixels, dim=2)
+
+    def _pictures(self, x: Unfinished) -> torch.Tensor:
+        """float32 (B, 3, T, H, W) of features after the last level that doubles frames."""
+        decoder = self._decoder
+        for block in decoder.up_blocks[decoder.timed :]:
             x = self._level(x, cast("UpBlock", block))
         padded, _ = self._assembled(x, decoder.norm_out, decoder.conv_out, keep_total=False)
         y_BTHWC = self._convolved(padded, decoder.conv_out, _CHANNELS_OF_PIXELS)
