@@ -69,9 +69,7 @@ class Activations:
 
 
 @lru_cache(maxsize=8)
-def activations(
-    workload: Workload, cuts: tuple[Cut, ...]
-) -> Mapping[str, Sequence[Activations]]:
+def activations(workload: Workload, cuts: tuple[Cut, ...]) -> Mapping[str, Sequence[Activations]]:
     """Of each stage by name, in the order of its shapes: of decoding the plain way and frame by
     frame, of the transformer as ``cuts`` say."""
     with torch.device("meta"):

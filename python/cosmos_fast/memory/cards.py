@@ -121,6 +121,8 @@ CARDS: Final[Mapping[str, Card]] = MappingProxyType(
 _BUS_CLASSES: Final = (3e9, 6e9, PCIE_4_X8, PCIE_4_X16, PCIE_5_X16)
 """What buses are taken for, so that a plan does not change with the noise of a measurement."""
 _MARKETING: Final = re.compile(r"nvidia|geforce|tesla|sxm\d*|pcie|nvl|hbm\d*e?|[^a-z0-9]")
+_SIDE: Final = 8192
+_HELD_SECONDS: Final = 1.0
 _UNKNOWN_FLOPS_PER_CORE: Final = 5e11
 """Dense bfloat16 rate of a multiprocessor of a card that is not listed; estimate, on the low
 side."""
@@ -173,16 +175,18 @@ def card_of(device: torch.device) -> Card:
 
 
 def measured_card(device: torch.device) -> Card:
-    """The card of ``device`` by measurement: bus, memory and matrix products, in a second.
+    """The card of ``device`` by measurement: bus, memory and matrix products, in two seconds.
 
-    The shares of the peak that attention and convolutions reach are those of the listed cards.
+    Products are of random numbers and held until the card has come down to the clock that its
+    power allows: zeros and ones, and the first tenths of a second, are up to a third faster. The
+    shares of the peak that attention and convolutions reach are those of the listed cards.
     """
     properties = torch.cuda.get_device_properties(device)
     return replace(
         card_of(device),
         memory_bytes=properties.total_memory,
-        bf16_flops=_matrix_rate(device) / LINEAR_SHARE,
-        memory_bytes_per_second=_memory_rate(device),
+        bf16_flops=_matrix_rate(device) / PRODUCT_SHARE,
+        memory_bytes_per_second=_memory_rate(device) / COPY_SHARE,
         bus_bytes_per_second=int(_bus_rate(device)),
     )
 
@@ -214,14 +218,25 @@ def _memory_rate(device: torch.device) -> float:
 
 
 def _matrix_rate(device: torch.device) -> float:
-    side = 8192
-    a, b = (torch.ones(side, side, dtype=torch.bfloat16, device=device) for _ in range(2))
-    return 2.0 * side**3 / _seconds(lambda: a @ b, device, 20)
+    """Operations a second of the last quarter of ``_HELD_SECONDS``."""
+    random = torch.Generator(device).manual_seed(0)
+    kind: dict[str, Any] = {"dtype": torch.bfloat16, "device": device, "generator": random}
+    a, b = (torch.randn(_SIDE, _SIDE, **kind) for _ in range(2))
+    out = torch.empty_like(a)
+    each = _seconds(lambda: torch.mm(a, b, out=out), device, 3)
+    calls = max(8, int(_HELD_SECONDS / each))
+    last = _durations(lambda: torch.mm(a, b, out=out), device, calls)[-calls // 4 :]
+    return 2.0 * _SIDE**3 * len(last) / sum(last)
 
 
 def _seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Of one ``work``, the fastest of ``repeats`` after one to warm up."""
     work()
+    return min(_durations(work, device, repeats))
+
+
+def _durations(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
+    """Seconds of each ``work``, one behind the other."""
     stream = torch.cuda.current_stream(device)
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     for mark in marks[:-1]:
@@ -229,4 +244,4 @@ def _seconds(work: Callable[[], object], device: torch.device, repeats: int) -> 
         work()
     marks[-1].record(stream)
     marks[-1].synchronize()
-    return float(min(a.elapsed_time(b) for a, b in itertools.pairwise(marks))) / 1000
+    return [float(a.elapsed_time(b)) / 1000 for a, b in itertools.pairwise(marks)]

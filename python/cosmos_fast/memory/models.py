@@ -163,7 +163,8 @@ def stages(workload: Workload, card: Card, *, moves: bool = True) -> tuple[Stage
 def _beside(workload: Workload, stage: str) -> list[int]:
     """Bytes of what outlives a stage, or lives on in it: each in memory of its own."""
     latent, height, width = workload.latent_bytes, *workload.size
-    small = [TEXT_ROWS * workload.profile.dit.text_dim * workload.dtype.itemsize] * 4
+    rows = TEXT_ROWS * workload.profile.dit.text_dim * torch.bfloat16.itemsize
+    small = [*[rows] * workload.branches, rows * workload.branches]
     if stage in ("text", "encode"):
         return [*small, latent // workload.latent_size[0]]
     if stage == "denoise":
@@ -260,7 +261,7 @@ def decode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
         ("decode", "vae decoder", "decoder"),
         layout([*vae.decoder.parameters(), *vae.post_quant_conv.parameters()])[1],
         _vae_nanos(workload, card, 0, workload.num_frames),
-        _shapes(workload, card, "decode", _WHOLE | {FRAME_BY_FRAME: (slower, False)}),
+        _shapes(workload, card, "decode", {**_WHOLE, FRAME_BY_FRAME: (slower, False)}),
     )
 
 

@@ -175,9 +175,9 @@ class Heap(NamedTuple):
     """What the driver counts at the peak."""
 
 
-_STEPS: Final = 12
-"""Sizes of a heap that are tried."""
-_SPARE: Final = 1.02
+_STEPS: Final = 24
+"""Sizes of a heap that are tried, from the most that tensors hold to where none overlaps a hole."""
+_SPARE: Final = 0.02
 _SPARE_BYTES: Final = 24 * MIB
 """What a heap has beyond a trace, for what a trace does not see: statistics of attention,
 workspaces of convolutions, tensors that Python lets go of a little later."""
@@ -190,19 +190,16 @@ def heap(trace: Trace) -> Heap:
     the transformer's forward they take half as much again as its tensors. A single one that is
     split and joined again comes within a tensor of them.
     """
-    endless = _followed(trace, 1 << 50)
-    small = endless.peak_reserved - (1 << 50)
-    best = Heap(0, _followed(trace, 0).peak_reserved)
-    size = _rounded(endless.extent)
-    for step in range(_STEPS):
-        segment = _rounded(int(size * (1 + step / 100)))
+    plain = _followed(trace, 0)
+    least, most = plain.peak_allocated, _followed(trace, 1 << 50).extent
+    best = Heap(0, plain.peak_reserved)
+    for step in range(_STEPS + 1):
+        segment = _rounded(least + (most - least) * step // _STEPS)
         total = _followed(trace, segment).peak_reserved
         if total < best.total:
             best = Heap(segment, total)
-        if total <= segment + small:
-            break
-    more = _rounded(int(best.total * (_SPARE - 1)) + _SPARE_BYTES)
-    return Heap(best.segment + more, best.total + more)
+    more = _rounded(int(best.total * _SPARE) + _SPARE_BYTES)
+    return Heap(best.segment and best.segment + more, best.total + more)
 
 
 def in_turn(traces: Iterable[Trace]) -> list[int]:
