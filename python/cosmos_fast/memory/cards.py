@@ -65,8 +65,8 @@ class Card:
     context_bytes: int = 820 * MIB
     """The CUDA context and the kernels that a generation loads, which torch knows nothing of. At
     most so much on an H200 with torch 2.11 for CUDA 13, FlashAttention 3 included."""
-    workspace_bytes: int = 34 * MIB
-    """What cuBLAS keeps, by way of torch's allocator."""
+    workspace_bytes: int = 40 * MIB
+    """Of torch's allocator: what cuBLAS keeps, what weights are rounded up by, small tensors."""
     caches: bool = True
     """Memory comes in segments of torch's caching allocator; see ``segments.py``."""
 

@@ -170,7 +170,7 @@ def _beside(workload: Workload, stage: str) -> list[int]:
     if stage == "denoise":
         return [*small, latent, latent]
     chunk = 3 * TEMPORAL_STRIDE * height * width
-    return [*small, latent, latent, *[chunk] * -(-workload.num_frames // TEMPORAL_STRIDE)]
+    return [latent, *[chunk] * -(-workload.num_frames // TEMPORAL_STRIDE)]
 
 
 def _shapes(
