@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 from html import escape
 from pathlib import Path
@@ -60,6 +61,24 @@ def table(document: dict[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def stages(document: dict[str, Any]) -> str:
+    """Seconds of each stage of the whole runs in a result; empty where there are none."""
+    runs = document.get("runs", [])
+    names = list(dict.fromkeys(name for run in runs for name in run["reports"][-1]["stages"]))
+    if not names:
+        return ""
+    lines = [
+        f"| seconds | {' | '.join(names)} | a step, median |",
+        f"|---|{'---|' * (len(names) + 1)}",
+    ]
+    for run in runs:
+        last = run["reports"][-1]
+        cells = [f"{last['stages'][name]:.2f}" if name in last["stages"] else "" for name in names]
+        step = statistics.median(last["step_seconds"])
+        lines.append(f"| {run['shape']}, {run['contender']} | {' | '.join(cells)} | {step:.3f} |")
+    return "\n" + "\n".join(lines) + "\n"
 
 
 def _of(rate: float | None, share: float | None) -> str:
@@ -131,7 +150,7 @@ def page_with(page: str, results: dict[str, dict[str, Any]], charts: str) -> str
     if not begin or not end:
         raise ValueError(f"the page has no {BEGIN} and {END}")
     sections = [
-        f"### {name.replace('_', ' ')}\n\n{provenance(one)}\n\n{table(one)}\n\n"
+        f"### {name.replace('_', ' ')}\n\n{provenance(one)}\n\n{table(one)}\n{stages(one)}\n"
         f"![{name}]({charts}/{name}.svg)\n"
         for name, one in results.items()
     ]

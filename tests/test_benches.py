@@ -107,7 +107,7 @@ def test_the_page_has_a_place_for_the_figures() -> None:
 def test_diffusers_has_our_weights_and_inputs() -> None:
     import bench_forward
 
-    contest = bench_forward.contest("tiny", CPU, 0.01)
+    contest = bench_forward.contest("tiny", CPU, 0.01, 2, ())
     errors = {one.name: one.error for one in contest.contenders}
     assert errors["ours"]() <= contest.error_limit
     assert 1e-4 < errors["diffusers eager"]() <= contest.error_limit

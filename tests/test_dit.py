@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from cosmos_fast.errors import InputError
 from cosmos_fast.model.dit import DiT
 from cosmos_fast.model.ops import Ops
 from cosmos_fast.types import TokenLayout
+from cosmos_fast_kernels import reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,6 +175,23 @@ def test_permuted_layout_gives_the_same_velocity() -> None:
     permuted = run(dit, **given, layout=TokenLayout(grid, order))
     assert torch.equal(run(dit, **given), raster)
     assert relative_error(permuted, raster) <= 1e-6
+
+
+@torch.inference_mode()
+def test_kernels_are_given_frames_in_one_piece() -> None:
+    """They refuse strided ones, which a layout of one's own would have by nature."""
+    seen: list[bool] = []
+
+    def noted(*arguments: Any) -> torch.Tensor:
+        seen.append(arguments[3].is_contiguous())
+        return reference.layernorm_modulate(*arguments)
+
+    dit = network(SMALL["head_dim_64"])
+    other = DiT(dit.config, replace(Ops(), layernorm_modulate=noted))
+    other.load_state_dict(dit.state_dict())
+    run(other, **inputs(dit.config), layout=TokenLayout((3, 3, 5), torch.arange(45)))
+    assert seen
+    assert all(seen)
 
 
 @torch.inference_mode()

@@ -303,6 +303,7 @@ def test_verdicts_on_a_gpu_are_those_on_the_host(
     companions: Path, face_weights: Path, placement: Placement
 ) -> None:
     cuda = torch.device("cuda")
+    before = torch.cuda.memory_allocated()
     red = grey(20)
     red[7] = torch.tensor([255, 0, 0], dtype=torch.uint8)
     check = VideoFilter(
@@ -330,4 +331,5 @@ def test_verdicts_on_a_gpu_are_those_on_the_host(
     difference = ours.to("pt").int() - theirs.to("pt").cpu().int()
     assert difference.abs().max() <= 1
     if placement == "host":
-        assert torch.cuda.memory_allocated() < 64 << 20
+        # cuBLAS keeps 32 MiB of torch's for itself.
+        assert torch.cuda.memory_allocated() - before < 64 << 20

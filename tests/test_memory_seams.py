@@ -165,7 +165,11 @@ def test_guardrail_and_upsampler_sleep_and_come_back(small: Path, companions: Pa
 def test_on_a_device_sleep_leaves_nothing_of_guardrail_and_upsampler(
     small: Path, companions: Path
 ) -> None:
-    before = torch.cuda.memory_allocated()
+    def taken() -> int:
+        torch._C._cuda_clearCublasWorkspaces()  # 32 MiB that torch keeps for a stream
+        return torch.cuda.memory_allocated()
+
+    before = taken()
     engine = cf.Video2World.from_pretrained(
         small,
         device="cuda",
@@ -177,7 +181,7 @@ def test_on_a_device_sleep_leaves_nothing_of_guardrail_and_upsampler(
     expected = engine.generate(PICTURE, PROMPT, **options).report.latents_sha256
     engine.sleep()
     gc.collect()
-    assert torch.cuda.memory_allocated() - before < MIB
+    assert taken() - before < 2 * MIB
     engine.wake()
     assert engine.generate(PICTURE, PROMPT, **options).report.latents_sha256 == expected
 

@@ -27,7 +27,6 @@ from cosmos_fast.model.ops import (
     TableAttention,
     _failure,
     _launcher_obstacle,
-    _measured,
     _with_kernels,
 )
 from cosmos_fast_kernels import reference
@@ -92,17 +91,24 @@ def test_launcher_without_python_headers(tmp_path: Path, monkeypatch: pytest.Mon
     assert _launcher_obstacle() is None
 
 
-def test_measured_operations_are_the_measured_ones() -> None:
-    every = _with_kernels(torch_attention, {"attention": "torch sdpa"})
-    ours = _measured(every)
+def test_kernels_run_every_operation_and_agree_with_torch() -> None:
+    ours = _with_kernels(torch_attention, {"attention": "torch sdpa"})
     kernels = {name for name, runs in ours.names.items() if runs == "triton"}
-    assert kernels == {"qk_norm_rope", "head_norm", "layernorm_modulate"}
-    assert not ours.decodes(torch.zeros(1))
+    assert kernels == set(Ops().names) - {"attention"}
+    assert not ours.decodes(torch.zeros(1)), "the decoder between kernels needs a GPU"
     x, y = torch.randn(2, 2, 12, 96)
     gate, shift, scale = torch.randn(3, 2, 3, 96)
-    found = ours.gated_layernorm_modulate(x, gate, y, shift, scale, None, 1e-6)
     expected = reference.gated_layernorm_modulate(x, gate, y, shift, scale, None, 1e-6)
+    found = ours.gated_layernorm_modulate(x.clone(), gate, y.clone(), shift, scale, None, 1e-6)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_choice_without_a_wheel_is_the_next_one_of_the_table() -> None:
+    table = TableAttention(
+        (9, 0), {"fa3": torch_attention, "hopper": torch_attention}, torch_attention
+    )
+    assert table._chosen(SPEC) == "fa3"
+    assert table.without("fa3")._chosen(SPEC) == "hopper"
 
 
 @pytest.mark.parametrize("keys", [1, 7, 63])

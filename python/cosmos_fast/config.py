@@ -201,8 +201,9 @@ class Environment:
     """COSMOS_FAST_FFMPEG: the ffmpeg binary to use."""
     cache: Path = Path.home() / ".cache" / "cosmos-fast"
     """COSMOS_FAST_CACHE, or cosmos-fast below XDG_CACHE_HOME: prompt embeddings."""
-    unmeasured_kernels: bool = False
-    """COSMOS_FAST_KERNELS=all: also what no GPU has run yet (``Ops.select``), and CUDA graphs."""
+    kernels: bool = True
+    """COSMOS_FAST_KERNELS=off: plain torch in the place of our kernels and of CUDA graphs, to find
+    out whether one of them is at fault."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> Environment:
@@ -211,9 +212,9 @@ class Environment:
             InputError: COSMOS_FAST_KERNELS is no known word.
         """
         ffmpeg = variables.get("COSMOS_FAST_FFMPEG")
-        kernels = variables.get("COSMOS_FAST_KERNELS") or "measured"
-        if kernels not in ("measured", "all"):
-            raise InputError(f'COSMOS_FAST_KERNELS = {kernels!r}: "measured" or "all" is needed')
+        kernels = variables.get("COSMOS_FAST_KERNELS") or "on"
+        if kernels not in ("on", "off"):
+            raise InputError(f'COSMOS_FAST_KERNELS = {kernels!r}: "on" or "off" is needed')
         cache = variables.get("COSMOS_FAST_CACHE")
         if not cache:
             base = variables.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -221,7 +222,7 @@ class Environment:
         return cls(
             Path(ffmpeg) if ffmpeg else None,
             Path(cache).expanduser(),
-            unmeasured_kernels=kernels == "all",
+            kernels=kernels == "on",
         )
 
 

@@ -55,7 +55,7 @@ class Video2World:
         self._parts = parts
         self._desk = desk
         self._ranks = ranks or Ranks(None, parts.device)
-        dit = GraphedDiT(parts.dit, GRAPH_TOKENS if parts.unmeasured_kernels else 0)
+        dit = GraphedDiT(parts.dit, GRAPH_TOKENS if parts.graphs else 0)
         parts.residence.on_move = dit.clear
         self._studio = Studio(parts, desk, self._ranks, dit)
         self._turns = Turns()

@@ -116,8 +116,8 @@ class Parts:
     load_stages: dict[str, float]
     residence: Residence
     """Where the weights are."""
-    unmeasured_kernels: bool = False
-    """Whether kernels and CUDA graphs run that no whole video has been made with on a GPU."""
+    graphs: bool = True
+    """Whether short clips are replayed as CUDA graphs, on a device that has them."""
 
     @property
     def device_name(self) -> str:
@@ -222,7 +222,7 @@ def load_parts(
         device,
         dtype,
         head_dim=files.profile.dit.head_dim,
-        measured_only=not environment.unmeasured_kernels,
+        kernels=None if environment.kernels else False,
     )
     ops = replace(ops, attention=ranks.attention(ops.attention))
     text_dtype = _DTYPES.get(text_precision)
@@ -270,7 +270,7 @@ def load_parts(
         digests=Later(lambda: digests(files) if ranks.first else {}),
         load_stages={stage.name: round(stage.seconds, 3) for stage in clock.stages},
         residence=residence,
-        unmeasured_kernels=environment.unmeasured_kernels,
+        graphs=environment.kernels,
     )
 
 

@@ -32,6 +32,10 @@ STILL_FORMATS: Final = "png_pipe,jpeg_pipe,webp_pipe"
 
 DECODER_THREADS: Final = 2
 """Each more costs memory by the picture; the last few frames are soon decoded."""
+LOOKAHEAD: Final = 20
+"""Frames that x264 looks ahead. Half of its default: a short clip would otherwise be decoded half
+before its encoding began. At the same crf, 81 frames of a real video: -0.04 dB, -1 % of bytes."""
+
 MOST_ENCODER_THREADS: Final = 16
 
 _GLOBALS: Final = ("-nostdin", "-hide_banner", "-xerror", "-filter_threads", "1")
@@ -106,7 +110,7 @@ def encode(ffmpeg: Ffmpeg, encoding: Encoding) -> list[str]:
         }
         raw |= tags
         options |= {"c:v": "libx264", "pix_fmt": "yuv420p", "crf": encoding.crf} | tags
-        options |= {"f": "mp4", "movflags": "+faststart"}
+        options |= {"rc-lookahead": LOOKAHEAD, "f": "mp4", "movflags": "+faststart"}
     elif kind == "mkv":
         options |= {"c:v": "ffv1", "level": 3, "slicecrc": 1, "pix_fmt": "bgr0", "f": "matroska"}
     else:

@@ -357,7 +357,7 @@ class DiT(nn.Module):
         layout = layout or TokenLayout(grid)
         frame_N = None
         if layout.raster_index is not None:
-            frame_N = layout.positions(x_BCTHW.device)[:, 0]
+            frame_N = layout.positions(x_BCTHW.device)[:, 0].contiguous()
         placement = Placement(rope or self.rope(layout), frame_N, cut or Cut())
         modulation = self._each_modulation(x_BCTHW, t_BT, modulations, action)
 

@@ -11,7 +11,7 @@ import shutil
 import sysconfig
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -132,7 +132,6 @@ class Ops:
         *,
         head_dim: int = 128,
         kernels: bool | None = None,
-        measured_only: bool = False,
     ) -> Ops:
         """What is best on ``device`` for tensors of ``dtype``.
 
@@ -145,8 +144,6 @@ class Ops:
             head_dim: features of its heads.
             kernels: True: Triton kernels, or an error; False: plain torch; None: kernels on CUDA
                 where they can run, otherwise torch with one warning that says why.
-            measured_only: of the kernels, only those that whole videos have been made with on a
-                GPU (``BENCHMARKS.md``); the others stay out until they have.
 
         Raises:
             InputError: a CUDA device where torch sees none, or ``kernels=True`` where they cannot
@@ -169,8 +166,6 @@ class Ops:
                 stacklevel=2,
             )
             return cls(attention=attention, names=names)
-        if measured_only:
-            return _measured(_with_kernels(attention, names))
         chosen = TableAttention.tested(device, dtype, head_dim, fallback=attention)
         return _with_kernels(
             chosen, names | {"attention": chosen.description}, folds_padding=chosen.folds_padding
@@ -483,32 +478,6 @@ def _with_kernels(
         layernorm_modulate=layernorm_modulate_op,
         attention=attention,
         names=names | dict.fromkeys(fused, "triton"),
-    )
-
-
-def _measured(every: Ops) -> Ops:
-    """``every`` without the kernels that no GPU has run yet; attention is torch's own."""
-
-    def gated_layernorm_modulate(
-        x: torch.Tensor,
-        gate: torch.Tensor,
-        y: torch.Tensor,
-        shift: torch.Tensor,
-        scale: torch.Tensor,
-        frame: torch.Tensor | None,
-        eps: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        total = reference.gated_residual(x, gate, y, frame)
-        return total, every.layernorm_modulate(total, shift, scale, frame, eps)
-
-    plain = ("gated_residual", "gated_layernorm_modulate", "rms_silu", "upsample")
-    return replace(
-        every,
-        gated_residual=reference.gated_residual,
-        gated_layernorm_modulate=gated_layernorm_modulate,
-        rms_silu=reference.rms_silu,
-        upsample=reference.upsample,
-        names={**every.names, **dict.fromkeys(plain, "torch")},
     )
 
 
