@@ -78,9 +78,9 @@ def rows(tiny: bool) -> list[Row]:
     if tiny:
         return [
             Row("tiny_resident", "run", "tiny", "tiny"),
-            Row("tiny_12MiB", "run", "tiny", "tiny", "12MiB"),
+            Row("tiny_24MiB", "run", "tiny", "tiny", "24MiB"),
             Row("sleep_tiny", "sleep", "tiny", "tiny"),
-            Row("flat", "flat", "tiny", "tiny", "12MiB"),
+            Row("flat", "flat", "tiny", "tiny", "24MiB"),
         ]
     found = []
     for (model, shape), budgets in BUDGETS.items():
