@@ -46,6 +46,7 @@ def refuse_the_hopeless(workload: Workload, room: Room, plan: Plan) -> None:
         size=_SMALLEST_SIZE,
         num_frames=_SMALLEST_FRAMES,
         num_conditional_frames=1,
+        num_steps=1,
         guided=False,
         text=None,
     )
