@@ -71,17 +71,19 @@ def best_of_n(**given: object) -> int:
     """
     flags = parse_flags(BEST_OF_N_FLAGS, given)
     order = _order(flags)
+    first = is_first()  # the process that will judge looks for the critic before any video is made
+    critic = _function(order.own["critic"]) if first and "critic" in order.own else None
     refused: dict[str, str] = {}
     if order.own.get("skip_generation"):
         videos, seed = _made_before(order), order.flags.get("seed", 0)
-        critic: Critic | None = _critic(order, local=False)
+        critic = critic or _reasoning_critic(order, local=False)
     else:
         settings = read_settings(order.flags)
         if settings.dry_run:
             return dry_run(settings, as_json=bool(flags.get("json")))
+        if first and critic is None:
+            critic = _reasoning_critic(order, local=local_model(settings) is not None)
         refuse_bad_paths(settings)
-        # Looked for before any video is made, by the process that will need it.
-        critic = _critic(order, local=local_model(settings) is not None) if is_first() else None
         videos, seed = _shared(settings, order, flags, refused), settings.seed
     if critic is None:
         return ExitCode.OK
@@ -145,8 +147,8 @@ def _made_before(order: _Order) -> list[Path]:
     return videos
 
 
-def _critic(order: _Order, *, local: bool) -> Critic:
-    """The function that ``--critic`` names, else the reference's; read from disk when it judges.
+def _reasoning_critic(order: _Order, *, local: bool) -> Critic:
+    """The reference's critic; looked for now, read from disk when it judges.
 
     Args:
         local: the model lies on this machine: then so must the critic.
@@ -159,8 +161,6 @@ def _critic(order: _Order, *, local: bool) -> Critic:
     from cosmos_fast.jobs import ReasoningCritic
     from cosmos_fast.weights.companions import REASON1
 
-    if "critic" in order.own:
-        return _function(order.own["critic"])
     flags = order.flags
     try:
         return ReasoningCritic(
