@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from cosmos_fast.parallel.exchange import Group
 
 GIVEN = 5
-CHUNKS = 3
+CHUNKS = 2
 OPTIONS: dict[str, Any] = {
-    "num_frames": 9, "num_conditional_frames": GIVEN, "num_steps": 2, "guidance": 2.0,
+    "num_frames": 9, "num_conditional_frames": GIVEN, "num_steps": 1, "guidance": 2.0,
 }  # fmt: skip
 WIDTH = 64
 
 
 def prompt_of(chunk: int) -> cf.Prompt:
-    """What the rollout follows: an embedding, no text, another embedding."""
-    return cf.NO_TEXT if chunk == 1 else text(WIDTH, chunk)
+    """What the rollout follows: no text, then an embedding."""
+    return text(WIDTH, 1) if chunk else cf.NO_TEXT
 
 
 def raised(work: Callable[[], object]) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def refused_prompts(engine: cf.Video2World) -> dict[str, Any]:
 
 
 def best(folder: Path, group: Group) -> dict[str, Any]:
-    """Four videos, of which the guardrail refuses the second; the last is the best."""
+    """Three videos, of which the guardrail refuses the second; the last is the best."""
     rank = group.rank()
     answers = iter([cf.Verdict(True), cf.Verdict(False, "grim")])
     frames = Check("frames", lambda _: next(answers, cf.Verdict(True)))
@@ -99,7 +99,7 @@ def best(folder: Path, group: Group) -> dict[str, Any]:
         return Judgement(len(judged) / 10, (f"{trials} {seed}",))
 
     ranking = cf.best_of_n(
-        engine, picture(GIVEN), "a ball", critic=critic, out=folder / "best", num_generations=4,
+        engine, picture(GIVEN), "a ball", critic=critic, out=folder / "best", num_generations=3,
         on_blocked=lambda path, error: blocked.append(f"{path.name} {error}"), **OPTIONS,
     )  # fmt: skip
     return {

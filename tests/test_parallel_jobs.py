@@ -71,7 +71,7 @@ def test_each_clip_of_two_ranks_is_that_of_one(inputs: Path, made: list[dict[str
     apart = (frames.int() - torch.cat(expected).int()).abs()
     assert apart.max() <= 1
     assert (apart > 0).float().mean() < 1e-3
-    assert len(frames) == 9 + 2 * (9 - GIVEN)
+    assert len(frames) == 9 + (9 - GIVEN)
     assert torch.equal(first["tails"][0], frames[9 - GIVEN : 9])
     assert len(sources) == CHUNKS
     assert torch.equal(frames, second["frames"])
@@ -84,8 +84,8 @@ def test_the_first_rank_alone_asks_for_prompts_and_uses_files(made: list[dict[st
         first, second = (each[way] for each in made)
         assert torch.equal(first["frames"], second["frames"])
         assert first["drift"] == second["drift"]
-        assert [row["seam_psnr"] is None for row in first["drift"]] == [True, False, False]
-        assert (first["asked"], second["asked"]) == ([0, 1, 2], [])
+        assert [row["seam_psnr"] is None for row in first["drift"]] == [True, False]
+        assert (first["asked"], second["asked"]) == ([0, 1], [])
     kept, lossy = (made[0][way]["frames"] for way in ("memory", "file"))
     assert torch.equal(kept[:9], lossy[:9])
     assert not torch.equal(kept[9:], lossy[9:])
@@ -113,12 +113,11 @@ def test_all_ranks_pass_over_a_blocked_video_and_one_judges(
 ) -> None:
     first, second = (each["best"] for each in made)
     assert first["ranking"] == second["ranking"]
-    ranked = [("video_seed3.mp4", 0.3), ("video_seed2.mp4", 0.2), ("video_seed0.mp4", 0.1)]
-    assert first["ranking"] == ranked
-    assert (first["judged"], second["judged"]) == ([9, 9, 9], [])
+    assert first["ranking"] == [("video_seed2.mp4", 0.2), ("video_seed0.mp4", 0.1)]
+    assert (first["judged"], second["judged"]) == ([9, 9], [])
     assert first["blocked"] == second["blocked"]
     assert first["blocked"][0].startswith("video_seed1.mp4 the video was blocked")
-    assert (first["checked"], second["checked"]) == (4, 0)
+    assert (first["checked"], second["checked"]) == (3, 0)
     assert not [name for name in names(inputs / "best") if name.startswith("video_seed1")]
 
 
@@ -134,24 +133,8 @@ def video_flags(inputs: Path, picture: str = "start.png") -> list[str]:
     return [
         *("--model", str(inputs / "world"), "--input_path", str(inputs / picture)),
         *("--prompt", "a ball", "--device", "cpu", "--num_steps", "1"),
+        *("--num_video_frames", "5"),
     ]
-
-
-@pytest.mark.slow
-def test_the_command_shares_a_long_video(
-    inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "made" / "long.mp4"
-    more = ["--save_path", str(output), "--num_chunks", "2", "--handover", "both", "--json"]
-    assert main(["rollout", *video_flags(inputs), *more, "--num_gpus", "2"]) == 0
-    out, err = capfd.readouterr()
-    (line,) = out.splitlines()
-    told = json.loads(line)
-    assert [each["report"]["parallel"]["ranks"] for each in told["videos"]] == [2, 2]
-    stems = ("long", "long_file_route")
-    assert names(output.parent) == {f"{n}{end}" for n in stems for end in (".mp4", ".txt", ".json")}
-    assert err.count("seam PSNR") == 2
-    assert err.count("clip 1 of 2 is made") == 2
 
 
 TORCHRUN_RANK = """
@@ -160,7 +143,7 @@ from cosmos_fast.cli import main
 codes = []
 for port, given in json.loads(sys.argv[1]):
     os.environ["MASTER_PORT"] = str(port)
-    codes.append(main(given))
+    codes.append(int(main(given)))
 print(codes)
 """
 
@@ -174,10 +157,12 @@ def test_torchrun_s_ranks_speak_with_one_voice(
 ) -> None:
     """As torchrun starts them: the first here, the second in a process of its own."""
     monkeypatch.chdir(inputs)
-    folder = tmp_path / "best"
+    long, folder = tmp_path / "long" / "long.mp4", tmp_path / "best"
+    more = ["--save_path", str(long), "--num_chunks", "2", "--handover", "both", "--json"]
+    runs = [["rollout", *video_flags(inputs), *more]]
     more = ["--save_path", str(folder), "--critic", "critics:judge", "--json"]
-    runs = [["best-of-n", *video_flags(inputs, name), *more] for name in ("start.png", "torn.png")]
-    given = list(zip(free_ports(2), runs, strict=True))
+    runs += [["best-of-n", *video_flags(inputs, name), *more] for name in ("start.png", "torn.png")]
+    given = list(zip(free_ports(3), runs, strict=True))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     other = subprocess.Popen(
@@ -193,16 +178,21 @@ def test_torchrun_s_ranks_speak_with_one_voice(
         out, err = other.communicate(timeout=120)
     finally:
         other.kill()
-    assert codes == [0, 1]
-    assert (out, err) == ("[0, 1]\n", "")
+    assert codes == [0, 0, 1]
+    assert (out, err) == ("[0, 0, 1]\n", "")
     out, err = capfd.readouterr()
-    best, torn = map(json.loads, out.splitlines())
+    videos, best, torn = map(json.loads, out.splitlines())
+    assert [each["report"]["parallel"]["ranks"] for each in videos["videos"]] == [2, 2]
+    stems = ("long", "long_file_route")
+    assert names(long.parent) == {f"{n}{end}" for n in stems for end in (".mp4", ".txt", ".json")}
+    assert err.count("seam PSNR") == 2
+    assert err.count("clip 1 of 2 is made") == 2
     assert {Path(each["video"]).name for each in best["ranking"]} == {
         "start_seed0.mp4", "start_seed1.mp4"
     }  # fmt: skip
     assert torn["error"]["type"] == "MediaError"
     assert err.count("error:") == 1
-    assert err.count("wrote ") == 2
+    assert err.count("wrote ") == 8
     assert not [name for name in names(folder) if name.startswith("torn")]
 
 
@@ -215,15 +205,15 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_rank_killed_in_a_later_clip_ends_the_long_video(inputs: Path, tmp_path: Path) -> None:
+def test_a_rank_killed_in_a_later_video_ends_best_of_n(inputs: Path, tmp_path: Path) -> None:
     process = start(
-        "rollout", *video_flags(inputs), "--save_path", str(tmp_path / "long.mp4"),
-        "--num_chunks", "900", "--num_gpus", "2",
+        "best-of-n", *video_flags(inputs), "--save_path", str(tmp_path), "--critic", "json:loads",
+        "--num_generations", "900", "--num_gpus", "2",
     )  # fmt: skip
     try:
         assert process.stderr is not None
         for line in process.stderr:
-            if "clip 1 of 900 is made" in line:
+            if "of 900" in line:
                 break
         wait_for(process, "denoise")
         (rank,) = (pid for pid in children(process.pid) if "spawn_main" in line_of(pid))
@@ -234,7 +224,9 @@ def test_a_rank_killed_in_a_later_clip_ends_the_long_video(inputs: Path, tmp_pat
         assert process.returncode == 1
         assert "error: rank 1 died; rank 1 was ended by SIGKILL" in errors
         assert errors.count("error:") == 1
-        assert names(tmp_path) == set()
+        whole = {f"start_seed{n}{end}" for n in (0, 1) for end in (".mp4", ".txt", ".json")}
+        first = {name for name in whole if "seed0" in name}
+        assert names(tmp_path) in (first, whole), "the second may have been done in the moment"
         eventually_alone(process.pid)
     finally:
         process.kill()
