@@ -114,7 +114,12 @@ wheel: setup
 matrix: wheel  # ARGS="--interpreter /path/to/python3.12" where it is not on PATH
 	$(PYTHON) tools/install_matrix.py dist/*.whl $(ARGS)
 
-soak: setup
+# Ray is an extra, and large: only this target asks for it.
+.venv/.ray: .venv/.core
+	$(PYTHON) -m pip install --disable-pip-version-check --only-binary :all: 'ray[data]>=2.50'
+	@touch $@
+
+soak: setup .venv/.ray
 	$(PYTHON) tools/soak.py $(ARGS)
 	$(PYTHON) -m tools.soak_batch
 	$(PYTHON) -m tools.soak_world

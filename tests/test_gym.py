@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -17,6 +21,7 @@ from cosmos_fast.world.gym import WorldEnv, WorldVectorEnv
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+ROOT = Path(__file__).resolve().parent.parent
 STARTS = pictures(4)
 
 
@@ -167,3 +172,60 @@ def test_wrong_use_is_refused(
 ) -> None:
     with pytest.raises(cf.InputError, match=word):
         call(engine)
+
+
+STARTED = """
+import numpy as np
+from tools.pusherworld.simulator import Pusher, draw_start
+pusher, frames = Pusher(), []
+for seed in range(2):
+    pusher.reset(draw_start(np.random.default_rng(seed)))
+    frames.append(pusher.frame())
+np.save("starts.npy", np.stack(frames))
+"""
+
+
+def random_agent(folder: Path, steps: int) -> np.ndarray:
+    """Frames (steps, 2, 96, 96, 3) that a random agent sees in two pusher worlds."""
+    path = os.pathsep.join(map(str, (ROOT / "python", ROOT)))
+    environment = os.environ | {"MUJOCO_GL": "osmesa", "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", STARTED], cwd=folder, env=environment, check=True)
+    env = WorldVectorEnv(
+        cf.Video2World.from_pretrained("pusherworld", device="cpu"),
+        np.load(folder / "starts.npy"),
+        2,
+        horizon=60,
+        reward=brightness,
+        num_steps=2,
+    )
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    seen = []
+    for _ in range(steps):
+        observation, rewards, *_ = env.step(env.action_space.sample())
+        assert np.isfinite(rewards).all()
+        seen.append(observation)
+    env.close()
+    return np.stack(seen)
+
+
+def test_a_random_agent_moves_the_disc(
+    tmp_path: Path, mujoco: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    from tools.pusherworld.tracker import track
+
+    way = track(random_agent(tmp_path, 13), "disc")
+    steps = np.linalg.norm(np.diff(way, axis=0), axis=-1)
+    assert np.isfinite(way).all(), "the disc is in every frame"
+    assert 0.2 < steps.mean() < 10
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_random_agent_takes_a_thousand_steps(
+    request: pytest.FixtureRequest, tmp_path: Path, mujoco: None
+) -> None:
+    if "soak" not in request.config.getoption("markexpr"):
+        pytest.skip("make soak runs it")
+    assert random_agent(tmp_path, 1000).shape == (1000, 2, 96, 96, 3)

@@ -23,8 +23,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 EPISODES: Final = 6
 LIMITS: Final = {4: 0.6, 12: 1.7}
 """Pixels that the block may be off at a frame, in the mean of the pushes. Measured: 0.2 to 0.4 and
-1.0 to 1.1 with three seeds; 2.2 at frame 12 with actions a tenth too small, 0.9 and 4.3 with actions
-one frame late."""
+1.0 to 1.1 with three seeds; 2.2 at frame 12 with actions a tenth too small, 0.9 and 4.3 with
+actions one frame late."""
 
 SIMULATED = f"""
 import numpy as np

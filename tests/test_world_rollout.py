@@ -190,8 +190,3 @@ def test_the_search_finds_a_known_minimum() -> None:
     )
     assert found.shape == (2, 6, 2)
     torch.testing.assert_close(found, torch.tensor([0.5, -0.25]).expand(2, 6, 2), rtol=0, atol=0.05)
-
-
-def test_the_pusher_world_says_that_it_does_not_ship_yet() -> None:
-    with pytest.raises(cf.CheckpointError, match="does not ship with this version"):
-        cf.Video2World.from_pretrained("pusherworld")

@@ -257,7 +257,7 @@ class Generation:
         request, dit = self._request, self._parts.dit
         heads = self._parts.profile.dit.num_heads
         shares = self._ranks.share(self._layout().grid, heads, len(texts))
-        layout = shares.layout
+        layout = shares.layout.to(self._parts.device)
         rope = dit.rope(layout)
         times_KT = torch.stack([frame_times(given, sigma) for sigma in request.sigmas])
         # Of weights that come and go, everything is made in the order of their coming.

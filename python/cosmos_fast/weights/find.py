@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from cosmos_fast.weights.dit_keys import Layout
 
 _ASSETS: Final = Path(__file__).resolve().parent.parent / "assets"
-_NOT_YET_PACKAGED: Final = ("pusherworld",)
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -112,8 +111,8 @@ def find_checkpoint(
     """Finds the transformer, VAE and text encoder that ``source`` stands for.
 
     Args:
-        source: the name of a packaged world ("ballworld"); a folder in NVIDIA's, the original's or
-            diffusers' layout; one file; or the id of a hub repository.
+        source: the name of a packaged world ("ballworld", "pusherworld"); a folder in NVIDIA's,
+            the original's or diffusers' layout; one file; or the id of a hub repository.
         variant: which of several checkpoints ("480p-16fps", "diffusers"). For a single file whose
             name says nothing it states which of the released ones the file is.
         revision: commit, branch or tag of the repository; by default the commit that NVIDIA's own
@@ -138,12 +137,6 @@ def find_checkpoint(
         local, tried = _local(source, root)
         hub = None
         if local is None:
-            if source in _NOT_YET_PACKAGED:
-                raise CheckpointError(
-                    f"{source}: this small world does not ship with this version; its training is "
-                    f"in tools/{source} of the repository, whose export puts it where this name "
-                    f"is looked for"
-                )
             if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
                 raise CheckpointError(
                     f"{source}: no checkpoint there; looked for {', '.join(tried)}. A folder, "
