@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cosmos_fast.parallel.exchange import Group
+    from cosmos_fast.types import Prompt
 
 GIVEN = 5
 CHUNKS = 2
@@ -35,7 +36,7 @@ OPTIONS: dict[str, Any] = {
 WIDTH = 64
 
 
-def prompt_of(chunk: int) -> cf.Prompt:
+def prompt_of(chunk: int) -> Prompt:
     """What the rollout follows: no text, then an embedding."""
     return text(WIDTH, 1) if chunk else cf.NO_TEXT
 
@@ -55,7 +56,7 @@ def long_video(engine: cf.Video2World, **more: Any) -> dict[str, Any]:
     tails: list[torch.Tensor] = []
     x0: list[torch.Tensor] = []
 
-    def prompts(chunk: int, tail: cf.Frames | None) -> cf.Prompt:
+    def prompts(chunk: int, tail: cf.Frames | None) -> Prompt:
         asked.append(chunk)
         tails.extend([] if tail is None else [tail.to("pt")])
         return prompt_of(chunk)
@@ -75,7 +76,7 @@ def long_video(engine: cf.Video2World, **more: Any) -> dict[str, Any]:
 
 
 def refused_prompts(engine: cf.Video2World) -> dict[str, Any]:
-    def prompts(chunk: int, tail: cf.Frames | None) -> cf.Prompt:
+    def prompts(chunk: int, tail: cf.Frames | None) -> Prompt:
         raise ZeroDivisionError("made up by the test")
 
     return raised(lambda: cf.rollout(engine, picture(GIVEN), prompts, **OPTIONS))
@@ -85,28 +86,31 @@ def best(folder: Path, group: Group) -> dict[str, Any]:
     """Three videos, of which the guardrail refuses the second; the last is the best."""
     rank = group.rank()
     answers = iter([cf.Verdict(True), cf.Verdict(False, "grim")])
-    frames = Check("frames", lambda _: next(answers, cf.Verdict(True)))
+    watched = Check("frames", lambda _: next(answers, cf.Verdict(True)))
     engine = cf.Video2World.from_pretrained(
         folder / "world", device="cpu", prompt_cache=False, parallel=cf.Parallel(group),
-        guardrail=cf.Guardrail([Check("words")], [frames]),
+        guardrail=cf.Guardrail([Check("words")], [watched]),
     )  # fmt: skip
     judged: list[int] = []
     blocked: list[str] = []
 
-    def critic(video: cf.Frames, *, trials: int, seed: int) -> Judgement:
+    def critic(frames: cf.Frames, *, trials: int, seed: int) -> Judgement:
         assert rank == 0
-        judged.append(len(np.asarray(video)))
+        judged.append(len(np.asarray(frames)))
         return Judgement(len(judged) / 10, (f"{trials} {seed}",))
+
+    def on_blocked(path: Path, error: cf.GuardrailBlocked) -> None:
+        blocked.append(f"{path.name} {error}")
 
     ranking = cf.best_of_n(
         engine, picture(GIVEN), "a ball", critic=critic, out=folder / "best", num_generations=3,
-        on_blocked=lambda path, error: blocked.append(f"{path.name} {error}"), **OPTIONS,
+        **OPTIONS, **{"on_blocked": on_blocked},
     )  # fmt: skip
     return {
         "ranking": [(one.video.name, one.judgement.score) for one in ranking],
         "judged": judged,
         "blocked": blocked,
-        "checked": len(frames.seen),
+        "checked": len(watched.seen),
     }
 
 
