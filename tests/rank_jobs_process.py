@@ -102,10 +102,9 @@ def best(folder: Path, group: Group) -> dict[str, Any]:
     def on_blocked(path: Path, error: cf.GuardrailBlocked) -> None:
         blocked.append(f"{path.name} {error}")
 
-    ranking = cf.best_of_n(
-        engine, picture(GIVEN), "a ball", critic=critic, out=folder / "best", num_generations=3,
-        **OPTIONS, **{"on_blocked": on_blocked},
-    )  # fmt: skip
+    more: dict[str, Any] = {**OPTIONS, "num_generations": 3, "on_blocked": on_blocked}
+    out = folder / "best"
+    ranking = cf.best_of_n(engine, picture(GIVEN), "a ball", critic=critic, out=out, **more)
     return {
         "ranking": [(one.video.name, one.judgement.score) for one in ranking],
         "judged": judged,
