@@ -34,7 +34,7 @@ class Generates(Protocol):
 
 @runtime_checkable
 class Shares(Protocol):
-    """The part of ``Video2World`` that tells with how many it shares; an engine without is alone."""
+    """The part of ``Video2World`` that tells with how many it shares; one without is alone."""
 
     @property
     def ranks(self) -> int: ...
