@@ -84,7 +84,7 @@ def sizes(wheel: Path) -> str:
     total = wheel.stat().st_size
     return (
         f"{wheel.name}: {total / 1e6:.2f} MB, of it {core / 1e6:.2f} MB the Rust core "
-        f"and {assets / 1e6:.2f} MB the small world"
+        f"and {assets / 1e6:.2f} MB the small worlds"
     )
 
 
