@@ -1,4 +1,4 @@
-"""Products with epilogues: refusals and the arithmetic of GELU anywhere, the rest on a Hopper GPU."""
+"""Products with epilogues: refusals and the arithmetic of GELU anywhere, the rest on Hopper."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_gelu_is_exact_at_every_bfloat16() -> None:
 
 def test_gelu_rounds_as_torch() -> None:
     """To the same bfloat16, down to -3, below which digits of torch's 1 + erf cancel; to the right
-    one down to -7. Left out: numbers whose half is not a normal one, or whose double is infinite."""
+    one down to -7. Left out: numbers whose half is not a normal one or whose double is infinite."""
     values = every_bfloat16()
     values = values[(values >= -7.0) & (values.abs() >= 2.0**-120) & (values <= 2.0**120)]
     ours = torch.from_numpy(in_float32(values.float().numpy())).bfloat16()
