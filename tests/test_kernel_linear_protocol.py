@@ -204,7 +204,7 @@ def test_the_partitions_agree(
         "residual": (rows, outputs),
         "gate": (2, outputs),
     }
-    one = {
+    one: dict[str, np.ndarray] = {
         name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
     }
     one["frame"] = generator.integers(0, 2, rows)
