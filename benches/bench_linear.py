@@ -23,7 +23,8 @@ from contest import ROUNDS, Contender, Contest, Report
 from harness import WrongResult
 
 from cosmos_fast_kernels import linear_hopper
-from cosmos_fast_kernels.gated_layernorm_modulate import gated_residual
+from cosmos_fast_kernels.gated_layernorm_modulate import gated_layernorm_modulate, gated_residual
+from cosmos_fast_kernels.layernorm_modulate import layernorm_modulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from cosmos_fast_kernels.linear_hopper_pipeline import LinearConfig
 
 DTYPE = torch.bfloat16
+EPS = 1e-6
 ERROR_LIMIT = 3.5e-3
 """Relative: one rounding to bfloat16 is 1.7e-3, two 2.4e-3, one wrong row of 27,216 6e-3."""
 ROWS_AT_ONCE = 4096
@@ -46,6 +48,8 @@ class Shape:
     inputs: int
     outputs: int
     epilogue: Literal["none", "gelu", "gated"]
+    norm_follows: bool = False
+    """Whether the next sub-layer's norm and modulation count, which a pass does on its way."""
 
 
 def of_network(
@@ -55,7 +59,7 @@ def of_network(
     shapes = {
         f"{name}_up": Shape(tokens, frames, width, hidden, "gelu"),
         f"{name}_down": Shape(tokens, frames, hidden, width, "gated"),
-        f"{name}_out": Shape(tokens, frames, width, width, "gated"),
+        f"{name}_out": Shape(tokens, frames, width, width, "gated", norm_follows=True),
     }
     if qkv:
         shapes[f"{name}_qkv"] = Shape(tokens, frames, width, 3 * width, "none")
@@ -99,7 +103,12 @@ class Inputs:
     x: torch.Tensor
     weight: torch.Tensor
     residual: torch.Tensor
-    gate: torch.Tensor
+    modulation: tuple[torch.Tensor, ...]
+    """Shift, scale and gate, (F, N) each."""
+
+    @property
+    def gate(self) -> torch.Tensor:
+        return self.modulation[2]
 
     @classmethod
     def drawn(cls, shape: Shape, device: torch.device) -> Inputs:
@@ -112,7 +121,7 @@ class Inputs:
             normal(shape.tokens, shape.inputs),
             normal(shape.outputs, shape.inputs) * shape.inputs**-0.5,
             normal(shape.tokens, shape.outputs),
-            modulation[:, 2 * shape.outputs :],
+            modulation.chunk(3, dim=1),
         )
 
     def exact(self, rows: slice, *, epilogue: bool) -> torch.Tensor:
@@ -142,9 +151,13 @@ class Inputs:
             return linear_hopper.linear(self.x, self.weight, config=config)
         if self.shape.epilogue == "gelu":
             return linear_hopper.linear_gelu(self.x, self.weight, config=config)
-        return linear_hopper.linear_gated_residual(
+        total = linear_hopper.linear_gated_residual(
             self.x, self.weight, self.residual, self.gate, None, config=config
         )
+        if self.shape.norm_follows:
+            shift, scale, _ = (one[None] for one in self.modulation)
+            layernorm_modulate(total[None], shift, scale, None, EPS)
+        return total
 
     def product(self) -> torch.Tensor:
         return F.linear(self.x, self.weight)
@@ -158,8 +171,11 @@ class Inputs:
             frames = (self.shape.frames, -1)
             gated = self.gate[:, None] * product.unflatten(0, frames)
             return (self.residual.unflatten(0, frames) + gated).flatten(0, 1)
-        total = gated_residual(self.residual[None], self.gate[None], product[None], None)
-        return total[0]
+        shift, scale, gate = (one[None] for one in self.modulation)
+        given = (self.residual[None], gate, product[None])
+        if self.shape.norm_follows:
+            return gated_layernorm_modulate(*given, shift, scale, None, EPS)[0][0]
+        return gated_residual(*given, None)[0]
 
 
 def contest(
@@ -169,15 +185,16 @@ def contest(
     inputs = Inputs.drawn(shape, device)
     alone = partial(inputs.error, inputs.product, epilogue=False)
     contenders = [Contender("cublas alone", inputs.product, alone)]
-    behind = {"gelu": "torch gelu", "gated": "our gate and residual"}
+    behind = {"gelu": "torch gelu", "gated": "our gate, residual"}
     if shape.epilogue != "none":
         call = inputs.in_two_passes
-        name_of_both = f"cublas + {behind[shape.epilogue]}"
+        name_of_both = f"cublas + {behind[shape.epilogue]}" + ", norm" * shape.norm_follows
         contenders.append(Contender(name_of_both, call, partial(inputs.error, call)))
     for title, config in designs().items() if device.type == "cuda" else ():
         if not wanted or title in wanted:
             fused = partial(inputs.fused, config)
             error = partial(inputs.error, fused)
+            title += " + our norm" * shape.norm_follows
             contenders.append(Contender(title, fused, error, ours=True))
     ends = shape.tokens * (shape.inputs + shape.outputs * (2 if shape.epilogue == "gated" else 1))
     return Contest(
