@@ -97,7 +97,11 @@ def designs() -> dict[str, Any]:
     wide = one | {"tail": 64}
     named: dict[str, Any] = {"turns": "named"}
     quiet: dict[str, Any] = {"turns": "none", "free": "named"}
-    lazy: dict[str, Any] = {"skip_decay": True, "slack": 8.0}
+    skip: dict[str, Any] = {"skip_decay": True}
+    lazy = skip | {"slack": 8.0}
+    registers: dict[str, Any] = {"q_registers": True}
+    early = quiet | named | {"early_values": True}
+    three = one | {"stages": 3}
     return {
         "gluon two tiles": HopperConfig(),
         "gluon two tiles, no turns": HopperConfig(turns="none"),
@@ -117,8 +121,16 @@ def designs() -> dict[str, Any]:
         "gluon quiet, named turns": HopperConfig(**quiet | named),
         "gluon quiet, lazy": HopperConfig(**quiet | lazy),
         "gluon quiet, lazy, named turns": HopperConfig(**quiet | lazy | named),
-        "gluon quiet, registers": HopperConfig(**quiet, q_registers=True),
-        "gluon quiet, lazy, registers": HopperConfig(**quiet | lazy, q_registers=True),
+        "gluon quiet, skip": HopperConfig(**quiet | skip),
+        "gluon quiet, three stages": HopperConfig(**quiet | three),
+        "gluon quiet, registers": HopperConfig(**quiet | registers),
+        "gluon quiet, registers, skip": HopperConfig(**quiet | registers | skip),
+        "gluon quiet, lazy, registers": HopperConfig(**quiet | lazy | registers),
+        "gluon early": HopperConfig(**early, late_keys=True),
+        "gluon early, registers": HopperConfig(**early | registers),
+        "gluon early, registers, skip": HopperConfig(**early | registers | skip),
+        "gluon early, registers, three stages": HopperConfig(**early | registers | three),
+        "gluon early, 160": HopperConfig(**early, tail=32),
         "gluon 160, quiet": HopperConfig(**quiet, tail=32),
         "gluon 160, quiet, lazy": HopperConfig(**quiet | lazy, tail=32),
         "gluon 160, quiet, lazy, named turns": HopperConfig(**quiet | lazy | named, tail=32),
@@ -282,6 +294,8 @@ def time_all(names: list[str], device: str, budget: float, keep: int, seconds: f
             print(json.dumps({"dropped": [left.name for left in shapes[index:]]}), flush=True)
             break
         rows = time_shape(present, shape, device, seconds)
+        if index == 0 and device != "cpu":
+            hold_all(rows, shape, seconds)
         for row in rows.values():
             if "ms" in row:
                 row["tflops"] = shape.flops / row["ms"] / 1e9
@@ -320,6 +334,39 @@ def time_shape(
     for name, times in taken.items():
         rows[name] |= {"ms": median(times), "ms_min": min(times), "ms_max": max(times)}
     return rows
+
+
+def hold_all(rows: dict[str, dict[str, Any]], shape: Shape, seconds: float) -> None:
+    """Add to each timed row the clock it runs at alone, and its share of the tensor cores at it.
+
+    Where the card is held to its power, a rate says little: many cycles at a high clock and few at
+    a low one look the same.
+    """
+    if not shutil.which("nvidia-smi"):
+        return
+    card = torch.cuda.get_device_properties(0)
+    query = ["nvidia-smi", f"--id=GPU-{card.uuid}", "--query-gpu=clocks.sm"]
+    query += ["--format=csv,noheader,nounits"]
+    q, k, v = inputs(shape, "cuda")
+    out = torch.empty_like(q)
+    for name, row in rows.items():
+        if "ms" not in row:
+            continue
+        attend = contender(name)
+        for _ in range(round(seconds * 1e3 / row["ms"])):
+            attend(q, k, v, out, shape.zero_keys)
+        end = torch.cuda.Event()
+        end.record()
+        clocks: list[float] = []
+        while not end.query():
+            found = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+            # What was read as the work ended may be of an idle card.
+            if found.isdigit() and not end.query():
+                clocks.append(float(found))
+        if clocks:
+            row["clock_mhz"] = median(clocks[len(clocks) // 2 :])
+            cycles = row["ms"] * 1e3 * row["clock_mhz"] * card.multi_processor_count
+            row["share_of_cycles"] = shape.flops / (4096.0 * cycles)
 
 
 def gemm_ceiling(device: str, seconds: float) -> float:
@@ -374,7 +421,7 @@ def check_all(
 
 
 class Clocks:
-    """What nvidia-smi says of the card, twice a second, while the block runs."""
+    """What nvidia-smi says of the cards, twice a second, while the block runs."""
 
     def __enter__(self) -> Clocks:
         query = "clocks.sm,power.draw,temperature.gpu"
@@ -408,6 +455,8 @@ def table(result: dict[str, Any]) -> str:
                 f"  {name:32s} {row['ms']:9.3f} ms [{row['ms_min']:.3f} {row['ms_max']:.3f}]"
                 f" {row['tflops']:6.0f} TF/s {row['share_of_gemm']:5.0%}  error {row['error']:.2e}"
             )
+            if "clock_mhz" in row:
+                lines[-1] += f"  {row['share_of_cycles']:.0%} at {row['clock_mhz']:.0f} MHz"
     return "\n".join(lines)
 
 

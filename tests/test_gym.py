@@ -222,7 +222,7 @@ def test_a_random_agent_moves_the_disc(
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_random_agent_takes_a_thousand_steps(
     request: pytest.FixtureRequest, tmp_path: Path, mujoco: None
 ) -> None:

@@ -222,6 +222,9 @@ def test_kernels_of_this_gpu_match_float64(
         torch.testing.assert_close(sums.double(), exact_sums, rtol=1e-4, atol=1e-3)
 
 
+EARLY: dict[str, Any] = {"free": "named", "turns": "named", "early_values": True}
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("features", [64, 128])
 @pytest.mark.parametrize("rises", [False, True], ids=["level", "rising"])
@@ -232,6 +235,13 @@ def test_kernels_of_this_gpu_match_float64(
         {"free": "named", "turns": "named", "tail": 32},
         {"free": "named", "turns": "none", "q_registers": True},
         {"free": "named", "turns": "none", "skip_decay": True},
+        {"free": "named", "turns": "none", "skip_decay": True, "q_registers": True},
+        {"free": "named", "turns": "none", "stages": 3, "q_stages": 1},
+        EARLY | {"late_keys": True},
+        EARLY | {"q_registers": True},
+        EARLY | {"q_registers": True, "skip_decay": True},
+        EARLY | {"q_registers": True, "stages": 3, "q_stages": 1},
+        EARLY | {"tail": 32},
         {"free": "named", "turns": "none", "skip_decay": True, "slack": 8.0, "q_registers": True},
         {"free": "named", "turns": "none", "skip_decay": True, "slack": 8.0, "tail": 32},
     ],

@@ -184,7 +184,7 @@ class Machine:
             "FREE": attention_hopper_pipeline.FREE.value,
         }
         world["meet_loader"] = lambda wait, name, config: self.meet(wait, int(name))
-        world["_here"] = lambda x: x
+        world["_here"] = world["_behind_a_branch"] = lambda x: x
         world["make_ring"] = lambda desc, stages: Shared(
             np.full([stages, *desc.block_type.shape], np.nan, np.float32)
         )
@@ -320,6 +320,12 @@ DESIGNS = {
     "slots at hardware barriers": HopperConfig(head_dim=64, turns="none", free="named"),
     "all at hardware barriers": HopperConfig(
         head_dim=64, keys=64, tail=32, turns="named", free="named", skip_decay=True, slack=8.0
+    ),
+    "values before exponentials": HopperConfig(
+        head_dim=64, turns="named", free="named", early_values=True, q_registers=True
+    ),
+    "three stages": HopperConfig(
+        head_dim=64, turns="named", free="named", early_values=True, late_keys=True, stages=3
     ),
     "queries in registers": HopperConfig(
         head_dim=64, q_registers=True, free="named", skip_decay=True, slack=8.0

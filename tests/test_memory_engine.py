@@ -17,7 +17,10 @@ import torch
 
 import cosmos_fast as cf
 from cosmos_fast.config import DiTConfig
+from cosmos_fast.memory import CARDS, Budget
+from cosmos_fast.memory.cards import card_of
 from cosmos_fast.memory.host import HostBlock
+from cosmos_fast.memory.plan import smallest
 from random_world import RANDOM_PROFILE, make_random_world
 
 MIB = 1 << 20
@@ -353,8 +356,8 @@ def test_two_hundred_generations_are_flat(tmp_path: Path) -> None:
     assert seen[1] - seen[0] < MIB, seen
 
 
-ON_DEVICE = (512 + 160) * MIB + TIGHT
-"""What the planner sets aside for a CUDA context and workspaces, and as much as on a CPU."""
+ON_DEVICE = CARDS["h200"].context_bytes + CARDS["h200"].workspace_bytes + 60 * MIB
+"""What is gone before the first weight, and enough for the solver and two blocks."""
 
 
 @pytest.mark.gpu
@@ -383,6 +386,34 @@ def test_on_a_device_every_plan_gives_the_same_bytes(memory: Any, world: Path) -
     assert same(run(engine), expected)
     gc.collect()
     assert torch.cuda.memory_allocated() - before < MIB
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spare", [0, 40 * MIB, 400 * MIB], ids=["least", "tight", "roomy"])
+def test_on_a_device_no_more_is_taken_than_the_budget(spare: int, world: Path) -> None:
+    options: dict[str, Any] = {"device": "cuda", "precision": "bf16", "prompt_cache": False}
+    large: dict[str, Any] = {"size": (480, 640), "num_frames": 33, "num_steps": 2}
+    resident = cf.Video2World.from_pretrained(world, memory="resident", **options)
+    expected = run(resident, **large)
+    workload = resident._parts.residence._workload
+    assert workload is not None
+    card = card_of(torch.device("cuda", torch.cuda.current_device()))
+    del resident
+    gc.collect()
+    torch.cuda.empty_cache()
+    others = torch.cuda.memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    budget = smallest(workload, card, Budget()) + spare
+    engine = cf.Video2World.from_pretrained(world, memory=budget, **options)
+    for _ in range(2):
+        clip = run(engine, **large)
+        taken = torch.cuda.max_memory_reserved() - others + card.context_bytes
+        memory = clip.report.memory
+        assert memory is not None
+        assert taken <= memory["predicted_peak_bytes"] <= budget
+        assert memory["exact"] <= same(clip, expected)
+        del clip
+    gc.collect()
 
 
 def _host_bytes(executor: Any) -> Iterator[int]:

@@ -17,7 +17,7 @@ from cosmos_fast.errors import InputError, MemoryPlanError
 from cosmos_fast.memory import CARDS, Budget, Plan, plan
 from cosmos_fast.memory.footprint import peak_bytes
 from cosmos_fast.memory.models import SLOWDOWNS, Workload, dit_bytes, stages
-from cosmos_fast.memory.plan import parse_amount
+from cosmos_fast.memory.plan import parse_amount, solve
 from cosmos_fast.memory.request import GIB, MIB, Block, Link, Machine, Request, Shape, Stage
 from cosmos_fast.model.attention import Attended
 from cosmos_fast.model.cuts import Cut
@@ -312,3 +312,26 @@ def _workload(model: str) -> Workload:
 def _profile(model: str) -> Profile:
     size = "14B" if "14B" in model else "2B"
     return Profile(model, Size(432, 768), 93, 16.0, ARCHITECTURES[size])
+
+
+# Seconds on an H200 at its power limit, with our kernels: model, size, frames, a forward with
+# FlashAttention 3 and with our own attention, decoding.
+MEASURED = [
+    pytest.param(SMALL, Size(432, 768), 81, (0.4088, 0.4212), 0.701, id="2B 480p 81"),
+    pytest.param(SMALL, Size(432, 768), 93, (0.5127, 0.5324), None, id="2B 480p 93"),
+    pytest.param(SMALL, Size(704, 1280), 93, (2.798, 3.050), 2.266, id="2B 720p 93"),
+    pytest.param(LARGE, Size(432, 768), 81, (1.898, 1.953), None, id="14B 480p 81"),
+]
+
+
+@pytest.mark.parametrize(("model", "size", "frames", "forwards", "decode"), MEASURED)
+def test_predictions_are_within_a_tenth_of_what_an_h200_took(
+    model: str, size: Size, frames: int, forwards: tuple[float, float], decode: float | None
+) -> None:
+    workload = replace(_workload(model), size=size, num_frames=frames, fused=True)
+    found = solve(workload, CARDS["h200"], Budget(), resident=True)
+    for seconds in forwards:
+        assert found.stage("denoise").pass_seconds == pytest.approx(seconds, rel=0.1)
+    if decode is not None:
+        assert found.stage("decode").seconds == pytest.approx(decode, rel=0.1)
+    assert found.stage("text").seconds == pytest.approx(0.0916, rel=0.1)

@@ -290,7 +290,7 @@ def test_a_sleep_that_fails_moves_nothing(
 def test_a_take_over_that_fails_moves_nothing(
     world: Path, plain: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = load(world, 40 * MIB)
+    engine = load(world, 44 * MIB)
     places = [p.data_ptr() for p in engine._parts.dit.parameters()]
     large: dict[str, Any] = {"size": (224, 256)}
     with monkeypatch.context() as patch:

@@ -168,8 +168,6 @@ def line_of(pid: int) -> str:
 @pytest.mark.parametrize(
     ("more", "cure"),
     [
-        pytest.param(["rollout", "--input_path", "a.png"], "without torchrun", id="rollout"),
-        pytest.param(["best-of-n", "--input_path", "a.png"], "without torchrun", id="best-of-n"),
         pytest.param(["batch", "--jobs", "jobs.jsonl"], "--num_gpus N", id="batch"),
         pytest.param(
             ["video2world", "--batch_input_json", "jobs.jsonl"], "--num_gpus N", id="list"

@@ -28,6 +28,20 @@ def blocks(text: str, language: str) -> list[str]:
     return [block for name, block in fences if name == language]
 
 
+@pytest.mark.slow
+def test_the_example_of_worlds_runs() -> None:
+    _, example = blocks(README, "python")
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "(3, 12, 96, 96, 3) tensor(True)\n"
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the picture that the examples start from."""
@@ -40,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_the_library_example_runs(folder: Path) -> None:
-    (example,) = blocks(README, "python")
+    example, _ = blocks(README, "python")
     assert len(example.strip().splitlines()) <= 10
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", example],

@@ -45,6 +45,21 @@ def test_between_kernels_the_numbers_are_those_of_the_plain_decoder(vae: VAE, fr
     assert relative_error(torch.cat(chunks, dim=2), vae.decode(latents)) <= 1e-5
 
 
+@pytest.mark.parametrize("temporal", [(False, True, True), (False, False, False)], ids=str)
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.inference_mode()
+def test_frame_by_frame_the_numbers_are_those_of_the_plain_decoder(
+    batch: int, temporal: tuple[bool, ...]
+) -> None:
+    vae = network(VAEConfig(base_dim=8, temporal_downsample=temporal)).to(DEVICE)
+    latents = torch.randn(batch, 16, 3, 3, 2, device=DEVICE)
+    plain = vae.decode(latents)
+    vae.ops = Everywhere()
+    chunks = list(vae.decode_chunks(latents, frame_by_frame=True))
+    assert [chunk.shape[2] for chunk in chunks] == [1, *[4 if any(temporal) else 1] * 2]
+    assert relative_error(torch.cat(chunks, dim=2), plain) <= 1e-5
+
+
 @torch.inference_mode()
 def test_kernels_give_what_torch_gives(vae: VAE) -> None:
     latents = torch.randn(1, 16, 3, 1, 2, device=DEVICE)

@@ -37,6 +37,15 @@ def pixels(step: cf.WorldStep) -> np.ndarray:
     return np.asarray(step.frames)
 
 
+def test_a_picture_that_nobody_may_write_is_taken(engine: cf.Video2World) -> None:
+    """As Pillow's are; torch would warn, and a warning is an error here."""
+    frames = pictures(1)
+    frames.setflags(write=False)
+    with cf.World(engine, 1) as world:
+        world.reset(frames)
+        assert world.states[0] is not None
+
+
 def test_step_gives_a_chunk_of_every_world(
     engine: cf.Video2World, unchanged_globals: Callable[[], AbstractContextManager[None]]
 ) -> None:

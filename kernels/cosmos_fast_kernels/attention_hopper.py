@@ -146,6 +146,15 @@ def _wait_values(out, p, p_tail, CONFIG: gl.constexpr):
 
 
 @gluon.jit
+def _added_values(out, p, p_tail, turn, slot_of_values, CONFIG: gl.constexpr):
+    """Wait for the values of a block, and give their slot back."""
+    descs, rings, ready, free, slot, place, key_blocks = slot_of_values
+    out = _wait_values(out, p, p_tail, CONFIG)
+    release_slot(turn, descs, rings, ready, free, slot, place, key_blocks, 1, CONFIG)
+    return out
+
+
+@gluon.jit
 def _weights(p, p_tail, LAYOUT: gl.constexpr, DTYPE: gl.constexpr):
     """P as the left operand of the second product: the same registers, rounded."""
     return gl.convert_layout(p.to(DTYPE), LAYOUT), gl.convert_layout(p_tail.to(DTYPE), LAYOUT)
@@ -171,6 +180,35 @@ def _ragged(s, s_tail, first, keys, CONFIG: gl.constexpr):
 def _here(x):
     """x, in a way that keeps the compiler from doing what follows from it any earlier."""
     return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [x], gl.float32, False, 1)
+
+
+@gluon.jit
+def _behind_a_branch(top):
+    """The maxima of two rows, behind a branch that only one of -inf takes, and then once.
+
+    It sleeps no time: without an effect in it, the assembler dissolves the branch.
+    """
+    return gl.inline_asm_elementwise(
+        """{
+        .reg .pred other;
+        .reg .f32 seen;
+        mov.b32 seen, $2;
+        AGAIN:
+        setp.neu.f32 other, seen, 0fFF800000;
+        @other bra DONE;
+        nanosleep.u32 0;
+        mov.b32 seen, 0f00000000;
+        bra AGAIN;
+        DONE:
+        mov.b32 $0, $2;
+        mov.b32 $1, $3;
+        }""",
+        "=f,=f,f,f",
+        [top],
+        gl.float32,
+        False,
+        2,
+    )
 
 
 @gluon.jit
@@ -250,8 +288,11 @@ def _consume(
         out = gl.full([ROWS, CONFIG.head_dim], 0.0, gl.float32, OUT)
         decay = gl.full([ROWS], 1.0, gl.float32, top.type.layout)
 
-        mbarrier.wait(k_ready.index(k_slot), k_phase, pred=key_blocks > 1)
+        if not CONFIG.late_keys:
+            mbarrier.wait(k_ready.index(k_slot), k_phase, pred=key_blocks > 1)
         for turn in range(1, key_blocks):
+            if CONFIG.late_keys:
+                mbarrier.wait(k_ready.index(k_slot), k_phase)
             if CONFIG.overlap:
                 wait_turn(turns, turn_phase, CONSUMER, CONFIG)
                 s, s_tail = _scores_of(left, k_rings, k_slot, CONFIG, S, T)
@@ -284,31 +325,27 @@ def _consume(
             k_slot, k_phase = next_slot(k_slot, k_phase, STAGES)
 
             new_top = next_maximum(top, _row_maximum(s, s_tail, CONFIG), scale, CONFIG)
+            # Without a branch ahead of the wait for the values, the assembler moves that wait up,
+            # above everything since the scores. The wait for the next keys is one.
+            if CONFIG.late_keys:
+                new_top = _behind_a_branch(new_top)
             decay = gl.exp2((top - new_top) * scale)
             top = new_top
+            free_v = (v_descs, v_rings, v_ready, v_free, v_slot, (batch, head), key_blocks)
+            if CONFIG.early_values:
+                if not CONFIG.late_keys:
+                    mbarrier.wait(k_ready.index(k_slot), k_phase, pred=turn + 1 < key_blocks)
+                out = _added_values(out, p, p_tail, turn - 1, free_v, CONFIG)
+                out = scaled(out, decay, CONFIG)
             new_p, new_p_tail, sums = _softmax(s, s_tail, top, top * scale, scale, CONFIG)
             SUM_ROWS: gl.constexpr = gl.SliceLayout(1, total.type.layout)
             total = total * gl.convert_layout(decay, SUM_ROWS)[:, None] + sums
-
-            # Here and not at the top of the loop: without a branch between them, the assembler
-            # moves the wait for the values up, above the whole softmax.
-            mbarrier.wait(k_ready.index(k_slot), k_phase, pred=turn + 1 < key_blocks)
-            out = _wait_values(out, p, p_tail, CONFIG)
-            release_slot(
-                turn - 1,
-                v_descs,
-                v_rings,
-                v_ready,
-                v_free,
-                v_slot,
-                (batch, head),
-                key_blocks,
-                1,
-                CONFIG,
-            )
+            if not CONFIG.early_values:
+                mbarrier.wait(k_ready.index(k_slot), k_phase, pred=turn + 1 < key_blocks)
+                out = _added_values(out, p, p_tail, turn - 1, free_v, CONFIG)
+                if not CONFIG.late_decay:
+                    out = scaled(out, decay, CONFIG)
             v_slot, v_phase = next_slot(v_slot, v_phase, STAGES)
-            if not CONFIG.late_decay:
-                out = scaled(out, decay, CONFIG)
             p, p_tail = _weights(new_p, new_p_tail, P, DTYPE)
 
         if CONFIG.late_decay:

@@ -46,6 +46,12 @@ class HopperConfig:
     """Compute the softmax of a block while the values of the one before are being added."""
     late_decay: bool = False
     """Scale the output to the new maximum under the next scores, and not before them."""
+    early_values: bool = False
+    """Wait for the values of the block before ahead of the exponentials, and not behind them:
+    scaling and rounding hide among them, fewer registers are live; the other consumer's products
+    have to fill the tensor cores meanwhile, so that turns are needed."""
+    late_keys: bool = False
+    """With ``early_values``: wait for keys when their scores are due, and not a softmax earlier."""
     turns: str = "mbarrier"
     """How consumers take turns: "none", "mbarrier", or "named" (hardware barriers; two only)."""
     free: str = "mbarrier"
@@ -67,6 +73,10 @@ class HopperConfig:
             raise ValueError(f"{self.q_stages = }: without a loader one tile is in flight")
         if self.free == "named" and not (self.loader and 2 * self.stages <= 16 - FREE.value):
             raise ValueError(f"{self.stages = }: hardware barriers free the slots of at most 3")
+        if self.early_values and not (self.overlap and not self.late_decay):
+            raise ValueError(f"{self.early_values = }: only with overlap, and without late_decay")
+        if self.late_keys and not self.early_values:
+            raise ValueError(f"{self.late_keys = }: only with early_values")
         if self.skip_decay and self.rows != 64:
             raise ValueError(f"{self.rows = }: a warp skips the scaling of 16 rows")
 

@@ -371,14 +371,33 @@ class Video2World:
         return self._desk.inspection()
 
     @contextmanager
+    def together(self, what: object) -> Iterator[Ranks]:
+        """Several calls as one piece of work of all ranks, for the rooms above: one that fails
+        between two calls takes the others with it, as it would inside one.
+
+        Args:
+            what: described alike on every rank.
+
+        Raises:
+            RankLost, InputError: as :meth:`Ranks.together`.
+        """
+        with self._ranks.together(what):
+            yield self._ranks
+
+    @contextmanager
     def lend(self) -> Iterator[Parts]:
         """The loaded networks, for the rooms above, for as long as it is the caller's turn.
 
         Raises:
             DeviceLost, MemoryPlanError: in place of what torch raises inside.
             InputError: this engine's weights move, and are where they are needed in its own calls
-                only.
+                only; or it is one of several ranks, which share videos and no networks.
         """
+        if self._ranks.size > 1:
+            raise InputError(
+                f"{self._ranks.size} ranks share the videos of this engine, but a world steps on "
+                "one device: load it without parallel=, one engine for each device"
+            )
         with self._run(None):
             self._parts.residence.require_resident()
             yield self._parts

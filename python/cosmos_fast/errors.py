@@ -83,7 +83,16 @@ class DeviceLost(CosmosFastError):
 
 
 class RankLost(CosmosFastError):
-    """Another rank of a parallel run died, failed or fell silent; the ranks must start again."""
+    """Another rank of a parallel run died, failed or fell silent.
+
+    Attributes:
+        agreed: rank 0 failed and raises what happened, every rank knows, and all can go on; else
+            the ranks must start again.
+    """
+
+    def __init__(self, message: str, *, agreed: bool = False) -> None:
+        super().__init__(message)
+        self.agreed = agreed
 
 
 class Cancelled(CosmosFastError):

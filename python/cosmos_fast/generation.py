@@ -208,19 +208,21 @@ class Generation:
         if self._wording is None:  # a run that starts again has its words already
             self._wording = self._studio.desk.word(request, known, self._inspection, clock)
         prompts = [] if self._wording is None else request.prompts(self._wording.prompt)
-        with clock.stage("text"), self._studio.text_encoder(self._parts.unknown(prompts)):
+        with clock.stage("text"):
             texts = self._texts(prompts)
-        with clock.stage("encode"), residence.stage("encode"):
+        with clock.stage("encode"):
             given = self._condition(known)
         with clock.stage("denoise"), residence.stage("denoise") as form:
             noise = reference_noise(request.latent_shape, request.seed).to(self._parts.device)
-            latents = adams_bashforth(
+            sampled = adams_bashforth(
                 self._predictor(texts, given, form),
                 noise * SIGMA_MAX,
                 request.sigmas,
                 on_step=_marking(clock, self._on_step),
                 cancel=self._cancel,
             )
+            latents = residence.outside(sampled)
+            del noise, sampled
             if not torch.isfinite(latents).all():
                 raise CosmosFastError(
                     "the denoised latents are not finite: the checkpoint or the device is at fault"
@@ -231,7 +233,8 @@ class Generation:
         """What the network attends to in place of the first rank's ``prompts``."""
 
         def embedded() -> list[torch.Tensor]:
-            made = [self._studio.embedding(prompt) for prompt in prompts]
+            with self._studio.text_encoder(self._parts.unknown(prompts)):
+                made = [self._studio.embedding(prompt) for prompt in prompts]
             lengths = torch.tensor([each.length for each in made])
             return [torch.stack([each.rows.to(self._parts.device) for each in made]), lengths]
 
@@ -245,7 +248,9 @@ class Generation:
 
         def encoded() -> list[torch.Tensor]:
             assert known is not None
-            return [parts.vae.encode(to_video(known, parts.device, parts.dtype))]
+            with parts.residence.stage("encode"):  # nothing else is left when it ends
+                encode, outside = parts.vae.encode, parts.residence.outside
+                return [outside(encode(to_video(known, parts.device, parts.dtype)))]
 
         (latents,) = self._ranks.from_first(encoded)
         return Conditioning.from_first_frames(latents, self._request.num_latent_frames)
@@ -257,7 +262,7 @@ class Generation:
         request, dit = self._request, self._parts.dit
         heads = self._parts.profile.dit.num_heads
         shares = self._ranks.share(self._layout().grid, heads, len(texts))
-        layout = shares.layout
+        layout = shares.layout.to(self._parts.device)
         rope = dit.rope(layout)
         times_KT = torch.stack([frame_times(given, sigma) for sigma in request.sigmas])
         # Of weights that come and go, everything is made in the order of their coming.
@@ -301,9 +306,9 @@ class Generation:
         yield from self._decoded(latents)
 
     def _decoded(self, latents: torch.Tensor) -> Generator[Frames]:
-        vae, ranks = self._parts.vae, self._ranks
+        vae, ranks, residence = self._parts.vae, self._ranks, self._parts.residence
         with (
-            self._parts.residence.stage("decode") as form,
+            residence.stage("decode") as form,
             ranks.rows(*vae.shareable, rows=latents.shape[-2]) as gathered,
         ):
             chunks = vae.decode_chunks(latents, frame_by_frame=form.frame_by_frame)
@@ -314,7 +319,8 @@ class Generation:
                     chunk = next(chunks, None)
                     if chunk is None:
                         return
-                    pixels = gathered(to_pixels(chunk))
+                    pixels = residence.outside(gathered(to_pixels(chunk)))
+                    del chunk
                 yield Frames(pixels, self._request.fps)
 
     def _layout(self) -> TokenLayout:
@@ -334,10 +340,7 @@ class Generation:
         if residence.plan is None:
             return None
         measured = {stage.name: stage.seconds for stage in self._clock.stages}
-        peak = peak_device_bytes(self._parts.device)
-        if peak is not None:  # what was reserved for others is in both
-            peak += residence.plan.fixed_bytes - residence.reserved_bytes
-        return residence.plan.compared(measured, peak)
+        return residence.plan.compared(measured, residence.taken())
 
 
 def _marking(clock: Clock, on_step: StepCallback | None) -> StepCallback:

@@ -5,7 +5,7 @@ Axes: B batch, T frames (pixel or latent, as stated), H/W pixels, h/w latent pos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, NewType, overload
 
 import numpy as np
@@ -361,6 +361,11 @@ class TokenLayout:
         if self.raster_index is not None:
             return int(self.raster_index.numel())
         return self.grid[0] * self.grid[1] * self.grid[2]
+
+    def to(self, device: torch.device | str) -> TokenLayout:
+        """The same with its index on ``device``: a copy at each use would wait for the device."""
+        index = self.raster_index
+        return self if index is None else replace(self, raster_index=index.to(device))
 
     def positions(self, device: torch.device | str) -> torch.Tensor:
         """int64 (N, 3): the (t, h, w) patch coordinates of each token."""

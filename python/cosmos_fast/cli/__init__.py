@@ -22,10 +22,11 @@ from cosmos_fast.cli.convert import CONVERT_FLAGS, convert
 from cosmos_fast.cli.demo import DEMO_FLAGS, demo
 from cosmos_fast.cli.doctor import DOCTOR_FLAGS, doctor
 from cosmos_fast.cli.download import DOWNLOAD_FLAGS, SEVERAL_VALUES, download
-from cosmos_fast.cli.exits import ExitCode, exit_code_of, message_of
+from cosmos_fast.cli.exits import ExitCode, ToldByFirst, exit_code_of, message_of
 from cosmos_fast.cli.flags import in_flags, nearest, spread_values
 from cosmos_fast.cli.future_commands import add_future_commands
 from cosmos_fast.cli.interrupt import Interrupted, interruptible
+from cosmos_fast.cli.launch import is_first
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.plan import PLAN_FLAGS, plan
 from cosmos_fast.cli.rollout import ROLLOUT_FLAGS, rollout
@@ -98,10 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible():
             return _invoke(spread_values(given, SEVERAL_VALUES))
     except Interrupted as interrupted:
-        code = _fail(given, "interrupted", interrupted, interrupted.exit_code)
+        code = interrupted.exit_code
+        if is_first():
+            _fail(given, "interrupted", interrupted, code)
         if arguments is None:
             _end_at_once(code)
         return code
+    except ToldByFirst as told:
+        return told.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # silences the last flush
         return ExitCode.FAILED
@@ -150,7 +155,7 @@ def _usage_message(error: Exception, given: list[str]) -> str | None:
 
 def _fail(given: list[str], message: str, error: BaseException, code: ExitCode) -> ExitCode:
     print(f"error: {message}", file=sys.stderr)
-    if "--json" in given:
+    if "--json" in given and is_first():
         print_json(
             {
                 "status": code.name.lower(),

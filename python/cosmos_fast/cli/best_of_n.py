@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from cosmos_fast.cli.exits import ExitCode, MissingPartError, UsageError
 from cosmos_fast.cli.flags import Choice, Flag, Integer, Location, Word, parse_flags, takes
-from cosmos_fast.cli.launch import refuse_torchrun
+from cosmos_fast.cli.launch import is_first, refuse_torchrun, sharing
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.paths import local_model
-from cosmos_fast.cli.video2world import dry_run, load, options_of, read_settings
-from cosmos_fast.cli.video2world_flags import OF_LISTS, VIDEO2WORLD_FLAGS
+from cosmos_fast.cli.video2world import (
+    dry_run,
+    load,
+    options_of,
+    read_settings,
+    refuse_bad_paths,
+)
+from cosmos_fast.cli.video2world_flags import OF_LISTS, SHARED_GPUS, VIDEO2WORLD_FLAGS
 
 if TYPE_CHECKING:
+    from cosmos_fast.cli.launch import Place
     from cosmos_fast.cli.progress import Display
     from cosmos_fast.cli.settings import Settings
     from cosmos_fast.errors import GuardrailBlocked
@@ -39,6 +47,7 @@ _OWN: Final = (
 )
 BEST_OF_N_FLAGS: Final = (
     *_OWN,
+    SHARED_GPUS,
     *(
         Flag(flag.name, Location(), "Folder of the videos. Default: output/best-of-n.", flag.panel)
         if flag.name == "save_path"
@@ -57,33 +66,28 @@ def best_of_n(**given: object) -> int:
     {input}_seed{seed}.mp4; beside each appear {video}_score{percent}.json and .html, and
     best_of_n.html shows all of them side by side. Prints the videos, the best first. A video that
     the guardrail blocks is left out, and the exit code is 4. --checkpoint_dir may be the folder of
-    the critic itself, as in the later tool.
+    the critic itself, as in the later tool. Several GPUs (--num_gpus, or torchrun) share
+    each video; the critic has the first of them.
     """
     flags = parse_flags(BEST_OF_N_FLAGS, given)
-    refuse_torchrun("best-of-n", "it makes its videos on one GPU, one after the other")
-    own = {name: flags.pop(name) for name in [flag.name for flag in _OWN] if name in flags}
-    folder = Path(flags.pop("save_path", "output/best-of-n"))
-    if "gr00t_variant" in own:
-        raise MissingPartError(
-            "--gr00t_variant needs the GR00T part, which does not exist yet; leave it out, or give "
-            "the weights with --dit_path"
-        )
-    named = _function(own["critic"]) if "critic" in own else None
-    judging = _critic_folder(flags)
+    order = _order(flags)
+    first = is_first()  # the process that will judge looks for the critic before any video is made
+    critic = _function(order.own["critic"]) if first and "critic" in order.own else None
     refused: dict[str, str] = {}
-    if own.get("skip_generation"):
-        videos = sorted(folder.glob("*.mp4"))
-        if not videos:
-            raise UsageError(f"--skip_generation: there is no .mp4 in {str(folder)!r}")
-        seed = flags.get("seed", 0)
-        critic = named or _critic(judging, flags, local=False)
+    if order.own.get("skip_generation"):
+        videos, seed = _made_before(order), order.flags.get("seed", 0)
+        critic = critic or _reasoning_critic(order, local=False)
     else:
-        settings = read_settings(flags)
+        settings = read_settings(order.flags)
         if settings.dry_run:
             return dry_run(settings, as_json=bool(flags.get("json")))
-        critic = named or _critic(judging, flags, local=local_model(settings) is not None)
-        videos, seed = _generate(settings, folder, own, refused), settings.seed
-    ranking = _judge(videos, critic, own, seed)
+        if first and critic is None:
+            critic = _reasoning_critic(order, local=local_model(settings) is not None)
+        refuse_bad_paths(settings)
+        videos, seed = _shared(settings, order, flags, refused), settings.seed
+    if critic is None:
+        return ExitCode.OK
+    ranking = _judge(videos, critic, order.own, seed)
     code = ExitCode.PART_OF_BATCH_FAILED if refused else ExitCode.OK
     if flags.get("json"):
         told = [
@@ -100,17 +104,51 @@ def best_of_n(**given: object) -> int:
     return code
 
 
-def _critic_folder(flags: dict[str, Any]) -> Path | None:
-    """The later tool's --checkpoint_dir is the critic's own folder; the original's a root."""
-    given = flags.get("checkpoint_dir")
-    if given is None or not (given / "config.json").is_file():
-        return None
-    folder: Path = flags.pop("checkpoint_dir")
-    return folder
+@dataclass(frozen=True)
+class _Order:
+    """The flags of the command, taken apart."""
+
+    own: dict[str, Any]
+    flags: dict[str, Any]
+    """Those of each video."""
+    folder: Path
+    critic: Path | None
+    """The critic's own folder, where --checkpoint_dir names it."""
 
 
-def _critic(folder: Path | None, flags: dict[str, Any], *, local: bool) -> Critic:
-    """The reference's critic; looked for before any video is made, read from disk afterwards.
+def _order(flags: dict[str, Any]) -> _Order:
+    names = {flag.name for flag in _OWN}
+    own = {name: value for name, value in flags.items() if name in names}
+    rest = {name: value for name, value in flags.items() if name not in names}
+    if "gr00t_variant" in own:
+        raise MissingPartError(
+            "--gr00t_variant needs the GR00T part, which does not exist yet; leave it out, or give "
+            "the weights with --dit_path"
+        )
+    folder = Path(rest.pop("save_path", "output/best-of-n"))
+    critic = None
+    # The later tool's --checkpoint_dir is the critic's own folder; the original's a root.
+    if "checkpoint_dir" in rest and (rest["checkpoint_dir"] / "config.json").is_file():
+        critic = rest.pop("checkpoint_dir")
+    return _Order(own, rest, folder, critic)
+
+
+def _made_before(order: _Order) -> list[Path]:
+    """The videos of ``--skip_generation``."""
+    if order.flags.get("num_gpus", 1) > 1:
+        raise UsageError(
+            f"--num_gpus {order.flags['num_gpus']}: GPUs share the making of videos, and "
+            f"--skip_generation makes none; leave it out"
+        )
+    refuse_torchrun("best-of-n --skip_generation", "one process judges")
+    videos = sorted(order.folder.glob("*.mp4"))
+    if not videos:
+        raise UsageError(f"--skip_generation: there is no .mp4 in {str(order.folder)!r}")
+    return videos
+
+
+def _reasoning_critic(order: _Order, *, local: bool) -> Critic:
+    """The reference's critic; looked for now, read from disk when it judges.
 
     Args:
         local: the model lies on this machine: then so must the critic.
@@ -123,9 +161,10 @@ def _critic(folder: Path | None, flags: dict[str, Any], *, local: bool) -> Criti
     from cosmos_fast.jobs import ReasoningCritic
     from cosmos_fast.weights.companions import REASON1
 
+    flags = order.flags
     try:
         return ReasoningCritic(
-            REASON1 if folder is None else folder.resolve(),
+            REASON1 if order.critic is None else order.critic.resolve(),
             checkpoint_root=flags.get("checkpoint_dir", "checkpoints"),
             device=flags.get("device", "auto"),
             local_files_only=local or bool(flags.get("local_files_only")),
@@ -155,8 +194,21 @@ def _function(name: str) -> Critic:
     return cast("Critic", found)
 
 
+def _shared(
+    settings: Settings, order: _Order, flags: dict[str, Any], refused: dict[str, str]
+) -> list[Path]:
+    """:func:`_generate` by all ranks; the others are gone when this returns."""
+    with sharing(_share, flags, settings) as place:
+        return _generate(settings, order, place, refused)
+
+
+def _share(flags: dict[str, Any], place: Place) -> object:
+    order = _order(flags)
+    return _generate(read_settings(order.flags), order, place, {})
+
+
 def _generate(
-    settings: Settings, folder: Path, own: dict[str, Any], refused: dict[str, str]
+    settings: Settings, order: _Order, place: Place, refused: dict[str, str]
 ) -> list[Path]:
     """The videos; their engine is gone when this returns, so that a critic has the device.
 
@@ -164,19 +216,16 @@ def _generate(
         refused: gets the videos that the guardrail blocked, and why.
     """
     from cosmos_fast.cli.media_paths import no_empty_folder
-    from cosmos_fast.cli.paths import path_problems
     from cosmos_fast.cli.progress import showing
     from cosmos_fast.cli.settings import with_profile
     from cosmos_fast.jobs import generate_candidates
     from cosmos_fast.jobs.best_of_n import NUM_GENERATIONS
 
-    problems = path_problems(settings)
-    if problems:
-        raise UsageError("; ".join(problems))
-    with showing() as display:
+    own, folder = order.own, order.folder
+    with showing(place.first) as display:
         for note in settings.notes:
             display.say(f"note: {note}")
-        engine = load(settings, display)
+        engine = load(settings, display, place)
         settings = with_profile(settings, engine.profile)
 
         def block(path: Path, error: GuardrailBlocked) -> None:

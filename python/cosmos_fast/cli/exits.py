@@ -28,6 +28,14 @@ class MissingPartError(UsageError):
     """A flag needs a part of cosmos-fast that does not exist yet; the message names the part."""
 
 
+class ToldByFirst(Exception):
+    """Another process of this command tells the user why it ends, and what it returns."""
+
+    def __init__(self, exit_code: ExitCode) -> None:
+        super().__init__(exit_code.name)
+        self.exit_code = exit_code
+
+
 def exit_code_of(error: BaseException) -> ExitCode:
     """The exit code that ``error`` ends the process with."""
     from cosmos_fast.errors import GuardrailBlocked, InputError

@@ -1,4 +1,4 @@
-"""``--num_gpus``: the ranks of one video, started by torchrun or by the command itself.
+"""``--num_gpus``: ranks that share videos, started by torchrun or by the command itself.
 
 A command of its own starts the other ranks as processes and is rank 0. Whoever dies, by whatever
 hand, the others end within seconds, and rank 0 says why.
@@ -13,11 +13,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from cosmos_fast.cli.exits import ExitCode, UsageError, exit_code_of, message_of
+from cosmos_fast.cli.exits import ExitCode, ToldByFirst, UsageError, exit_code_of, message_of
 from cosmos_fast.cli.interrupt import GRACE, Interrupted, force_end, interruptible
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from cosmos_fast.config import Seat
 
 _PARTING: Final = 5.0
-"""Seconds that a rank has to end after the video is finished."""
+"""Seconds that a rank has to end after the work is finished."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process stands among the ranks of a video."""
+    """Where this process stands among the ranks that share videos."""
 
     device: str
     first: bool = True
@@ -42,14 +42,21 @@ class Place:
     """None for one rank."""
 
 
+Share = Callable[[dict[str, Any], Place], object]
+"""What every rank does, given the command's flags. A function of a module: processes that this
+program starts find it by its name."""
+
+
 @contextlib.contextmanager
-def sharing(flags: dict[str, Any], settings: Settings) -> Iterator[Place]:
+def sharing(share: Share, flags: dict[str, Any], settings: Settings) -> Iterator[Place]:
     """The place of this process, with the others around it while the block runs.
 
     Args:
-        flags: the command's, to be carried out by the ranks that this process starts.
+        share: what the block does, on the ranks that this process starts.
+        flags: the command's, for ``share``.
 
     Raises:
+        ToldByFirst: rank 0 of torchrun's failed, and this is another.
         UsageError: more GPUs than there are, or not as many as torchrun started processes.
         RankLost: a rank died or failed.
     """
@@ -62,14 +69,40 @@ def sharing(flags: dict[str, Any], settings: Settings) -> Iterator[Place]:
                 f"--num_gpus {asked}: torchrun started {seat.size} processes; give the same "
                 f"number, or leave --num_gpus out"
             )
-        with _seated(seat, settings) as place:
+        with _untold(seat), _seated(seat, settings.device) as place:
             yield place
     elif asked in (None, 1):
         yield Place(settings.device)
     else:
         assert asked is not None
-        with _launched(asked, flags, settings) as place:
+        with _launched(asked, share, flags, settings.device) as place:
             yield place
+
+
+@contextlib.contextmanager
+def _untold(seat: Seat) -> Iterator[None]:
+    """What rank 0 tells the user need not be told by each of the others."""
+    from cosmos_fast.errors import CosmosFastError, RankLost
+
+    try:
+        yield
+    except CosmosFastError as error:
+        lost = error if isinstance(error, RankLost) else error.__cause__
+        if seat.rank and isinstance(lost, RankLost) and lost.agreed:
+            raise ToldByFirst(exit_code_of(error)) from error
+        raise
+
+
+def is_first() -> bool:
+    """Whether this process tells the user what becomes of the command: of torchrun's, one does."""
+    from cosmos_fast.config import Seat
+    from cosmos_fast.errors import InputError
+
+    try:
+        seat = Seat.from_torchrun()
+    except InputError:
+        return True
+    return seat is None or seat.rank == 0
 
 
 def refuse_torchrun(command: str, cure: str) -> None:
@@ -88,22 +121,19 @@ def refuse_torchrun(command: str, cure: str) -> None:
         )
 
 
-def run_rank(flags: dict[str, Any], seat: Seat) -> None:
-    """What a rank that this program has started does: its share of a video, without a word.
+def run_rank(share: Share, flags: dict[str, Any], device: str, seat: Seat) -> None:
+    """What a rank that this program has started does: its share of the work, without a word.
 
     Ends the process.
     """
-    from cosmos_fast.cli.video2world import make_video, read_settings
     from cosmos_fast.errors import CosmosFastError
 
     threading.Thread(target=_end_with_parent, daemon=True, name="parent").start()
     code, seated = ExitCode.OK, False
     try:
-        with interruptible():
-            settings = read_settings(flags)
-            with _seated(seat, settings) as place:
-                seated = True
-                make_video(settings, place)
+        with interruptible(), _seated(seat, device) as place:
+            seated = True
+            share(flags, place)
     except Interrupted as interrupted:
         code = interrupted.exit_code
     except Exception as error:
@@ -114,8 +144,12 @@ def run_rank(flags: dict[str, Any], seat: Seat) -> None:
 
 
 @contextlib.contextmanager
-def _seated(seat: Seat, settings: Settings, store: Any = None) -> Iterator[Place]:
-    """This process as a rank: its device, its group, and an end should another rank be lost."""
+def _seated(seat: Seat, asked: str, store: Any = None) -> Iterator[Place]:
+    """This process as a rank: its device, its group, and an end should another rank be lost.
+
+    Args:
+        asked: ``--device``.
+    """
     import torch
 
     from cosmos_fast import Parallel
@@ -123,7 +157,7 @@ def _seated(seat: Seat, settings: Settings, store: Any = None) -> Iterator[Place
     from cosmos_fast.parallel import join
 
     keep_multicast_off()
-    device = torch.device(_device_of(seat, settings.device))
+    device = torch.device(_device_of(seat, asked))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     over = threading.Event()
@@ -156,7 +190,7 @@ def _device_of(seat: Seat, asked: str) -> str:
 
 
 @contextlib.contextmanager
-def _launched(size: int, flags: dict[str, Any], settings: Settings) -> Iterator[Place]:
+def _launched(size: int, share: Share, flags: dict[str, Any], device: str) -> Iterator[Place]:
     """This process as rank 0 of ``size``, the others as its children."""
     import torch
 
@@ -165,7 +199,7 @@ def _launched(size: int, flags: dict[str, Any], settings: Settings) -> Iterator[
     from cosmos_fast.parallel import LOOPBACK, serve_store
 
     there = torch.cuda.device_count()
-    if settings.device != "cpu" and there < size:
+    if device != "cpu" and there < size:
         raise UsageError(
             f"--num_gpus {size}: torch sees {there} CUDA devices; ask for fewer, or for ranks on "
             f"the CPU with --device cpu"
@@ -175,9 +209,9 @@ def _launched(size: int, flags: dict[str, Any], settings: Settings) -> Iterator[
     seats = [
         Seat(rank, size, rank, LOOPBACK, store.port, store_is_served=True) for rank in range(size)
     ]
-    others = _Others(flags, seats[1:])
+    others = _Others((share, flags, device), seats[1:])
     try:
-        with _seated(seats[0], settings, store) as place:
+        with _seated(seats[0], device, store) as place:
             yield place
         others.part()
     except RankLost as error:
@@ -189,12 +223,12 @@ def _launched(size: int, flags: dict[str, Any], settings: Settings) -> Iterator[
 class _Others:
     """The ranks that this process has started."""
 
-    def __init__(self, flags: dict[str, Any], seats: list[Seat]) -> None:
+    def __init__(self, given: tuple[Share, dict[str, Any], str], seats: list[Seat]) -> None:
         context = multiprocessing.get_context("spawn")
         self._over = threading.Event()
         self._ranks: dict[int, SpawnProcess] = {}
         for seat in seats:
-            process = context.Process(target=run_rank, args=(flags, seat), daemon=True)
+            process = context.Process(target=run_rank, args=(*given, seat), daemon=True)
             process.start()
             self._ranks[seat.rank] = process
         threading.Thread(target=self._look, daemon=True, name="ranks").start()
@@ -206,7 +240,7 @@ class _Others:
         return "; ".join([message, *self._ends()])
 
     def part(self) -> None:
-        """Lets the others end by themselves: the video is finished."""
+        """Lets the others end by themselves: the work is finished."""
         self._over.set()
         for process in self._ranks.values():
             process.join(_PARTING)

@@ -6,17 +6,25 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cosmos_fast.cli.exits import ExitCode, UsageError
+from cosmos_fast.cli.exits import ExitCode
 from cosmos_fast.cli.flags import Choice, Flag, Integer, parse_flags, takes
-from cosmos_fast.cli.launch import refuse_torchrun
+from cosmos_fast.cli.launch import sharing
 from cosmos_fast.cli.output import print_json
-from cosmos_fast.cli.video2world import dry_run, load, options_of, read_settings, written
-from cosmos_fast.cli.video2world_flags import OF_LISTS, VIDEO2WORLD_FLAGS
+from cosmos_fast.cli.video2world import (
+    dry_run,
+    load,
+    options_of,
+    read_settings,
+    refuse_bad_paths,
+    written,
+)
+from cosmos_fast.cli.video2world_flags import OF_LISTS, SHARED_GPUS, VIDEO2WORLD_FLAGS
 from cosmos_fast.cli.world_rollout import is_of_worlds, world_rollout
 from cosmos_fast.cli.world_rollout_flags import WORLD_FLAGS
 
 if TYPE_CHECKING:
     from cosmos_fast import Video2World
+    from cosmos_fast.cli.launch import Place
     from cosmos_fast.cli.progress import Display
     from cosmos_fast.cli.settings import Settings
     from cosmos_fast.jobs import Rollout
@@ -32,6 +40,7 @@ ROLLOUT_FLAGS: Final = (
         "H.264 as the reference does, both for comparison. Default: memory.",
         _PANEL,
     ),
+    SHARED_GPUS,
     *WORLD_FLAGS,
     *(flag for flag in VIDEO2WORLD_FLAGS if flag.name not in OF_LISTS),
 )
@@ -45,22 +54,24 @@ def rollout(**given: object) -> int:
     Takes the flags of video2world; the clip's length is --num_video_frames. Clip number c has the
     seed --seed plus c. Prints how the picture drifts from clip to clip: how well each clip
     reproduces the frames it was given, and how brightness, contrast, saturation and sharpness
-    compare with the first clip's.
+    compare with the first clip's. Several GPUs (--num_gpus, or torchrun) share each clip.
 
     With --actions or --policy an action-conditioned model carries out recorded actions, or those of
     a policy, from the first frame of --input_path on: one frame an action, every frame once. No
-    text is followed. Size, rate, steps and guidance are the model's own unless given.
+    text is followed. Size, rate, steps and guidance are the model's own unless given. A world steps
+    on one GPU.
     """
     flags = parse_flags(ROLLOUT_FLAGS, given)
-    refuse_torchrun("rollout", "it makes its clips on one GPU, one after the other")
     if is_of_worlds(flags):
         return world_rollout(flags)
-    settings = read_settings(
-        {k: v for k, v in flags.items() if k not in ("num_chunks", "handover")}
-    )
+    settings = _settings(flags)
     if settings.dry_run:
         return dry_run(settings, as_json=bool(flags.get("json")))
-    made = _make(settings, flags.get("num_chunks"), flags.get("handover", "memory"))
+    refuse_bad_paths(settings)
+    with sharing(_share, flags, settings) as place:
+        made = _make(settings, flags, place)
+    if not place.first:
+        return ExitCode.OK
     if flags.get("json"):
         print_json(
             {
@@ -76,19 +87,24 @@ def rollout(**given: object) -> int:
     return ExitCode.OK
 
 
-def _make(settings: Settings, num_chunks: int | None, handover: str) -> dict[Path, Rollout]:
-    """The long videos, by where they were written."""
-    from cosmos_fast.cli.paths import path_problems
+def _settings(flags: dict[str, Any]) -> Settings:
+    return read_settings({k: v for k, v in flags.items() if k not in ("num_chunks", "handover")})
+
+
+def _share(flags: dict[str, Any], place: Place) -> object:
+    return _make(_settings(flags), flags, place)
+
+
+def _make(settings: Settings, flags: dict[str, Any], place: Place) -> dict[Path, Rollout]:
+    """The long videos, by where they were written; of several ranks the first writes."""
     from cosmos_fast.cli.progress import showing
 
-    problems = path_problems(settings)
-    if problems:
-        raise UsageError("; ".join(problems))
+    handover: str = flags.get("handover", "memory")
     made: dict[Path, Rollout] = {}
-    with showing() as display:
+    with showing(place.first) as display:
         for note in settings.notes:
             display.say(f"note: {note}")
-        engine = load(settings, display)
+        engine = load(settings, display, place)
         ways: tuple[Handover, ...] = {
             "memory": ("memory",),
             "file": ("file",),
@@ -98,7 +114,9 @@ def _make(settings: Settings, num_chunks: int | None, handover: str) -> dict[Pat
             path = settings.output
             if handover == "both" and way == "file":
                 path = path.with_name(f"{path.stem}{_FILE_ROUTE}{path.suffix}")
-            long = _one(engine, settings, num_chunks, way, display)
+            long = _one(engine, settings, flags.get("num_chunks"), way, display)
+            if not place.first:
+                continue
             long.save(path, crf=settings.crf, sidecar=settings.sidecar)
             made[path] = long
             print(f"handed over by {way}:\n{long.drift_table()}", file=sys.stderr, flush=True)

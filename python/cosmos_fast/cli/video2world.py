@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cosmos_fast.cli.config_file import merge, read_config
 from cosmos_fast.cli.exits import ExitCode, UsageError
 from cosmos_fast.cli.flags import parse_flags, takes
-from cosmos_fast.cli.launch import sharing
+from cosmos_fast.cli.launch import is_first, sharing
 from cosmos_fast.cli.output import print_json, print_rows
 from cosmos_fast.cli.video2world_flags import EXCLUSIVE_FLAGS, VIDEO2WORLD_FLAGS
 
@@ -49,7 +49,7 @@ def video2world(**given: object) -> int:
     if settings.dry_run:
         return dry_run(settings, as_json=bool(flags.get("json")))
     refuse_bad_paths(settings)
-    with sharing(flags, settings) as place:
+    with sharing(_share, flags, settings) as place:
         clip = make_video(settings, place)
     if not place.first:
         return ExitCode.OK
@@ -58,6 +58,10 @@ def video2world(**given: object) -> int:
     else:
         print(settings.output)
     return ExitCode.OK
+
+
+def _share(flags: dict[str, Any], place: Place) -> Clip:
+    return make_video(read_settings(flags), place)
 
 
 def read_settings(flags: dict[str, Any], *, follows_text: bool = True) -> Settings:
@@ -131,6 +135,8 @@ def dry_run(
     if blocked := guardrail_problems(settings):
         code = code or ExitCode.BLOCKED
         problems += blocked
+    if not is_first():
+        return code
     plain = settings.as_dict() | dict(more)
     if as_json:
         report = {"status": code.name.lower(), "exit_code": int(code)}

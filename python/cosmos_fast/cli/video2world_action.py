@@ -12,7 +12,8 @@ from cosmos_fast.cli.world_rollout_flags import WORLD_FLAGS
 
 _PANEL: Final = "Actions"
 _SAID_OTHERWISE: Final = frozenset(
-    {flag.name for flag in WORLD_FLAGS} | {"input_path", "model_size", "num_conditional_frames"}
+    {flag.name for flag in WORLD_FLAGS}
+    | {"input_path", "model_size", "num_conditional_frames", "num_gpus"}
 )
 ACTION_FLAGS: Final = (
     Flag("input_video", Location(), "Picture or video whose first frame is continued.", _PANEL),
@@ -21,6 +22,7 @@ ACTION_FLAGS: Final = (
     Flag("autoregressive", None, "Carry out all whole chunks, not the first alone.", _PANEL),
     Flag("model_size", Choice(("2B",)), "There is one size.", "Model"),
     Flag("num_conditional_frames", Choice(("1",), int), "There is one choice.", _PANEL),
+    Flag("num_gpus", Integer(1), "1: a world steps on one GPU.", "Machine"),
     *(flag for flag in ROLLOUT_FLAGS if flag.name not in _SAID_OTHERWISE),
 )
 _CHUNK: Final = 12

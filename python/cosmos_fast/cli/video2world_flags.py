@@ -270,7 +270,16 @@ ORIGINAL_GENERATION_FLAGS: Final = (
 OF_LISTS: Final = frozenset(
     {"batch_input_path", "batch_input_json", "input_root", "resume", "num_gpus"}
 )
-"""Flags that are about many videos."""
+"""Flags that are about many videos, or mean something else there."""
+
+SHARED_GPUS: Final = Flag(
+    "num_gpus",
+    Integer(1),
+    "GPUs that share the work of each clip, a process each. Default: 1, or as many as torchrun "
+    "started.",
+    _MACHINE,
+)
+"""``--num_gpus`` of commands that make several clips, one after the other."""
 
 EXCLUSIVE_FLAGS: Final[tuple[tuple[str, ...], ...]] = (
     ("input_path", "input_image_or_video_path"),

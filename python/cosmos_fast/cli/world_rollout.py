@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.cli.config_file import read_config
 from cosmos_fast.cli.exits import ExitCode, UsageError
+from cosmos_fast.cli.launch import refuse_torchrun
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.video2world import dry_run, load, local_profile, read_settings
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
@@ -89,6 +90,7 @@ def world_rollout(flags: dict[str, Any], *, chunk: int | None = None) -> int:
     own = {flag.name: flags[flag.name] for flag in WORLD_FLAGS if flag.name in flags}
     _refuse_contradictions(flags)
     settings = _settings({name: value for name, value in flags.items() if name not in own})
+    _refuse_ranks(settings)
     order, problems = _order(settings, own, chunk)
     if settings.dry_run:
         return dry_run(settings, as_json=bool(flags.get("json")), problems=problems, more=own)
@@ -100,6 +102,16 @@ def world_rollout(flags: dict[str, Any], *, chunk: int | None = None) -> int:
     else:
         print(settings.output)
     return ExitCode.OK
+
+
+def _refuse_ranks(settings: Settings) -> None:
+    """A chunk of a world is a few frames that the next actions wait for: too little to share."""
+    cure = "start a command for each GPU, with --device cuda:0 and so on"
+    if (settings.num_gpus or 1) > 1:
+        raise UsageError(
+            f"--num_gpus {settings.num_gpus}: a world steps on one GPU; leave it out, and {cure}"
+        )
+    refuse_torchrun("a world that follows actions", cure)
 
 
 def _refuse_contradictions(flags: dict[str, Any]) -> None:

@@ -109,6 +109,11 @@ def generate_candidates(
 ) -> list[Path]:
     """Writes ``{name}_seed{seed + i}.mp4`` into ``out`` for i below ``num_generations``.
 
+    Of several ranks all make the same call and the first writes. They share every video, one after
+    the other: the first is there as soon as it can be, a model that needs the memory of all ranks
+    has it, guardrail and upsampler are there once, and all seeds go through the same arithmetic,
+    so that their order is the critic's and not the devices'.
+
     Args:
         name: None is the source's own, without its ending, where it is a path, else "video".
         on_video: told (path, number of videos) after each.
@@ -127,25 +132,27 @@ def generate_candidates(
     stem = name or (Path(source).stem if isinstance(source, str | Path) else "video")
     videos: list[Path] = []
     blocked: GuardrailBlocked | None = None
-    for seed in range(first, first + num_generations):
-        path, own = Path(out, f"{stem}_seed{seed}.mp4"), options.copy()
-        own["seed"] = seed
-        try:
-            engine.generate_to(
-                path, source, prompt, negative_prompt, crf=crf, sidecar=sidecar,
-                on_step=on_step, on_stage=on_stage, cancel=cancel, **own,
-            )  # fmt: skip
-        except GuardrailBlocked as error:
-            if error.cause != "verdict" or error.subject in _FOR_EVERY_SEED:
-                raise
-            blocked = error
-            logger.warning("%s: %s", path, error)
-            if on_blocked is not None:
-                on_blocked(path, error)
-            continue
-        videos.append(path)
-        if on_video is not None:
-            on_video(path, num_generations)
+    with engine.together(("best of n", num_generations)) as ranks:
+        for seed in range(first, first + num_generations):
+            path, own = Path(out, f"{stem}_seed{seed}.mp4"), options.copy()
+            own["seed"] = seed
+            try:
+                engine.generate_to(
+                    path, source, prompt, negative_prompt, crf=crf, sidecar=sidecar,
+                    on_step=on_step, on_stage=on_stage, cancel=cancel, **own,
+                )  # fmt: skip
+            except GuardrailBlocked as error:
+                if error.cause != "verdict" or error.subject in _FOR_EVERY_SEED:
+                    raise
+                blocked = error
+                if ranks.first:
+                    logger.warning("%s: %s", path, error)
+                if on_blocked is not None:
+                    on_blocked(path, error)
+                continue
+            videos.append(path)
+            if on_video is not None:
+                on_video(path, num_generations)
     if blocked is not None and not videos:
         raise blocked
     return videos
@@ -198,22 +205,33 @@ def best_of_n(
 ) -> list[Candidate]:
     """:func:`generate_candidates` and :func:`judge` in one; the best video first.
 
+    Of several ranks the first judges, and all get the ranking.
+
     Args:
         critic: None is :class:`ReasoningCritic`, on the engine's device; the engine sleeps while it
-            judges.
+            judges. Other ranks than the first do not call theirs.
     """
-    own: ReasoningCritic | None = None
-    if critic is None:
-        from cosmos_fast.jobs.critic import ReasoningCritic
+    seed, judges = options.get("seed", 0), critic
+    with engine.together(("judged", num_trials)) as ranks:
+        if judges is None:
+            from cosmos_fast.jobs.critic import ReasoningCritic
 
-        critic = own = ReasoningCritic(device=engine.device)
-    seed = options.get("seed", 0)
-    videos = generate_candidates(
-        engine, source, prompt, negative_prompt, out=out, num_generations=num_generations, **options
-    )
-    if own is not None and engine.device.type == "cuda":
-        engine.sleep()
-    return judge(videos, critic, num_trials=num_trials, seed=seed)
+            judges = ranks.on_first(lambda: ReasoningCritic(device=engine.device))
+        videos = generate_candidates(
+            engine, source, prompt, negative_prompt,
+            out=out, num_generations=num_generations, **options,
+        )  # fmt: skip
+        if critic is None and engine.device.type == "cuda":
+            engine.sleep()
+        ranking: list[Candidate] = []
+
+        def told() -> list[tuple[str, float, Sequence[str]]]:
+            assert judges is not None
+            ranking.extend(judge(videos, judges, num_trials=num_trials, seed=seed))
+            return [(str(c.video), c.judgement.score, c.judgement.answers) for c in ranking]
+
+        rows = ranks.same(told)
+        return ranking or [Candidate(Path(v), Judgement(s, tuple(a))) for v, s, a in rows]
 
 
 def whole_video(video: Path) -> Frames:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack, get_args
 
@@ -18,6 +17,7 @@ import numpy as np
 from cosmos_fast.clip import DEFAULT_CRF, ClipWriter, sidecar_text
 from cosmos_fast.errors import InputError
 from cosmos_fast.jobs.drift import ChunkDrift, drift_table, measure
+from cosmos_fast.jobs.prompts import Prompts, known_prompt, prompt_of, refuse_too_few
 from cosmos_fast.media import VideoWriter, frames_from
 from cosmos_fast.report import Report, Stage
 from cosmos_fast.request import resolve
@@ -25,19 +25,17 @@ from cosmos_fast.types import Frames, Prompt
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Sequence
 
     from cosmos_fast.clip import Clip, Sidecar
     from cosmos_fast.engine import Video2World
+    from cosmos_fast.parallel import Ranks
     from cosmos_fast.report import StageCallback
     from cosmos_fast.request import Options, Request
     from cosmos_fast.sampling.solver import CancelToken, StepCallback
 
 Handover = Literal["memory", "file"]
 """How frames reach the next chunk: as they are, or through a lossy file as in the reference."""
-
-Prompts = Prompt | Sequence[str] | Callable[[int, Frames | None], Prompt]
-"""One for all chunks, one a chunk, or a function of the chunk's number, from 0, and of the frames
-that it continues (None for the first, which continues the source)."""
 
 NUM_CHUNKS: Final = 6
 """The reference's default."""
@@ -103,9 +101,13 @@ def rollout(
     Chunk c takes seed + c. Of every chunk but the first, the frames it was given are dropped, so
     that the result has F + (num_chunks - 1) (F - k) frames: F of a clip, k given.
 
+    Of several ranks all make the same call and get the same rollout; the first hands frames over,
+    asks a function of prompts and measures the drift. A rank that fails, in ``on_chunk`` too, takes
+    the others with it.
+
     Args:
         source, negative_prompt: as ``generate``'s.
-        prompts: see :data:`Prompts`.
+        prompts: see :data:`cosmos_fast.jobs.prompts.Prompts`.
         num_chunks: at least 1.
         handover: "memory"; "file" is the reference's lossy way, for comparison.
         on_chunk: told (its drift, number of chunks) after each chunk.
@@ -118,20 +120,18 @@ def rollout(
         raise InputError(f"{num_chunks = }: at least 1 is needed")
     if handover not in get_args(Handover):
         raise InputError(f'{handover = }: "memory" or "file" is needed')
-    if isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) < num_chunks:
-        raise InputError(f"{len(prompts)} prompts for {num_chunks} chunks: one for each is needed")
-    first = _prompt_of(prompts, 0, None)
-    request = resolve(engine.profile, first, negative_prompt, **options)
-    chain = _Chain(engine, request, negative_prompt, options, handover)
-    for chunk in range(num_chunks):
-        prompt = first if chunk == 0 else _prompt_of(prompts, chunk, chain.tail)
-        row = chain.add(
-            source if chunk == 0 else chain.tail,
-            prompt,
-            {"on_step": on_step, "on_stage": on_stage, "cancel": cancel},
-        )
-        if on_chunk is not None:
-            on_chunk(row, num_chunks)
+    refuse_too_few(prompts, num_chunks)
+    request = resolve(engine.profile, known_prompt(prompts), negative_prompt, **options)
+    with engine.together(("rollout", num_chunks, handover)) as ranks:
+        chain = _Chain(engine, request, negative_prompt, options, handover, ranks)
+        for chunk in range(num_chunks):
+            row = chain.add(
+                source if chunk == 0 else chain.tail,
+                prompt_of(prompts, chunk, chain.tail, ranks),
+                {"on_step": on_step, "on_stage": on_stage, "cancel": cancel},
+            )
+            if on_chunk is not None:
+                on_chunk(row, num_chunks)
     return chain.finish()
 
 
@@ -145,13 +145,15 @@ class _Chain:
         negative_prompt: Prompt | None,
         options: Options,
         handover: Handover,
+        ranks: Ranks,
     ) -> None:
         self.tail: Frames | None = None
-        """The last k frames, as the next chunk is given them."""
+        """The last k frames, as the next chunk is given them: to rank 0, which alone reads
+        sources."""
         self._last: np.ndarray | None = None
         """The same as the chunk before made them."""
         self._engine, self._request, self._options = engine, request, options
-        self._negative_prompt, self._handover = negative_prompt, handover
+        self._negative_prompt, self._handover, self._ranks = negative_prompt, handover, ranks
         self._frames: list[np.ndarray] = []
         self._drift: list[ChunkDrift] = []
         self._reports: list[Report] = []
@@ -171,12 +173,14 @@ class _Chain:
             seam = (self._last, frames[:given])
             frames = frames[given:]
         self._frames.append(frames)
-        self._drift.append(measure(chunk, seed, frames, seam))
+        measured = self._ranks.same(lambda: asdict(measure(chunk, seed, frames, seam)))
+        self._drift.append(ChunkDrift(**measured))
         self._reports.append(clip.report)
-        self.tail = clip.frames[-given:]
-        self._last = np.asarray(self.tail)
+        self.tail = tail = clip.frames[-given:]
+        self._last = np.asarray(tail)
         if self._handover == "file":
-            self.tail = through_file(self.tail, self._request)
+            lossy = self._ranks.on_first(lambda: through_file(tail, self._request))
+            self.tail = lossy or tail
         return self._drift[-1]
 
     def finish(self) -> Rollout:
@@ -243,14 +247,6 @@ def _write_jpeg(path: Path, picture: np.ndarray) -> None:
     except ImportError as error:
         raise InputError('handover="file" writes a JPEG: pip install pillow') from error
     Image.fromarray(picture).save(path, "JPEG", quality=_JPEG_QUALITY)
-
-
-def _prompt_of(prompts: Prompts, chunk: int, tail: Frames | None) -> Prompt:
-    if callable(prompts):
-        return prompts(chunk, tail)
-    if isinstance(prompts, Sequence) and not isinstance(prompts, str):
-        return prompts[chunk]
-    return prompts
 
 
 def _sections(prompts: Sequence[str], text: str, form: Sidecar, title: str) -> str:

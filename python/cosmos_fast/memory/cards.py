@@ -30,16 +30,23 @@ PCIE_4_X16: Final = 25_000_000_000
 PCIE_4_X8: Final = 12_500_000_000
 """Bytes a second; estimate."""
 
-# Shares of the data sheet's dense bfloat16 rate (989 TFLOP/s) that an H200 was measured to keep up
-# with torch 2.11. For other cards they are estimates.
-ATTENTION_SHARE: Final = 0.62
-"""cuDNN attention, head width 128, 27 000 to 84 000 tokens: 615 TFLOP/s."""
-LINEAR_SHARE: Final = 0.72
-"""The DiT's linear layers: 586 to 732 TFLOP/s, the wide ones carrying most of the work."""
-CONVOLUTION_SHARE: Final = 0.15
-"""VAE decode, eager: 229 TFLOP in 1.53 s."""
-TEXT_SHARE: Final = 0.137
-"""T5-11B, 512 rows a prompt: 10.8 TFLOP in 80 ms."""
+# Shares of the data sheet's rates (989 TFLOP/s in dense bfloat16, 4.8 TB/s) that an H200 at its
+# power limit kept up for seconds, with torch 2.11 and our kernels. For other cards: estimates.
+ATTENTION_SHARE: Final = 0.68
+"""FA3 reached 690 to 702 TFLOP/s, our own attention 625 to 649: between the two."""
+LINEAR_SHARE: Final = 0.70
+"""With ``ATTENTION_SHARE`` within 5 % of seven forwards: of the 2B at 27,216, 31,104 and 84,480
+tokens (409, 513 and 2,798 ms) and the 14B at 27,216 (1,898 ms), with FA3 and with our own."""
+PRODUCT_SHARE: Final = 0.685
+"""One large matrix product over and over, on random data: 665 to 687 TFLOP/s."""
+COPY_SHARE: Final = 0.86
+"""Copies within the device: 4.12 TB/s."""
+DECODER_SHARE: Final = 0.325
+"""VAE decode between kernels: 229 TFLOP in 0.70 to 0.73 s, 717 TFLOP in 2.27 s."""
+CONVOLUTION_SHARE: Final = 0.14
+"""The VAE without them: 229 TFLOP of decoding in 1.53 to 1.59 s, a frame encoded in 17 ms."""
+TEXT_SHARE: Final = 0.119
+"""T5-11B, 512 rows a prompt: 10.7 TFLOP in 90 to 93 ms."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,13 @@ class Card:
     """Of its own memory, by the data sheet."""
     bus_bytes_per_second: int
     """From pinned host memory."""
-    context_bytes: int = 512 * MIB
-    """The CUDA context and loaded kernels; estimate."""
-    workspace_bytes: int = 160 * MIB
-    """cuBLAS and cuDNN; estimate."""
+    context_bytes: int = 820 * MIB
+    """The CUDA context and the kernels that a generation loads, which torch knows nothing of. At
+    most so much on an H200 with torch 2.11 for CUDA 13, FlashAttention 3 included."""
+    workspace_bytes: int = 40 * MIB
+    """Of torch's allocator: what cuBLAS keeps, what weights are rounded up by, small tensors."""
+    caches: bool = True
+    """Memory comes in segments of torch's caching allocator; see ``segments.py``."""
 
     @property
     def attention_flops(self) -> float:
@@ -67,6 +77,15 @@ class Card:
     @property
     def linear_flops(self) -> float:
         return self.bf16_flops * LINEAR_SHARE
+
+    @property
+    def copy_rate(self) -> float:
+        """Bytes a second, read and written."""
+        return self.memory_bytes_per_second * COPY_SHARE
+
+    @property
+    def decoder_flops(self) -> float:
+        return self.bf16_flops * DECODER_SHARE
 
     @property
     def convolution_flops(self) -> float:
@@ -102,10 +121,14 @@ CARDS: Final[Mapping[str, Card]] = MappingProxyType(
 _BUS_CLASSES: Final = (3e9, 6e9, PCIE_4_X8, PCIE_4_X16, PCIE_5_X16)
 """What buses are taken for, so that a plan does not change with the noise of a measurement."""
 _MARKETING: Final = re.compile(r"nvidia|geforce|tesla|sxm\d*|pcie|nvl|hbm\d*e?|[^a-z0-9]")
+_SIDE: Final = 8192
+_HELD_SECONDS: Final = 1.0
 _UNKNOWN_FLOPS_PER_CORE: Final = 5e11
 """Dense bfloat16 rate of a multiprocessor of a card that is not listed; estimate, on the low
 side."""
-_CPU: Final = Card("cpu", 1 << 40, 2e11, 2e10, 10_000_000_000, context_bytes=0, workspace_bytes=0)
+_CPU: Final = Card(
+    "cpu", 1 << 40, 2e11, 2e10, 10_000_000_000, context_bytes=0, workspace_bytes=0, caches=False
+)
 """A CPU in the place of a card; for tests."""
 
 
@@ -152,16 +175,18 @@ def card_of(device: torch.device) -> Card:
 
 
 def measured_card(device: torch.device) -> Card:
-    """The card of ``device`` by measurement: bus, memory and matrix products, in a second.
+    """The card of ``device`` by measurement: bus, memory and matrix products, in two seconds.
 
-    The shares of the peak that attention and convolutions reach are those of the listed cards.
+    Products are of random numbers and held until the card has come down to the clock that its
+    power allows: zeros and ones, and the first tenths of a second, are up to a third faster. The
+    shares of the peak that attention and convolutions reach are those of the listed cards.
     """
     properties = torch.cuda.get_device_properties(device)
     return replace(
         card_of(device),
         memory_bytes=properties.total_memory,
-        bf16_flops=_matrix_rate(device) / LINEAR_SHARE,
-        memory_bytes_per_second=_memory_rate(device),
+        bf16_flops=_matrix_rate(device) / PRODUCT_SHARE,
+        memory_bytes_per_second=_memory_rate(device) / COPY_SHARE,
         bus_bytes_per_second=int(_bus_rate(device)),
     )
 
@@ -193,14 +218,25 @@ def _memory_rate(device: torch.device) -> float:
 
 
 def _matrix_rate(device: torch.device) -> float:
-    side = 8192
-    a, b = (torch.ones(side, side, dtype=torch.bfloat16, device=device) for _ in range(2))
-    return 2.0 * side**3 / _seconds(lambda: a @ b, device, 20)
+    """Operations a second of the last quarter of ``_HELD_SECONDS``."""
+    random = torch.Generator(device).manual_seed(0)
+    kind: dict[str, Any] = {"dtype": torch.bfloat16, "device": device, "generator": random}
+    a, b = (torch.randn(_SIDE, _SIDE, **kind) for _ in range(2))
+    out = torch.empty_like(a)
+    each = _seconds(lambda: torch.mm(a, b, out=out), device, 3)
+    calls = max(8, int(_HELD_SECONDS / each))
+    last = _durations(lambda: torch.mm(a, b, out=out), device, calls)[-calls // 4 :]
+    return 2.0 * _SIDE**3 * len(last) / sum(last)
 
 
 def _seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Of one ``work``, the fastest of ``repeats`` after one to warm up."""
     work()
+    return min(_durations(work, device, repeats))
+
+
+def _durations(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
+    """Seconds of each ``work``, one behind the other."""
     stream = torch.cuda.current_stream(device)
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     for mark in marks[:-1]:
@@ -208,4 +244,4 @@ def _seconds(work: Callable[[], object], device: torch.device, repeats: int) -> 
         work()
     marks[-1].record(stream)
     marks[-1].synchronize()
-    return float(min(a.elapsed_time(b) for a, b in itertools.pairwise(marks))) / 1000
+    return [float(a.elapsed_time(b)) / 1000 for a, b in itertools.pairwise(marks)]

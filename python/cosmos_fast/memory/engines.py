@@ -35,6 +35,12 @@ class Engines(Protocol):
     def tidy(self) -> None:
         """Gives memory that nobody uses back to the device."""
 
+    def open_heap(self, size: int) -> None:
+        """The next tensors lie in one stretch of ``size`` bytes, as far as they find room there."""
+
+    def outside(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy that lies in no heap: what outlives a stage would hold on to all of it."""
+
 
 class CudaEngines:
     """The current stream computes, a stream of our own copies."""
@@ -42,6 +48,8 @@ class CudaEngines:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._copies = torch.cuda.Stream(device)
+        self._shelf = torch.cuda.Stream(device)
+        """Nothing runs on it. The allocator keeps the memory of each stream apart."""
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         with torch.cuda.stream(self._copies):
@@ -71,6 +79,22 @@ class CudaEngines:
         with torch.cuda.device(self._device):
             torch.cuda.empty_cache()
 
+    def open_heap(self, size: int) -> None:
+        # cuBLAS keeps a workspace for the stream from its first product on; in a heap, it would
+        # hold on to all of it.
+        corner = torch.zeros(16, 16, dtype=torch.bfloat16, device=self._device)
+        torch.mm(corner, corner)
+        del corner
+        # Let go of at once, it is the largest free block, which the allocator splits and joins.
+        torch.empty(size, dtype=torch.uint8, device=self._device)
+
+    def outside(self, tensor: torch.Tensor) -> torch.Tensor:
+        with torch.cuda.stream(self._shelf):
+            copy = torch.empty_like(tensor)
+        copy.copy_(tensor)
+        copy.record_stream(torch.cuda.current_stream(self._device))
+        return copy
+
 
 class HostEngines:
     """A CPU in the place of a device: everything happens when it is asked for, in that order."""
@@ -95,3 +119,9 @@ class HostEngines:
 
     def tidy(self) -> None:
         """The host's allocator keeps nothing worth mentioning."""
+
+    def open_heap(self, size: int) -> None:
+        """The host's allocator has its own."""
+
+    def outside(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor

@@ -159,6 +159,7 @@ class Executor:
         """
         if self._kept is not None:
             return
+        self._engines.tidy()
         kept = self._arena(self.plan.kept_bytes)
         try:
             self._engines.copy_after(self._engines.reached())
@@ -208,7 +209,11 @@ class Executor:
         self._engines.tidy()
         self.wake()
         if planned.holdings[0] == "kept":
-            yield planned
+            self._open_heap(planned)
+            try:
+                yield planned
+            finally:
+                self._engines.tidy()
             return
         index = self.plan.stages.index(planned)
         arena = self._arena(planned.arena_bytes)
@@ -221,6 +226,7 @@ class Executor:
         )
         del arena
         try:
+            self._open_heap(planned)
             self._running.begin()
             with self._running.hooks():
                 yield planned
@@ -230,6 +236,14 @@ class Executor:
             finally:
                 self._running = None
                 self._engines.tidy()
+
+    def outside(self, tensor: torch.Tensor) -> torch.Tensor:
+        """``tensor``, made in a stage, where the stage's memory can go without it."""
+        return self._engines.outside(tensor)
+
+    def _open_heap(self, planned: StagePlan) -> None:
+        if size := self.plan.heap_bytes(planned):
+            self._engines.open_heap(size)
 
     def _free(self) -> None:
         """Takes everything off the device."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -11,21 +10,33 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cosmos_fast.memory.segments import Segments
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from cosmos_fast.memory.segments import Trace
 
-def peak_bytes(compute: Callable[[], object]) -> int:
-    """The most bytes that tensors made by ``compute`` hold at a time.
+
+def trace(compute: Callable[[], object]) -> Trace:
+    """The memory that tensors made by ``compute`` ask for and give back, in this order.
 
     ``compute`` runs on the meta device; what it closes over is not counted, what it still holds
-    when it returns is. A library's own workspace is not seen.
+    when it returns is never given back. A library's own workspace is not seen.
     """
     meter = cast("Any", _Meter)()  # its base class is not annotated
     meter.ledger = ledger = _Ledger()
     with torch.no_grad(), _AsOnDevices(), meter:
         compute()
-    return ledger.peak
+    return tuple(ledger.requests)
+
+
+def peak_bytes(compute: Callable[[], object]) -> int:
+    """The most bytes that tensors made by ``compute`` hold at a time, as torch's allocator serves
+    them; see :func:`trace`."""
+    segments = Segments()
+    segments.follow(trace(compute))
+    return segments.peak_allocated
 
 
 class _AsOnDevices(TorchFunctionMode):
@@ -80,24 +91,24 @@ def _convolved(
 
 
 class _Ledger:
-    """Storages that are alive, and their bytes."""
+    """Storages that are made and let go of, in their order."""
 
     def __init__(self) -> None:
-        self.peak = 0
-        self._held = 0
+        self.requests: list[tuple[int, int]] = []
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        self._count = 0
 
     def count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
+        size = storage.nbytes()
+        if storage in self._known or not size:
             return
         self._known.add(storage)
-        size = _rounded(storage.nbytes())
-        self._held += size
-        self.peak = max(self.peak, self._held)
-        weakref.finalize(storage, self._release, size)
+        self._count += 1
+        self.requests.append((self._count, size))
+        weakref.finalize(storage, self._release, self._count)
 
-    def _release(self, size: int) -> None:
-        self._held -= size
+    def _release(self, number: int) -> None:
+        self.requests.append((number, 0))
 
 
 class _Meter(TorchDispatchMode):
@@ -167,9 +178,3 @@ def _is_tensor(leaf: object) -> bool:
 
 def _storage(tensor: torch.Tensor) -> torch.UntypedStorage:
     return tensor.untyped_storage()
-
-
-def _rounded(size: int) -> int:
-    """As torch's caching allocator serves a request: in 512 bytes, large ones in 2 MiB."""
-    granule = 2 << 20 if size >= 10 << 20 else 512
-    return math.ceil(size / granule) * granule

@@ -1,8 +1,8 @@
 """What a generation needs of a machine: blocks, activations and operations of each stage.
 
-Bytes of weights follow from the architecture. Activations are counted: the DiT's in units of one
-token tensor (N tokens of width D) along ``model/dit.py`` with its fused operations, the VAE's by
-running it on torch's meta device. Operations are those of ``model/flops.py``.
+Bytes of weights follow from the architecture. What else a stage takes is what torch's allocator
+asks of the driver for the requests of ``activations.py``. Operations are those of
+``model/flops.py``.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
 from cosmos_fast.config import check_size
 from cosmos_fast.errors import InputError
+from cosmos_fast.memory.activations import activations
 from cosmos_fast.memory.components import dit_blocks
-from cosmos_fast.memory.footprint import peak_bytes
 from cosmos_fast.memory.host import PARAMETER_ALIGNMENT, layout
 from cosmos_fast.memory.request import NANOS, Block, Shape, Stage
+from cosmos_fast.memory.segments import apart, in_turn
 from cosmos_fast.model.cuts import Cut
 from cosmos_fast.model.dit import DiT
 from cosmos_fast.model.flops import forward_flops
 from cosmos_fast.model.ops import Ops
 from cosmos_fast.model.vae import VAE
-from cosmos_fast.model.vae_fused import FusedDecoder
 from cosmos_fast.types import (
     LATENT_CHANNELS,
     SPATIAL_STRIDE,
@@ -43,10 +43,9 @@ if TYPE_CHECKING:
 
 FLOAT: Final = 4
 
-_ELEMENTWISE_PASSES: Final = 26
-"""Reads and writes of a token tensor in a block beside attention and linear layers."""
-_STATES: Final = 8
-"""float32 latents that sampling holds: noise, state, two predictions, their mixture, the input."""
+_ELEMENTWISE_PASSES: Final = 27
+"""Reads and writes of a token tensor in a block beside attention and linear layers; counted in
+``model/dit.py``."""
 _PIXEL_FLOPS_FIRST: Final = (10.85e6, 6.78e6)
 """Operations a pixel to decode and to encode the first frame."""
 _PIXEL_FLOPS_NEXT: Final = (33.9e6, 20.0e6)
@@ -68,8 +67,12 @@ SLOWDOWNS: Final[Mapping[Cut, float]] = MappingProxyType(
 """Ways to cut a DiT block's activations up, and their additional share of time; estimates."""
 FRAME_BY_FRAME: Final = "frame by frame"
 """The shape of decoding in which pictures are made one at a time."""
-_FRAME_BY_FRAME_SLOWDOWN: Final = 0.03
-"""Additional share of time; estimate."""
+_FRAME_BY_FRAME_SLOWDOWN: Final = 0.1
+"""Additional share of time where the decoder is fused: its last two levels are launched four times
+as often, for a quarter of the positions each; estimate."""
+_FRAME_BY_FRAME_UNFUSED: Final = 0.14
+"""The same of the plain decoder: 1.75 s and 1.53 s."""
+_WHOLE: Final[Mapping[str, tuple[float, bool]]] = MappingProxyType({"whole": (0.0, True)})
 
 
 @dataclass(frozen=True)
@@ -128,18 +131,65 @@ class Workload:
         return "drop" if component in self.offloaded else "free"
 
 
-def stages(workload: Workload, card: Card) -> tuple[Stage, ...]:
-    """The stages of ``workload`` on ``card``, in order."""
-    text = () if workload.text is None else (text_stage(workload, workload.text, card),)
+def stages(workload: Workload, card: Card, *, moves: bool = True) -> tuple[Stage, ...]:
+    """The stages of ``workload`` on ``card``, in order.
+
+    Args:
+        moves: weights may, so that between stages the device is given back what none of them
+            holds. Otherwise stages run in their plain shapes and memory stays with the process.
+    """
     with torch.device("meta"):
         vae = VAE(workload.profile.vae).to(workload.dtype)
-    vae.requires_grad_(False)
-    return (
+    text = () if workload.text is None else (text_stage(workload, workload.text, card),)
+    found = (
         *text,
         encode_stage(workload, card, vae),
         denoise_stage(workload, card),
         decode_stage(workload, card, vae),
     )
+    if moves or not card.caches:
+        return found
+    counted = activations(workload, tuple(SLOWDOWNS))
+    grown = in_turn(counted[stage.name][0].trace for stage in found)
+    return tuple(
+        replace(
+            stage,
+            shapes=(Shape("whole", taken + apart(_beside(workload, stage.name))),),
+        )
+        for stage, taken in zip(found, grown, strict=True)
+    )
+
+
+def _beside(workload: Workload, stage: str) -> list[int]:
+    """Bytes of what outlives a stage, or lives on in it: each in memory of its own."""
+    latent, height, width = workload.latent_bytes, *workload.size
+    rows = TEXT_ROWS * workload.profile.dit.text_dim * torch.bfloat16.itemsize
+    small = [*[rows] * workload.branches, rows * workload.branches]
+    if stage in ("text", "encode"):
+        return [*small, latent // workload.latent_size[0]]
+    if stage == "denoise":
+        return [*small, latent, latent]
+    chunk = 3 * TEMPORAL_STRIDE * height * width
+    return [latent, *[chunk] * -(-workload.num_frames // TEMPORAL_STRIDE)]
+
+
+def _shapes(
+    workload: Workload, card: Card, stage: str, ways: Mapping[str, tuple[float, bool]]
+) -> tuple[Shape, ...]:
+    """
+    Args:
+        ways: names, additional shares of time, and whether the bytes are those of the first.
+    """
+    beside, found = _beside(workload, stage), []
+    counted = activations(workload, tuple(SLOWDOWNS))[stage]
+    for (name, (slowdown, exact)), one in zip(ways.items(), counted, strict=True):
+        slower = round(slowdown * 1e6)
+        if card.caches:
+            taken, segment = one.heap.total + apart(beside), one.heap.segment
+        else:
+            taken, segment = one.tensors + sum(beside), 0
+        found.append(Shape(name, taken, slower, exact, segment))
+    return tuple(found)
 
 
 def text_stage(workload: Workload, shape: TextShape, card: Card) -> Stage:
@@ -157,17 +207,12 @@ def text_stage(workload: Workload, shape: TextShape, card: Card) -> Stage:
         Block(f"layer {index}", layer + bias * (index == 0), nanos)
         for index in range(shape.num_layers)
     ]
-    pairs = shape.num_heads * TEXT_ROWS**2
-    # Position bias and scores in the encoder's dtype, softmax in float32 and back, and beside them
-    # q, k, v or the hidden layer before and after its ReLU.
-    attention = pairs * (3 * width + FLOAT) + 4 * TEXT_ROWS * inner * width
-    hidden = 2 * TEXT_ROWS * shape.d_ff * width
     return Stage(
         "text",
         "text encoder",
         tuple(blocks),
         workload.branches,
-        (Shape("whole", attention + hidden),),
+        _shapes(workload, card, "text", _WHOLE),
         workload.residency("text encoder"),
     )
 
@@ -182,103 +227,42 @@ def denoise_stage(workload: Workload, card: Card) -> Stage:
     nanos = (
         _nanos(flops.self_attention / config.num_layers, card.attention_flops)
         + _nanos(flops.other / config.num_layers, card.linear_flops)
-        + _nanos(_ELEMENTWISE_PASSES * token_tensor, card.memory_bytes_per_second)
+        + _nanos(_ELEMENTWISE_PASSES * token_tensor, card.copy_rate)
     )
     blocks = [Block("edges", edges, 0, hold=True)]
     blocks += [Block(f"blocks.{index}", block, nanos) for index in range(config.num_layers)]
-    text_keys = config.num_layers * 2 * TEXT_ROWS * config.width * width * workload.branches
-    rope = workload.tokens * config.head_dim * FLOAT
-    held = text_keys + rope + _STATES * workload.latent_bytes
-    shapes = tuple(
-        Shape(
-            cut.name,
-            int(cut.token_tensors(workload.latent_size[0]) * token_tensor) + held,
-            round(slowdown * 1e6),
-            exact=cut == Cut(),
-        )
-        for cut, slowdown in SLOWDOWNS.items()
-    )
+    ways = {cut.name: (slowdown, cut == Cut()) for cut, slowdown in SLOWDOWNS.items()}
     return Stage(
         "denoise",
         "dit",
         tuple(blocks),
         (workload.num_steps + 1) * workload.branches,
-        shapes,
+        _shapes(workload, card, "denoise", ways),
         workload.residency("dit"),
     )
 
 
 def encode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
     """The conditioning frames only."""
-    height, width = workload.size
-    frames = min(workload.num_conditional_frames, 1 + TEMPORAL_STRIDE)
-    clip = torch.empty(1, 3, frames, height, width, device="meta")
-    video = 2 * FLOAT * 3 * workload.num_conditional_frames * height * width
     return _vae_stage(
         workload,
         ("encode", "vae encoder", "encoder"),
         layout([*vae.encoder.parameters(), *vae.quant_conv.parameters()])[1],
         _vae_nanos(workload, card, 1, workload.num_conditional_frames),
-        (Shape("whole", peak_bytes(lambda: vae.encode(clip)) + video),),
+        _shapes(workload, card, "encode", _WHOLE),
     )
 
 
 def decode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
     """The whole clip, one latent frame at a time; its pictures may be made one by one."""
-    frames, rows, columns = workload.latent_size
-    latents = torch.empty(1, LATENT_CHANNELS, min(frames, 3), rows, columns, device="meta")
-
-    def peak(frame_by_frame: bool) -> int:
-        def decode() -> None:
-            if workload.fused and not frame_by_frame:
-                fused = FusedDecoder(vae.decoder, vae.post_quant_conv, _METERED)
-                for chunk in latents.to(workload.dtype).split(1, dim=2):
-                    fused.chunk(chunk)
-                return
-            for _ in vae.decode_chunks(latents, frame_by_frame=frame_by_frame):
-                pass
-
-        return peak_bytes(decode)
-
-    pictures = 3 * workload.num_frames * workload.size.height * workload.size.width
-    # The clip as bytes, once in chunks and once joined, and the latents it is made of.
-    held = 2 * pictures + 2 * workload.latent_bytes
-    shapes = (
-        Shape("whole", peak(False) + held),
-        Shape(
-            FRAME_BY_FRAME,
-            peak(True) + held,
-            round(_FRAME_BY_FRAME_SLOWDOWN * 1e6),
-            exact=False,
-        ),
-    )
+    slower = _FRAME_BY_FRAME_SLOWDOWN if workload.fused else _FRAME_BY_FRAME_UNFUSED
     return _vae_stage(
         workload,
         ("decode", "vae decoder", "decoder"),
         layout([*vae.decoder.parameters(), *vae.post_quant_conv.parameters()])[1],
         _vae_nanos(workload, card, 0, workload.num_frames),
-        shapes,
+        _shapes(workload, card, "decode", {**_WHOLE, FRAME_BY_FRAME: (slower, False)}),
     )
-
-
-def _metered_rms_silu(
-    x: torch.Tensor, *others: Any, keep_total: bool
-) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    history: int = others[-1]
-    padded = x.new_empty((x.shape[0], history + x.shape[1], *x.shape[2:]))
-    kept = x.new_empty((x.shape[0], history, *x.shape[2:]))
-    return (torch.empty_like(x) if keep_total else None), padded, kept
-
-
-def _metered_upsample(x: torch.Tensor, _: torch.Tensor | None, *, in_time: bool) -> torch.Tensor:
-    batch, frames, height, width, channels = x.shape
-    if in_time:
-        frames, channels = 2 * frames, channels // 2
-    return x.new_empty((batch, frames, 2 * height, 2 * width, channels))
-
-
-_METERED: Final = Ops(rms_silu=_metered_rms_silu, upsample=_metered_upsample)
-"""What the kernels allocate, and nothing computed."""
 
 
 def dit_bytes(config: DiTConfig, dtype: torch.dtype) -> tuple[int, int]:
@@ -312,9 +296,10 @@ def _vae_stage(
 
 def _vae_nanos(workload: Workload, card: Card, way: int, frames: int) -> int:
     pixels = workload.size.height * workload.size.width
+    fused = workload.fused and way == 0
     further = int(latent_frames(frames)) - 1
     flops = pixels * (_PIXEL_FLOPS_FIRST[way] + further * _PIXEL_FLOPS_NEXT[way])
-    return _nanos(flops, card.convolution_flops)
+    return _nanos(flops, card.decoder_flops if fused else card.convolution_flops)
 
 
 def _nanos(work: float, rate: float) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from cosmos_fast.memory.cards import Card
+    from cosmos_fast.memory.room import Taken
     from cosmos_fast.types import Size
 
 
@@ -100,12 +101,12 @@ class Plan(Schedule):
             plain["stages"][stage.name] = fields
         return plain
 
-    def compared(self, seconds: Mapping[str, float], peak: int | None) -> dict[str, Any]:
+    def compared(self, seconds: Mapping[str, float], taken: Taken | None) -> dict[str, Any]:
         """Predictions beside measurements, as plain values.
 
         Args:
             seconds: measured, of stages by name.
-            peak: measured device bytes, the fixed ones included; None: not known.
+            taken: of the device; None: not known.
         """
         streamed = ", ".join(
             f"{stage.streamed} of {len(stage.blocks)} blocks of {stage.component}"
@@ -122,7 +123,8 @@ class Plan(Schedule):
             "budget_bytes": self.budget_bytes,
             "reserved_bytes": self.reserved_bytes,
             "predicted_peak_bytes": self.peak_bytes,
-            "measured_peak_bytes": peak,
+            "measured_peak_bytes": None if taken is None else taken.peak,
+            "beside_torch_bytes": None if taken is None else taken.beside_torch,
             "exact": self.exact,
             "sources": dict(self.sources),
             "stages": {
@@ -265,7 +267,7 @@ def solve(
     Raises:
         MemoryPlanError: as for :func:`plan`.
     """
-    wanted = stages(workload, card)
+    wanted = stages(workload, card, moves=not resident)
     if resident:
         wanted = tuple(replace(stage, residency="keep") for stage in wanted)
     request = Request(

@@ -69,6 +69,9 @@ class Shape:
     """Additional time of every use, in millionths."""
     exact: bool = True
     """It computes the same bytes as the first shape."""
+    heap_bytes: int = 0
+    """Of ``activation_bytes``: made as one segment when the stage begins, for all that it makes
+    and lets go of; 0: torch's allocator asks for what it needs. The planner does not read it."""
 
 
 @dataclass(frozen=True)

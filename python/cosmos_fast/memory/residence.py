@@ -32,7 +32,7 @@ from cosmos_fast.memory.plan import (
     smallest,
     solve,
 )
-from cosmos_fast.memory.room import Room, free_bytes, refuse_the_hopeless
+from cosmos_fast.memory.room import Room, free_bytes, refuse_the_hopeless, taken
 from cosmos_fast.model.cuts import Cut
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from cosmos_fast.memory.cards import Card
     from cosmos_fast.memory.host import Block
     from cosmos_fast.memory.models import Workload
+    from cosmos_fast.memory.room import Taken
     from cosmos_fast.memory.schedule import StagePlan
     from cosmos_fast.weights.load import Sources
 
@@ -287,6 +288,17 @@ class Residence:
             return
         with self.executor.stage(name, passes) as planned:
             yield replace(self._form(planned), kept=planned.holdings[0] == "kept")
+
+    def outside(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What a stage has made and a later one needs, where the stage's memory can go without
+        it; ``tensor`` itself where no stage gives memory back."""
+        return tensor if self.executor is None else self.executor.outside(tensor)
+
+    def taken(self) -> Taken | None:
+        """What the device holds for this process, as its driver counts it; None on a CPU."""
+        if self._card is None or self.device.type != "cuda":
+            return None
+        return taken(self.device, self._card)
 
     @property
     def can_lower(self) -> bool:

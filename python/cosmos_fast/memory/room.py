@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
@@ -46,6 +46,7 @@ def refuse_the_hopeless(workload: Workload, room: Room, plan: Plan) -> None:
         size=_SMALLEST_SIZE,
         num_frames=_SMALLEST_FRAMES,
         num_conditional_frames=1,
+        num_steps=1,
         guided=False,
         text=None,
     )
@@ -80,3 +81,22 @@ def free_bytes(device: torch.device, card: Card) -> int:
     if fraction is not None:
         free = min(free, int(fraction(device) * total) - used)
     return int(free * AUTO_SHARE) + card.context_bytes
+
+
+class Taken(NamedTuple):
+    """Of a device, in bytes."""
+
+    peak: int
+    """Segments of torch's allocator at their most, since the process began, with what the card is
+    said to lose to a context: comparable with a plan's peak. The statistics are read, never reset;
+    what the host program allocates through torch is in them."""
+    beside_torch: int
+    """What is taken of the device now and is none of torch's: this process's context and kernels,
+    and all that other processes hold."""
+
+
+def taken(device: torch.device, card: Card) -> Taken:
+    """What the driver of ``device``, a CUDA device, counts."""
+    free, total = torch.cuda.mem_get_info(device)
+    beside = total - free - torch.cuda.memory_reserved(device)
+    return Taken(torch.cuda.max_memory_reserved(device) + card.context_bytes, beside)

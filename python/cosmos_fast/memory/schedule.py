@@ -129,6 +129,11 @@ class Schedule:
                 return stage
         raise InputError(f"no stage {name!r}: {', '.join(stage.name for stage in self.stages)}")
 
+    def heap_bytes(self, stage: StagePlan) -> int:
+        """Of a stage's activations: what is made as one segment when it begins."""
+        shapes = self.request.stages[self.stages.index(stage)].shapes
+        return next(shape.heap_bytes for shape in shapes if shape.name == stage.shape)
+
     def timeline(self, stage: str = "denoise") -> Drawing:
         """Slots and copies of the first passes of ``stage``, as a picture."""
         index = self.stages.index(self.stage(stage))

@@ -368,11 +368,13 @@ class VAE(nn.Module):
         return video_BCTHW.float()
 
     def _decoded(self, z_BCTHW: torch.Tensor, frame_by_frame: bool) -> Iterator[torch.Tensor]:
-        if not frame_by_frame and self.ops is not None and self._fuses(self.ops, z_BCTHW):
+        if self.ops is not None and self._fuses(self.ops, z_BCTHW):
             # It stands on this module; imported where it is used, it adds no cycle.
             from cosmos_fast.model.vae_fused import FusedDecoder
 
-            fused = FusedDecoder(self.decoder, self.post_quant_conv, self.ops)
+            fused = FusedDecoder(
+                self.decoder, self.post_quant_conv, self.ops, frame_by_frame=frame_by_frame
+            )
             yield from map(fused.chunk, _chunks(z_BCTHW, step=1))
             return
         past = Past()

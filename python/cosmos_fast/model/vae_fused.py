@@ -47,12 +47,24 @@ class FusedDecoder:
         decoder: the layers; their weights are copied to channels-last memory, once a clip.
         post_quant_conv: the pointwise convolution in front of them.
         ops: whose ``rms_silu`` and ``upsample`` run.
+        frame_by_frame: once no block doubles frames any more, each frame goes through the rest by
+            itself, on a third of the memory; see :meth:`Decoder.forward`.
     """
 
-    def __init__(self, decoder: Decoder, post_quant_conv: CausalConv3d, ops: Ops) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        post_quant_conv: CausalConv3d,
+        ops: Ops,
+        *,
+        frame_by_frame: bool = False,
+    ) -> None:
         self._decoder = decoder
         self._post_quant_conv = post_quant_conv
         self._ops = ops
+        self._frame_by_frame = frame_by_frame
+        self._now: Unfinished | None = None
+        """The features that the next layer reads."""
         self._past = Past()
         self._kept: dict[nn.Module, torch.Tensor] = {}
         self._weights: dict[nn.Module, torch.Tensor] = {}
@@ -64,54 +76,83 @@ class FusedDecoder:
         """
         decoder = self._decoder
         z_BCTHW = self._post_quant_conv(z_BCTHW, self._past)
-        x_BTHWC = _channels_last(decoder.conv_in(z_BCTHW, self._past))
-        x = self._middle(Unfinished(x_BTHWC), decoder.mid_block)
-        for block in decoder.up_blocks:
-            x = self._level(x, cast("UpBlock", block))
-        padded, _ = self._assembled(x, decoder.norm_out, decoder.conv_out, keep_total=False)
-        y_BTHWC = self._convolved(padded, decoder.conv_out, _CHANNELS_OF_PIXELS)
-        pixels_BTHWC = y_BTHWC[..., :3].float() + _bias(decoder.conv_out).float()
-        return pixels_BTHWC.permute(0, 4, 1, 2, 3)
+        self._now = Unfinished(_channels_last(decoder.conv_in(z_BCTHW, self._past)))
+        self._middle(decoder.mid_block)
+        for block in decoder.up_blocks[: decoder.timed]:
+            self._level(cast("UpBlock", block))
+        if not self._frame_by_frame:
+            return self._pictures()
+        x = self._take()
+        if x.residual_BTHWC is not None:
+            x = Unfinished(self._finished(x))
+        frames, bias_C = x.x_BTHWC.split(1, dim=1), x.bias_C
+        pixels = []
+        for frame_B1HWC in frames:
+            self._now = Unfinished(frame_B1HWC.contiguous(), bias_C)
+            pixels.append(self._pictures())
+        return torch.cat(pixels, dim=2)
 
-    def _middle(self, x: Unfinished, block: MidBlock) -> Unfinished:
-        x = self._residual(x, cast("ResidualBlock", block.resnets[0]))
-        whole_BTHWC = self._finished(x)
-        attended_BCTHW = block.attentions[0](whole_BTHWC.permute(0, 4, 1, 2, 3))
-        return self._residual(
-            Unfinished(_channels_last(attended_BCTHW)), cast("ResidualBlock", block.resnets[1])
-        )
-
-    def _level(self, x: Unfinished, block: UpBlock) -> Unfinished:
-        for layer in block.resnets:
-            x = self._residual(x, cast("ResidualBlock", layer))
-        for layer in block.upsamplers:
-            x = self._upsampled(x, cast("Upsample", layer))
+    def _take(self) -> Unfinished:
+        """The features, held by nobody else: they go as soon as they have been read."""
+        assert self._now is not None
+        x, self._now = self._now, None
         return x
 
-    def _residual(self, x: Unfinished, block: ResidualBlock) -> Unfinished:
-        padded, whole = self._assembled(x, block.norm1, block.conv1, keep_total=True)
+    def _pictures(self) -> torch.Tensor:
+        """float32 (B, 3, T, H, W) of features after the last level that doubles frames."""
+        decoder = self._decoder
+        for block in decoder.up_blocks[decoder.timed :]:
+            self._level(cast("UpBlock", block))
+        out = decoder.conv_out
+        padded, _ = self._assembled(self._take(), decoder.norm_out, out, keep_total=False)
+        y_BTHWC = self._convolved(padded, out, _CHANNELS_OF_PIXELS)
+        pixels_BTHWC = y_BTHWC[..., :3].float() + _bias(out).float()
+        return pixels_BTHWC.permute(0, 4, 1, 2, 3)
+
+    def _middle(self, block: MidBlock) -> None:
+        self._residual(cast("ResidualBlock", block.resnets[0]))
+        whole_BTHWC = self._finished(self._take())
+        attended_BCTHW = block.attentions[0](whole_BTHWC.permute(0, 4, 1, 2, 3))
+        self._now = Unfinished(_channels_last(attended_BCTHW))
+        self._residual(cast("ResidualBlock", block.resnets[1]))
+
+    def _level(self, block: UpBlock) -> None:
+        for layer in block.resnets:
+            self._residual(cast("ResidualBlock", layer))
+        for layer in block.upsamplers:
+            self._upsampled(cast("Upsample", layer))
+
+    def _residual(self, block: ResidualBlock) -> None:
+        padded, whole = self._assembled(self._take(), block.norm1, block.conv1, keep_total=True)
         assert whole is not None
         y = Unfinished(self._convolved(padded, block.conv1), _bias(block.conv1))
         del padded  # a feature tensor less at the peak
         padded, _ = self._assembled(y, block.norm2, block.conv2, keep_total=False)
+        del y
         y_BTHWC = self._convolved(padded, block.conv2)
         if block.conv_shortcut is None:
-            return Unfinished(y_BTHWC, _bias(block.conv2), whole)
+            self._now = Unfinished(y_BTHWC, _bias(block.conv2), whole)
+            return
+        del padded
         shortcut_BTHWC = self._convolved(whole, block.conv_shortcut)
-        return Unfinished(y_BTHWC, _bias(block.conv2), shortcut_BTHWC, _bias(block.conv_shortcut))
+        self._now = Unfinished(
+            y_BTHWC, _bias(block.conv2), shortcut_BTHWC, _bias(block.conv_shortcut)
+        )
 
-    def _upsampled(self, x: Unfinished, layer: Upsample) -> Unfinished:
+    def _upsampled(self, layer: Upsample) -> None:
         convolution = cast("nn.Conv2d", layer.resample[1])
         if layer.time_conv is None or self._past.begins(layer):
-            wide_BTHWC = self._ops.upsample(self._finished(x), None, in_time=False)
+            wide_BTHWC = self._ops.upsample(self._finished(self._take()), None, in_time=False)
         else:
-            padded, _ = self._assembled(x, None, layer.time_conv, keep_total=False)
+            padded, _ = self._assembled(self._take(), None, layer.time_conv, keep_total=False)
             pairs_BTHWC = self._convolved(padded, layer.time_conv)
+            del padded
             wide_BTHWC = self._ops.upsample(pairs_BTHWC, _bias(layer.time_conv), in_time=True)
+            del pairs_BTHWC
         pictures_FCHW = wide_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)
         y_FCHW = F.conv2d(pictures_FCHW, self._weight(convolution), padding=1)
         y_BTHWC = y_FCHW.permute(0, 2, 3, 1).contiguous().unflatten(0, wide_BTHWC.shape[:2])
-        return Unfinished(y_BTHWC, _bias(convolution))
+        self._now = Unfinished(y_BTHWC, _bias(convolution))
 
     def _finished(self, x: Unfinished) -> torch.Tensor:
         if x.bias_C is None and x.residual_BTHWC is None:

@@ -16,6 +16,7 @@ from cosmos_fast.errors import Cancelled, InputError, RankLost
 from cosmos_fast.parallel.attention import SharedAttention
 from cosmos_fast.parallel.cancelling import SharedCancel
 from cosmos_fast.parallel.exchange import Exchange
+from cosmos_fast.parallel.failures import as_told, telling
 from cosmos_fast.parallel.shards import Mesh, Shards
 from cosmos_fast.parallel.stripes import striped
 from cosmos_fast.parallel.watch import Watch, meet
@@ -101,6 +102,7 @@ class Ranks:
         self.size = 1 if parallel is None else int(parallel.group.size())
         self.rank = 0 if parallel is None else int(parallel.group.rank())
         self._agreed: BaseException | None = None
+        self._at_work = False
         self._attention: SharedAttention | None = None
         self._mesh = Mesh(0, 1, 1)
         if parallel is None or self.size == 1:
@@ -131,6 +133,8 @@ class Ranks:
     def together(self, what: object) -> Iterator[None]:
         """A piece of work that all ranks do; one that fails takes the others with it, at once.
 
+        It may consist of pieces of the same kind: then the whole of it fails.
+
         Args:
             what: described alike on every rank, or the work is refused.
 
@@ -141,11 +145,15 @@ class Ranks:
         if self.size == 1:
             yield
             return
+        if self._at_work:
+            with self._piece(what):
+                yield
+            return
         self._watch.begin()
-        self._exchange.traffic.forget()
+        self._at_work = True
         try:
-            self._compare(what)
-            yield
+            with self._piece(what):
+                yield
         except (GeneratorExit, Cancelled):  # on every rank
             self._watch.finish()
             raise
@@ -162,7 +170,15 @@ class Ranks:
         else:
             self._watch.finish()
         finally:
-            self._agreed = None
+            self._agreed, self._at_work = None, False
+
+    @contextmanager
+    def _piece(self, what: object) -> Iterator[None]:
+        self._exchange.traffic.forget()
+        try:
+            self._compare(what)
+            yield
+        finally:
             if self._attention is not None:
                 self._attention.shards = None
 
@@ -182,20 +198,21 @@ class Ranks:
 
         Raises:
             RankLost: ``make`` failed there; on rank 0 what it raised. The ranks can go on.
+            GuardrailBlocked: it raised that there; the same everywhere.
         """
         if self.size == 1:
             return tuple(make())
         if not self.first:
             told = json.loads(self._told_by_first(None))
             if "error" in told:
-                self._agreed = RankLost(f"rank 0 failed: {told['error']}")
+                self._agreed = as_told(told)
                 raise self._agreed
             return tuple(self._receive(*each) for each in told["tensors"])
         try:
             made = [each.to(self._device) for each in make()]
         except Exception as error:
             self._agreed = error
-            self._told_by_first(json.dumps({"error": f"{error}"}).encode())
+            self._told_by_first(json.dumps(telling(error)).encode())
             raise
         shapes = [(str(each.dtype).removeprefix("torch."), list(each.shape)) for each in made]
         self._told_by_first(json.dumps({"tensors": shapes}).encode())

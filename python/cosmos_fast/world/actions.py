@@ -154,7 +154,8 @@ def tensor_of(source: Any, name: str) -> torch.Tensor:
         return source.detach()
     try:
         if isinstance(source, np.ndarray):
-            return torch.from_numpy(np.ascontiguousarray(source))
+            # torch warns of arrays that nobody may write, such as a picture of Pillow's.
+            return torch.from_numpy(np.require(source, requirements=("C", "W")))
         if hasattr(source, "__dlpack__"):
             return torch.utils.dlpack.from_dlpack(source)
         if hasattr(source, "__cuda_array_interface__"):

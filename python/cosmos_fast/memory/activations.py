@@ -1,0 +1,263 @@
+"""What the stages of a generation ask of a device beside their weights, request by request.
+
+The networks run on torch's meta device, with operations that allocate what the kernels do and
+compute nothing. The text encoder is transformers' own: its requests are written down here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from cosmos_fast.memory.footprint import trace
+from cosmos_fast.memory.segments import Heap, Segments, heap
+from cosmos_fast.model.attention import Attended
+from cosmos_fast.model.dit import AsUsed, DiT, Modulations, TextContext
+from cosmos_fast.model.ops import Ops
+from cosmos_fast.model.pixels import to_pixels
+from cosmos_fast.model.rope import Rope
+from cosmos_fast.model.vae import VAE
+from cosmos_fast.model.vae_fused import FusedDecoder
+from cosmos_fast.sampling import adams_bashforth, denoiser, guided
+from cosmos_fast.types import (
+    LATENT_CHANNELS,
+    TEMPORAL_STRIDE,
+    TEXT_ROWS,
+    Conditioning,
+    LatentFrames,
+    TokenLayout,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cosmos_fast.memory.models import Workload
+    from cosmos_fast.memory.segments import Trace
+    from cosmos_fast.model.attention import AttentionSpec
+    from cosmos_fast.model.cuts import Cut
+    from cosmos_fast.weights.text_keys import TextShape
+
+_LAYERS: Final = 4
+"""Blocks of a transformer that stand for all: they ask for the same."""
+_SIGMAS: Final = (80.0, 8.0, 0.8)
+"""Levels of a run that stand for all: the first step, one after it, the clean-up evaluation."""
+_CHUNKS: Final = 3
+"""Latent frames that stand for a clip: the first, one after it, one with a full history."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Of one way to run a stage."""
+
+    trace: Trace
+
+    @cached_property
+    def heap(self) -> Heap:
+        """The segment that serves it."""
+        return heap(self.trace)
+
+    @cached_property
+    def tensors(self) -> int:
+        """The most bytes that its tensors hold at a time."""
+        segments = Segments()
+        segments.follow(self.trace)
+        return segments.peak_allocated
+
+
+@lru_cache(maxsize=8)
+def activations(workload: Workload, cuts: tuple[Cut, ...]) -> Mapping[str, Sequence[Activations]]:
+    """Of each stage by name, in the order of its shapes: of decoding the plain way and frame by
+    frame, of the transformer as ``cuts`` say."""
+    with torch.device("meta"):
+        vae = VAE(workload.profile.vae).to(workload.dtype)
+    vae.requires_grad_(False)
+    shape = workload.text
+    traces = {
+        "text": []
+        if shape is None
+        else [text_requests(shape, workload.text_dtype, workload.branches)],
+        "encode": [encode_requests(workload, vae)],
+        "denoise": [denoise_requests(workload, cut) for cut in cuts],
+        "decode": [
+            decode_requests(workload, vae, frame_by_frame=single) for single in (False, True)
+        ],
+    }
+    return {name: [Activations(one) for one in found] for name, found in traces.items()}
+
+
+def text_requests(shape: TextShape, dtype: torch.dtype, prompts: int) -> Trace:
+    """T5 of transformers 5: attention with a bias as torch's plain form computes it, in float32."""
+    pairs = (1, shape.num_heads, TEXT_ROWS, TEXT_ROWS)
+    heads = (1, shape.num_heads, TEXT_ROWS, shape.d_kv)
+    wide = torch.float32
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (_empty(heads, dtype) for _ in range(3))
+        exact = [_empty(heads, wide) for _ in range(3)]
+        scaled = [_empty(heads, wide) for _ in range(2)]
+        scores = _empty(pairs, wide)
+        del scaled
+        softmax = _empty(pairs, wide)
+        hopeless = _empty(pairs, torch.bool)
+        checked = _empty(pairs, wide)
+        del scores, softmax, hopeless
+        attended = _empty(heads, wide)
+        results = _empty(heads, dtype), _empty(pairs, dtype)
+        del checked, exact, attended, q, k, v
+        x = x + _empty(x.shape, dtype)
+        del results
+        hidden = _empty((TEXT_ROWS, shape.d_ff), dtype)
+        active = _empty(hidden.shape, dtype)
+        del hidden
+        x = x + _empty(x.shape, dtype)
+        del active
+        return x
+
+    def encode() -> None:
+        for _ in range(prompts):
+            x = _empty((1, TEXT_ROWS, shape.d_model), dtype)
+            bias, masked = (_empty(pairs, dtype) for _ in range(2))
+            for _ in range(_LAYERS):
+                x = layer(x)
+            del bias, masked
+
+    return trace(encode)
+
+
+def denoise_requests(workload: Workload, cut: Cut) -> Trace:
+    """The solver around the transformer, with what is made once a run."""
+    config, dtype = workload.profile.dit, workload.dtype
+    frames, rows, columns = workload.latent_size
+    layers = min(_LAYERS, config.num_layers)
+    with torch.device("meta"):
+        network = DiT(replace(config, num_layers=layers), _METERED).to(dtype)
+    grid = (frames, rows // config.patch, columns // config.patch)
+    layout = TokenLayout(grid)
+    copies = -(-config.num_layers // layers)
+    """Of what every block has of its own, for those that are left out."""
+
+    def grown(shape: tuple[int, ...]) -> AsUsed:
+        held: list[torch.Tensor] = []
+
+        def make(_: int) -> torch.Tensor:
+            held.extend(_empty(shape, dtype) for _ in range(copies - 1))
+            return _empty(shape, dtype)
+
+        made = AsUsed(make, layers)
+        made.held = held  # type: ignore[attr-defined]
+        return made
+
+    def sample() -> None:
+        first = _empty((1, LATENT_CHANNELS, 1, rows, columns), torch.float32)
+        given = Conditioning.from_first_frames(first, LatentFrames(frames))
+        half = (layout.tokens, config.head_dim // 2)
+        rope = Rope(_empty(half, torch.float32), _empty(half, torch.float32))
+        times = workload.num_steps + 2
+        table = grown((3, 1, times, 3 * config.width))
+        vectors: dict[int, Modulations] = {}
+
+        def branch() -> Any:
+            keys = (1, TEXT_ROWS, 2, config.num_heads, config.head_dim)
+            text = TextContext(grown(keys))
+
+            def velocity(
+                x: torch.Tensor, t_BT: torch.Tensor, mask: torch.Tensor, step: int
+            ) -> torch.Tensor:
+                if step not in vectors:
+                    vectors.clear()
+                    list(table)
+                    vectors[step] = Modulations(
+                        grown((3, 1, frames, 3 * config.width)),
+                        _empty((1, frames, 2 * config.width), dtype),
+                    )
+                flow: torch.Tensor = network(
+                    x, t_BT, mask, text, layout, rope=rope, modulations=vectors[step], cut=cut
+                )
+                return flow
+
+            return denoiser(velocity, given)
+
+        branches = [branch() for _ in range(workload.branches)]
+        other = branches[1] if workload.guided else None
+        noise = _empty(given.latents.shape, torch.float32)
+        adams_bashforth(guided(branches[0], other, 7.0), noise * 80, _SIGMAS)
+
+    return trace(sample)
+
+
+def encode_requests(workload: Workload, vae: VAE) -> Trace:
+    """The conditioning frames only."""
+    height, width = workload.size
+
+    def encode() -> torch.Tensor:
+        pixels = _empty((workload.num_conditional_frames, height, width, 3), torch.uint8)
+        video = pixels.permute(3, 0, 1, 2)[None].to(workload.dtype) / 127.5 - 1
+        return vae.encode(video[:, :, : 1 + 2 * TEMPORAL_STRIDE])
+
+    return trace(encode)
+
+
+def decode_requests(workload: Workload, vae: VAE, *, frame_by_frame: bool) -> Trace:
+    """The whole clip, one latent frame at a time, to pixels."""
+    frames, rows, columns = workload.latent_size
+    latents = _empty((1, LATENT_CHANNELS, min(frames, _CHUNKS), rows, columns), torch.float32)
+
+    def chunks() -> Iterator[torch.Tensor]:
+        if not workload.fused:
+            yield from vae.decode_chunks(latents, frame_by_frame=frame_by_frame)
+            return
+        fused = FusedDecoder(
+            vae.decoder, vae.post_quant_conv, _METERED, frame_by_frame=frame_by_frame
+        )
+        yield from map(fused.chunk, latents.to(workload.dtype).split(1, dim=2))
+
+    def decode() -> None:
+        for chunk in chunks():
+            to_pixels(chunk)
+
+    return trace(decode)
+
+
+def _empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _metered_rms_silu(
+    x: torch.Tensor, *others: Any, keep_total: bool
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    history: int = others[-1]
+    padded = x.new_empty((x.shape[0], history + x.shape[1], *x.shape[2:]))
+    kept = x.new_empty((x.shape[0], history, *x.shape[2:]))
+    return (torch.empty_like(x) if keep_total else None), padded, kept
+
+
+def _metered_upsample(x: torch.Tensor, _: torch.Tensor | None, *, in_time: bool) -> torch.Tensor:
+    batch, frames, height, width, channels = x.shape
+    if in_time:
+        frames, channels = 2 * frames, channels // 2
+    return x.new_empty((batch, frames, 2 * height, 2 * width, channels))
+
+
+def _metered_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec
+) -> Attended:
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    q.new_empty(q.shape[:3], dtype=torch.float32)  # its statistics
+    return Attended(out)
+
+
+_METERED: Final = Ops(
+    qk_norm_rope=lambda q, k, *_: (q, k),
+    head_norm=lambda x, *_: x,
+    layernorm_modulate=lambda x, *_: torch.empty_like(x),
+    gated_residual=lambda x, *_: x,
+    gated_layernorm_modulate=lambda x, gate, y, *_: (x, y),
+    attention=_metered_attention,
+    rms_silu=_metered_rms_silu,
+    upsample=_metered_upsample,
+)
+"""What the kernels allocate, and nothing computed."""
