@@ -94,7 +94,7 @@ def assert_exact(ours: torch.Tensor, one: dict[str, torch.Tensor], epilogue: str
     if epilogue == "gelu":
         sums *= 1.13  # its steepest slope
     if epilogue in ("gated", "indexed"):
-        sums *= gates(one, epilogue).abs()
+        sums = sums * gates(one, epilogue).abs() + one["residual"].double().abs() * 2.0**-23
     allowed = exact.abs() * 2.0**-8 + sums + 1e-9
     excess = (ours.double() - exact).abs() - allowed
     worst = excess.argmax()
@@ -164,8 +164,9 @@ def test_rounded_first_as_two_kernels(epilogue: str) -> None:
     one = given((4800, 2048, 1024), "cuda")
     ours = fused(one, epilogue, round_first=True)
     exact = after(one, epilogue, fused(one, "none").double())
-    steps = (ours.double() - exact).abs() / (exact.abs() * 2.0**-8).clamp_min(1e-9)
-    assert steps.max() <= 1.001  # GELU of float32, not of float64, was rounded
+    # GELU's own arithmetic is what 2e-4 is for: far out, where its values are below 1e-6.
+    allowed = exact.abs() * (2.0**-8 + 2e-4) + 1e-9
+    assert ((ours.double() - exact).abs() <= allowed).all()
 
 
 @pytest.mark.gpu
