@@ -107,6 +107,16 @@ def test_a_run_that_is_killed_anywhere_is_finished_exactly() -> None:
     assert found.returncode == 0
 
 
+def test_ranks_that_share_their_videos_are_given_no_list(tmp_path: Path) -> None:
+    class Shared(ToyEngine):
+        ranks = 2
+
+    (tmp_path / "jobs.jsonl").write_bytes(job())
+    with pytest.raises(cf.InputError, match="2 ranks share this engine's videos"):
+        run_batch(Shared(tmp_path / "log"), tmp_path / "jobs.jsonl", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_whole_is_kept_and_what_was_touched_is_made_again(place: Path) -> None:
     assert run(place).made == 4
     (place / "out" / "1.mp4").write_bytes(b"somebody was here")

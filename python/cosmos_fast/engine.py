@@ -384,6 +384,11 @@ class Video2World:
         with self._ranks.together(what):
             yield self._ranks
 
+    @property
+    def ranks(self) -> int:
+        """Processes that share each video of this engine; 1 without ``parallel=``."""
+        return self._ranks.size
+
     @contextmanager
     def lend(self) -> Iterator[Parts]:
         """The loaded networks, for the rooms above, for as long as it is the caller's turn.

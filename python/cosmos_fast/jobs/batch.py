@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from cosmos_fast.errors import InputError
-from cosmos_fast.jobs.engines import NO_GUARDRAIL, guardrail_of, identity
+from cosmos_fast.jobs.engines import NO_GUARDRAIL, Shares, guardrail_of, identity
 from cosmos_fast.jobs.job import Defaults
 from cosmos_fast.jobs.job_list import JobList
 from cosmos_fast.jobs.ledger import Ledger
@@ -125,6 +125,11 @@ class BatchRun:
         Raises:
             InputError: as :func:`run_batch`, or the engine has another guardrail.
         """
+        if isinstance(engine, Shares) and engine.ranks > 1:
+            raise InputError(
+                f"{engine.ranks} ranks share this engine's videos, and each would make all of the "
+                f"list: load it without parallel=, one engine for each GPU; they share the list"
+            )
         found = None if engine is None else guardrail_of(engine)
         if None not in (found, guardrail) and found != guardrail:
             raise InputError(

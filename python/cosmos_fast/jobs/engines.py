@@ -33,6 +33,14 @@ class Generates(Protocol):
 
 
 @runtime_checkable
+class Shares(Protocol):
+    """The part of ``Video2World`` that tells with how many it shares; one without is alone."""
+
+    @property
+    def ranks(self) -> int: ...
+
+
+@runtime_checkable
 class Inspects(Protocol):
     """The part of ``Video2World`` that tells of its guardrail; an engine without has none."""
 
