@@ -70,7 +70,7 @@ class LinearConfig:
     @property
     def members(self) -> int:
         """Consumers that read one slot."""
-        return CONSUMERS.value if self.together else 1
+        return int(CONSUMERS.value) if self.together else 1
 
     @property
     def tile_rows(self) -> int:
@@ -85,7 +85,7 @@ class LinearConfig:
     def shared_bytes(self) -> int:
         """Of shared memory, barriers included."""
         slot = (self.tile_rows + self.columns) * 64 * 2
-        pieces = CONSUMERS.value * self.pieces
+        pieces = int(CONSUMERS.value) * self.pieces
         # Each ring and each barrier starts at a multiple of what it needs: 1 KiB covers them all.
         return self.stages * slot + pieces * self.rows * 64 * 2 + 1024
 
