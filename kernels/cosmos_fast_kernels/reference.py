@@ -5,7 +5,8 @@ are differentiable. Every one of them computes in float32 and rounds once, to th
 first argument.
 
 Axes: B batch, N tokens, H heads, D features (of a head in ``*_BNHD``, of a token in ``*_BND``),
-R = D / 2 rotation angles, T frames; in the functions of the VAE C channels, H W rows and columns.
+R = D / 2 rotation angles, T frames; in the functions of the VAE C channels, H W rows and columns;
+in products M rows (tokens), K inputs, N outputs, F frames.
 """
 
 from __future__ import annotations
@@ -81,6 +82,27 @@ def gated_layernorm_modulate(
     """:func:`gated_residual`, rounded, and :func:`layernorm_modulate` of it."""
     total_BND = gated_residual(x_BND, gate_BTD, y_BND, frame_N)
     return total_BND, layernorm_modulate(total_BND, shift_BTD, scale_BTD, frame_N, eps)
+
+
+def linear_gelu(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
+    """GELU, in its exact form, of x Wᵀ."""
+    return F.gelu(F.linear(x_MK.float(), weight_NK.float())).to(x_MK.dtype)
+
+
+def linear_gated_residual(
+    x_MK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    residual_MN: torch.Tensor,
+    gate_FN: torch.Tensor,
+    frame_M: torch.Tensor | None,
+) -> torch.Tensor:
+    """residual + gate · (x Wᵀ), by the frame of each row; None: M / F consecutive rows to one."""
+    product_MN = F.linear(x_MK.float(), weight_NK.float())
+    if frame_M is None:
+        gate_MN = gate_FN.repeat_interleave(product_MN.shape[0] // gate_FN.shape[0], dim=0)
+    else:
+        gate_MN = gate_FN[frame_M]
+    return torch.addcmul(residual_MN.float(), gate_MN.float(), product_MN).to(x_MK.dtype)
 
 
 def rms_silu(

@@ -1,0 +1,113 @@
+"""Products with epilogues compiled ahead of time for Hopper, where no GPU is.
+
+This file is also the program that compiles: ``python FILE DESIGN EPILOGUE`` calls the launch
+wrapper as an engine would, under a driver that knows its target and launches nothing, and prints
+what the machine code uses as one JSON object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from test_kernel_attention_compile import assembler_log, disassembled
+
+
+def compiled(design: str, epilogue: str, cache: Path) -> dict[str, Any]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    paths = os.pathsep.join(sys.path)
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, __file__, design, epilogue],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("design", "epilogue", "product"),
+    [
+        ("wide", "none", "64x256x16"),
+        ("turns", "gelu", "64x128x16"),
+        ("wide, all pieces", "gated", "64x256x16"),
+        ("tall", "indexed", "64x128x16"),
+    ],
+)
+def test_design_is_kept_in_machine_code(
+    design: str, epilogue: str, product: str, tmp_path: Path
+) -> None:
+    report = compiled(design, epilogue, tmp_path)
+    assert report["shared"] <= report["expected_shared"]
+    assert report["spills"] == 0
+    assert "serialized" not in report["assembler"]
+    assert report["products"] == [product]
+    # Two consumers, each with the first step of a tile and the others: 64 columns are 4 products.
+    assert report["product_count"] == 2 * 2 * 4 * report["rows"] // 64
+    # The last tile's output leaves under the first products of the next, not before them.
+    assert report["waits_before_products"] == 0
+    assert report["exponentials"] == (2 * 128 if epilogue == "gelu" else 0)
+
+
+def waits_before_products(sass: str) -> int:
+    """Waits for stores between a consumer's wait for data and the first product of a tile."""
+    tiles = re.split(r"HGMMA[^\n]* RZ, !UPT", sass)[:-1]
+    return sum("DEPBAR.LE SB0" in re.split(r"SYNCS\.PHASECHK", tile)[-1] for tile in tiles)
+
+
+def compile_one(design: str, epilogue: str) -> dict[str, Any]:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    driver = types.SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+    )
+    triton.runtime.driver.set_active(driver)
+    from cosmos_fast_kernels import linear_hopper
+    from test_kernel_linear import fused, given
+
+    made: list[Any] = []
+    kernel = linear_hopper._linear_kernel
+    run = kernel.run
+    kernel.run = lambda *arguments, **options: made.append(
+        run(*arguments, **options | {"warmup": True})
+    )
+    cuda: Any = torch.cuda
+    cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=132)
+    cuda.device = lambda device: contextlib.nullcontext()
+    config = linear_hopper.DESIGNS[design]
+    fused(given((300, 256, 512)), epilogue, config=config)
+    folder = Path(os.environ["TRITON_CACHE_DIR"])
+    sass = disassembled(made[0].asm["cubin"], folder)
+    return {
+        "shared": made[0].metadata.shared,
+        "expected_shared": config.shared_bytes,
+        "rows": config.rows,
+        "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        "products": sorted(set(re.findall(r"HGMMA\.(\w+)", sass))),
+        "product_count": len(re.findall(r"\bHGMMA\b", sass)),
+        "exponentials": sass.count("MUFU.EX2"),
+        "waits_before_products": waits_before_products(sass),
+        "assembler": assembler_log(made[0].asm["ptx"], folder),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_one(*sys.argv[1:])))
