@@ -148,7 +148,7 @@ class Parts:
             num_steps=request.num_steps,
             guided=request.uses_guidance,
             dtype=self.dtype,
-            fused=self.ops.names["rms_silu"] != "torch",
+            fused=_fuses(self.vae.ops),
             text=shape if needs_text else None,
             text_dtype=text_dtype,
         )
@@ -158,8 +158,11 @@ class Parts:
         """Weights go where embedding a text needs them."""
         profile = self.profile
         if self.residence.managed:
-            small = replace(_first_workload(profile, self.dtype, self.text_stage), num_frames=5)
-            self.residence.prepare(replace(small, size=Size(64, 64), num_conditional_frames=1))
+            first = _first_workload(
+                profile, self.dtype, self.text_stage, fused=_fuses(self.vae.ops)
+            )
+            small = replace(first, size=Size(64, 64), num_frames=5, num_conditional_frames=1)
+            self.residence.prepare(small)
         else:
             self.residence.wake()
 
@@ -227,7 +230,9 @@ def load_parts(
     ops = replace(ops, attention=ranks.attention(ops.attention))
     text_dtype = _DTYPES.get(text_precision)
     text_stage = _text_stage(files, text_dtype) if residence.managed else (None, dtype)
-    residence.begin(_first_workload(files.profile, dtype, text_stage))
+    # Ranks share the decoder's rows through its modules, which the fused decoder leaves out.
+    fused = ops if ranks.size == 1 else None
+    residence.begin(_first_workload(files.profile, dtype, text_stage, fused=_fuses(fused)))
     with clock.stage("load transformer"):
         dit = _loaded(
             residence,
@@ -238,8 +243,6 @@ def load_parts(
             dtype,
         )
     with clock.stage("load VAE"):
-        # Ranks share the decoder's rows through its modules, which the fused decoder leaves out.
-        fused = ops if ranks.size == 1 else None
         vae = _loaded(
             residence,
             lambda: VAE(files.profile.vae, fused),
@@ -274,8 +277,17 @@ def load_parts(
     )
 
 
+def _fuses(ops: Ops | None) -> bool:
+    """Whether a VAE with these operations decodes between kernels."""
+    return ops is not None and ops.names["rms_silu"] != "torch"
+
+
 def _first_workload(
-    profile: Profile, dtype: torch.dtype, text: tuple[TextShape | None, torch.dtype]
+    profile: Profile,
+    dtype: torch.dtype,
+    text: tuple[TextShape | None, torch.dtype],
+    *,
+    fused: bool,
 ) -> Workload:
     """What the checkpoint is made for: weights go where a plan for this wants them."""
     return Workload(
@@ -286,6 +298,7 @@ def _first_workload(
         num_steps=profile.num_steps,
         guided=profile.guidance != 0,
         dtype=dtype,
+        fused=fused,
         text=text[0],
         text_dtype=text[1],
     )
