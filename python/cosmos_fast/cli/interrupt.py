@@ -35,10 +35,13 @@ class Interrupted(BaseException):
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(*, tells: bool = True) -> Iterator[None]:
     """For the time of the block signals raise :class:`Interrupted`, and the watch is kept.
 
     Puts back the handlers that were there before. For the main thread of the main interpreter.
+
+    Args:
+        tells: whether the watch says why it ends the process; another one may tell the user.
     """
     inlet, outlet = os.pipe()
     for end in (inlet, outlet):
@@ -46,7 +49,7 @@ def interruptible() -> Iterator[None]:
     done = threading.Event()
     previous_handlers = {number: signal.signal(number, _raise) for number in SIGNALS}
     previous_wakeup = signal.set_wakeup_fd(outlet, warn_on_full_buffer=False)
-    watch = threading.Thread(target=_watch, args=(inlet, done), daemon=True, name="signals")
+    watch = threading.Thread(target=_watch, args=(inlet, done, tells), daemon=True, name="signals")
     watch.start()
     try:
         yield
@@ -61,13 +64,13 @@ def interruptible() -> Iterator[None]:
         os.close(outlet)
 
 
-def _watch(inlet: int, done: threading.Event) -> None:
+def _watch(inlet: int, done: threading.Event, tells: bool) -> None:
     first = _next_signal(inlet, None)
     if first is None:
         return
     _next_signal(inlet, GRACE)
     if not done.is_set():
-        force_end(SIGNALS[first], "interrupted")
+        force_end(SIGNALS[first], "interrupted" if tells else "")
 
 
 def force_end(code: ExitCode, why: str) -> None:

@@ -131,7 +131,7 @@ def run_rank(share: Share, flags: dict[str, Any], device: str, seat: Seat) -> No
     threading.Thread(target=_end_with_parent, daemon=True, name="parent").start()
     code, seated = ExitCode.OK, False
     try:
-        with interruptible(), _seated(seat, device) as place:
+        with interruptible(tells=False), _seated(seat, device) as place:
             seated = True
             share(flags, place)
     except Interrupted as interrupted:
