@@ -115,9 +115,8 @@ def test_layernorm_modulate_over_its_own_input() -> None:
 
 
 def test_constant_token_becomes_the_shift() -> None:
-    # A power of two: the mean is then exact, whichever way a compiler divides.
-    x = torch.full((1, 1, 256), 7.0, device=DEVICE)
-    shift, scale = torch.randn(2, 1, 1, 256, device=DEVICE).unbind()
+    x = torch.full((1, 1, 192), 7.0, device=DEVICE)
+    shift, scale = torch.randn(2, 1, 1, 192, device=DEVICE).unbind()
     assert torch.equal(layernorm_modulate(x, shift, scale, None, EPS), shift)
 
 

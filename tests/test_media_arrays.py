@@ -236,6 +236,5 @@ def test_a_device_tensor_is_fitted_where_it_is(fit: str) -> None:
     assert found.device == pixels.device
     assert not any("DtoH" in event.name for event in profile.events())
     difference = np.abs(np.asarray(found).astype(int) - np.asarray(fitted(clip(), 5, fit=fit)))
-    # A GPU adds in another order, and truncation makes a level of a last bit: 1 % on an H200.
     assert difference.max() <= 1
-    assert (difference == 0).mean() >= 0.98
+    assert (difference == 0).mean() >= 0.999
