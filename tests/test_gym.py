@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from PIL import Image
 
 import cosmos_fast as cf
 from action_world import CHUNK, DIM, HEIGHT, WIDTH, action_engine, actions, pictures
@@ -55,7 +53,13 @@ def test_the_librarys_checker_passes(engine: cf.Video2World) -> None:
 def test_it_behaves_as_the_librarys_vector_of_single_environments(
     engine: cf.Video2World, mode: AutoresetMode
 ) -> None:
-    options: dict[str, Any] = {"horizon": 3, "reward": dims, "execute": 2, "num_steps": 1}
+    options: dict[str, Any] = {
+        "horizon": 3,
+        "reward": dims,
+        "execute": 2,
+        "num_steps": 1,
+        "hold": 1,
+    }
     ours = WorldVectorEnv(engine, STARTS, 2, autoreset_mode=mode, **options)
     theirs = SyncVectorEnv([lambda: WorldEnv(engine, STARTS, **options)] * 2, autoreset_mode=mode)
     assert ours.observation_space == theirs.observation_space
@@ -96,7 +100,7 @@ def same_info(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 def test_a_chunk_ends_where_world_step_ends_with_the_same_actions(engine: cf.Video2World) -> None:
-    env = WorldVectorEnv(engine, STARTS, 2)
+    env = WorldVectorEnv(engine, STARTS, 2, hold=1)
     frames, _ = env.reset(seed=1)
     world = cf.World(engine, 2)
     world.reset(frames, seed=[state.seed for state in env._world.states])
@@ -107,6 +111,51 @@ def test_a_chunk_ends_where_world_step_ends_with_the_same_actions(engine: cf.Vid
     assert step.frames is not None
     np.testing.assert_array_equal(seen, np.asarray(step.frames)[:, -1])
     assert env.model_calls == 2 * CHUNK
+
+
+@pytest.mark.parametrize(("hold", "looks"), [(None, [0]), (3, [0, 3, 6]), (1, list(range(CHUNK)))])
+def test_within_a_chunk_actions_are_held_and_told_of(
+    engine: cf.Video2World, caplog: pytest.LogCaptureFixture, hold: int | None, looks: list[int]
+) -> None:
+    env = WorldVectorEnv(engine, STARTS, 1, hold=hold, num_steps=1)
+    _, told = env.reset(seed=1)
+    assert "action" not in told
+    given = actions(1)
+    followed, seen = [], []
+    for at in range(CHUNK):
+        frames, *_, info = env.step(given[:, at])
+        followed.append(info["action"][0])
+        seen.append(frames[0])
+    assert env.model_calls == len(looks)
+    held = [max(look for look in looks if look <= at) for at in range(CHUNK)]
+    np.testing.assert_array_equal(np.stack(followed), given[0, held])
+    passed = [record.getMessage() for record in caplog.records]
+    assert len(passed) == (0 if hold == 1 else 1)
+    assert all("an action was passed over" in each for each in passed)
+    # The last frame is that of the whole chunk with the actions that were looked at.
+    world = cf.World(engine, 1, num_steps=1)
+    start, _ = WorldVectorEnv(engine, STARTS, 1).reset(seed=1)
+    world.reset(start, seed=[env._world.states[0].seed])
+    step = world.step(given[:, held])
+    assert step.frames is not None
+    np.testing.assert_array_equal(seen[-1], np.asarray(step.frames)[0, -1])
+    env.step(given[:, 0])
+    assert env.model_calls == len(looks) + 1, "the next chunk looks again"
+
+
+def test_an_announcement_is_heard_in_the_middle_of_a_chunk(engine: cf.Video2World) -> None:
+    env = WorldVectorEnv(engine, STARTS, 1, num_steps=1)
+    env.reset(seed=1)
+    given = actions(1)
+    env.step(given[:, 0])
+    env.announce(given[:, 1:])
+    told = [env.step(given[:, at])[-1]["action"][0] for at in range(1, CHUNK)]
+    np.testing.assert_array_equal(np.stack(told), given[0, 1:])
+    assert env.model_calls == 2
+    # What is announced and not done is forgotten.
+    env.announce(given)
+    env.step(given[:, 3])
+    np.testing.assert_array_equal(env.step(given[:, 1])[-1]["action"][0], given[0, 3])
 
 
 def test_announced_or_held_actions_cost_one_prediction(engine: cf.Video2World) -> None:
@@ -161,11 +210,12 @@ def test_episodes_are_truncated_rewarded_and_drawn(engine: cf.Video2World) -> No
     [
         (lambda e: WorldVectorEnv(e, STARTS.astype(float)), "uint8"),
         (lambda e: WorldVectorEnv(e, STARTS, execute=9), "1 to 8"),
+        (lambda e: WorldVectorEnv(e, STARTS, hold=0), "at least 1 step"),
         (lambda e: WorldVectorEnv(e, STARTS, render_mode="human"), "rgb_array"),
         (lambda e: WorldVectorEnv(e, STARTS).step(np.zeros((1, DIM))), "call reset"),
         (lambda e: WorldVectorEnv(e, STARTS, 2).step(np.zeros((1, DIM))), "shape"),
     ],
-    ids=["starts", "execute", "render", "no reset", "shape"],
+    ids=["starts", "execute", "hold", "render", "no reset", "shape"],
 )
 def test_wrong_use_is_refused(
     engine: cf.Video2World, call: Callable[[cf.Video2World], Any], word: str
@@ -174,58 +224,67 @@ def test_wrong_use_is_refused(
         call(engine)
 
 
-STARTED = """
-import numpy as np
-from tools.pusherworld.simulator import Pusher, draw_start
-pusher, frames = Pusher(), []
-for seed in range(2):
-    pusher.reset(draw_start(np.random.default_rng(seed)))
-    frames.append(pusher.frame())
-np.save("starts.npy", np.stack(frames))
-"""
-
-
-def random_agent(folder: Path, steps: int) -> np.ndarray:
-    """Frames (steps, 2, 96, 96, 3) that a random agent sees in two pusher worlds."""
-    path = os.pathsep.join(map(str, (ROOT / "python", ROOT)))
-    environment = os.environ | {"MUJOCO_GL": "osmesa", "PYTHONPATH": path}
-    subprocess.run([sys.executable, "-c", STARTED], cwd=folder, env=environment, check=True)
+def random_agent(steps: int, **options: Any) -> tuple[np.ndarray, WorldVectorEnv]:
+    """Frames (steps, 1, 96, 96, 3) that a random agent sees in the pusher world."""
+    with Image.open(ROOT / "examples" / "worlds" / "start.png") as start:
+        starts = np.asarray(start.convert("RGB"))[None]
     env = WorldVectorEnv(
         cf.Video2World.from_pretrained("pusherworld", device="cpu"),
-        np.load(folder / "starts.npy"),
-        2,
+        starts,
         horizon=60,
         reward=brightness,
         num_steps=2,
+        **options,
     )
     env.action_space.seed(0)
     env.reset(seed=0)
-    seen = []
+    seen, ends = [], 0
     for _ in range(steps):
-        observation, rewards, *_ = env.step(env.action_space.sample())
+        observation, rewards, _, truncated, _ = env.step(env.action_space.sample())
         assert np.isfinite(rewards).all()
+        ends += int(truncated.sum())
         seen.append(observation)
     env.close()
-    return np.stack(seen)
+    # A step of which nothing is predicted starts the next episode.
+    assert ends == (steps + 1) // 61
+    return np.stack(seen), env
 
 
-def test_a_random_agent_moves_the_disc(
-    tmp_path: Path, mujoco: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def seen_where(monkeypatch: pytest.MonkeyPatch) -> Callable[[np.ndarray], np.ndarray]:
     monkeypatch.syspath_prepend(ROOT)
     from tools.pusherworld.tracker import track
 
-    way = track(random_agent(tmp_path, 13), "disc")
-    steps = np.linalg.norm(np.diff(way, axis=0), axis=-1)
+    return lambda frames: track(frames, "disc")
+
+
+def test_a_random_agent_takes_a_thousand_steps(
+    seen_where: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    frames, env = random_agent(1000)
+    assert frames.shape == (1000, 1, 96, 96, 3)
+    # 16 episodes of 60 steps, 5 chunks each, and 24 steps more.
+    assert env.model_calls == 16 * 5 + 2
+    way = seen_where(frames)
     assert np.isfinite(way).all(), "the disc is in every frame"
-    assert 0.2 < steps.mean() < 10
+    assert 0.2 < np.linalg.norm(np.diff(way, axis=0), axis=-1).mean() < 10
+
+
+def test_a_random_agent_is_followed_at_every_step(
+    seen_where: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    frames, env = random_agent(13, hold=1)
+    assert env.model_calls == 13
+    way = seen_where(frames)
+    assert np.isfinite(way).all()
+    assert 0.2 < np.linalg.norm(np.diff(way, axis=0), axis=-1).mean() < 10
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_a_random_agent_takes_a_thousand_steps(
-    request: pytest.FixtureRequest, tmp_path: Path, mujoco: None
-) -> None:
+def test_a_random_agent_is_followed_for_a_thousand_steps(request: pytest.FixtureRequest) -> None:
     if "soak" not in request.config.getoption("markexpr"):
         pytest.skip("make soak runs it")
-    assert random_agent(tmp_path, 1000).shape == (1000, 2, 96, 96, 3)
+    frames, env = random_agent(1000, hold=1)
+    assert frames.shape == (1000, 1, 96, 96, 3)
+    assert env.model_calls == 1000 - 16

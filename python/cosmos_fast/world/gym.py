@@ -1,14 +1,25 @@
 """Worlds as Gymnasium environments; needs the extra ``gym``: ``pip install '.[gym]'``.
 
 A network predicts a whole chunk from a whole chunk of actions, an environment is given one action
-at a time. So a chunk is predicted as if its newest action were held, and predicted again, from the
-same state and noise, once an action comes that was not assumed. Every frame follows from the
-actions up to it, and the state at the end of a chunk is the one that ``World.step`` reaches with
-the same actions. ``announce`` tells the coming actions beforehand and saves the repeated work.
+at a time, before it tells the next frame. What the other actions of a chunk will be is known to
+nobody then; ``hold`` says what is made of that:
+
+    hold           the world looks at an action           chunks predicted for 12 steps
+    None (a chunk) when a chunk begins, and holds it      1: frames are served from the chunk
+    4              every fourth step, and holds it        3
+    1              at every step                          12: an agent that reacts to every frame
+
+Where an action comes that was not assumed, the rest of the chunk is predicted again from the same
+state and noise, so that every frame follows from the actions up to it that were looked at, and the
+chunk ends in the state that ``World.step`` reaches with them. ``info["action"]`` tells which action
+a frame follows from; the first one that is passed over is also logged. An agent that has more than
+one action to tell, as policies that act in chunks have, calls ``announce``: those are all looked
+at, and cost one prediction a chunk whatever ``hold`` is.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,6 +50,7 @@ Reward = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 (N, H, W, 3) to N numbers, or to N numbers and N booleans that end an episode."""
 
 _SPREAD: Final = 3.0
+_LOG: Final = logging.getLogger(__name__)
 
 
 class WorldVectorEnv(VectorEnv[Any, Any, Any]):
@@ -56,6 +68,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         *,
         horizon: int = 100,
         execute: int | None = None,
+        hold: int | None = None,
         reward: Reward | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
@@ -71,6 +84,8 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             horizon: steps after which an episode is truncated.
             execute: frames of a chunk that are lived through before the next is predicted from
                 them; None is all.
+            hold: steps from one look at the actions to the next, within a chunk; None is all of
+                ``execute``. 1 looks at every action, for as many predictions as steps.
             reward: None: always 0.
             autoreset_mode: any of Gymnasium's.
             render_mode: None or "rgb_array".
@@ -93,6 +108,9 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         self._execute = spec.chunk if execute is None else execute
         if not 1 <= self._execute <= spec.chunk or horizon < 1:
             raise InputError(f"{execute = }, {horizon = }: 1 to {spec.chunk}, and at least 1")
+        self._hold = self._execute if hold is None else hold
+        if self._hold < 1:
+            raise InputError(f"{hold = }: at least 1 step is needed, or None for all of a chunk")
         if render_mode not in (None, "rgb_array"):
             raise InputError(f'{render_mode = }: None or "rgb_array" is possible')
         self.metadata = {
@@ -115,6 +133,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         self._episodes: list[_Episode | None] = [None] * num_envs
         self._done = np.zeros(num_envs, dtype=bool)
         self._mode = AutoresetMode(autoreset_mode)
+        self._told_of_passing = False
         self.model_calls = 0
         """Chunks predicted so far, over all worlds."""
 
@@ -149,7 +168,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         """One frame of every world.
 
         Args:
-            actions: float (N, dim).
+            actions: float (N, dim); ``hold`` says when a world looks at its own.
 
         Raises:
             InputError: wrong shape or values, or a finished episode with autoreset disabled.
@@ -180,10 +199,10 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         return after, rewards, terminated, truncated, info
 
     def announce(self, actions: Any) -> None:
-        """Tells what will be done in the rest of the chunk: float (N, up to chunk, dim).
+        """Tells what will be done from the next step on: float (N, up to chunk, dim).
 
-        Saves predicting it again when those actions come. Frames then follow from these actions
-        too, as in ``World.step``; without it, from the newest action held.
+        Where the next step brings the first of them, the rest of the chunk is predicted from them
+        all, once, as ``World.step`` does; else they are forgotten.
         """
         coming = np.asarray(actions, dtype=np.float32)
         if coming.ndim != 3 or coming.shape[::2] != (self.num_envs, self._spec.dim):
@@ -222,7 +241,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         surprised = [
             episode
             for episode, action in zip(episodes, actions[mask], strict=True)
-            if episode.expects(action, self._spec.chunk)
+            if episode.surprised_by(action, self._spec.chunk, self._hold)
         ]
         if surprised:
             made = advance(
@@ -239,6 +258,16 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
                 episode.ahead, episode.frames = state, frames
         for episode in episodes:
             episode.advance(self._execute)
+        if not self._told_of_passing and any(
+            not np.array_equal(episode.followed, action)
+            for episode, action in zip(episodes, actions[mask], strict=True)
+        ):
+            self._told_of_passing = True
+            _LOG.warning(
+                "an action was passed over: within a chunk every %d. is looked at (hold = %d); "
+                "hold=1 looks at all, for a prediction a step; announce() tells coming ones",
+                self._hold, self._hold,
+            )  # fmt: skip
 
     def _frames(self) -> np.ndarray:
         return np.stack([episode.frame for episode in self._episodes if episode])
@@ -259,11 +288,14 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         info: dict[str, Any] = {}
         source = "none" if self._reward is None else getattr(self._reward, "__name__", "function")
         for k in np.flatnonzero(mask):
-            episode = self._episodes[k]
-            assert episode is not None
-            told = {"age": episode.age, "reward_source": source}
-            info = self._add_info(info, told, int(k))
+            info = self._add_info(info, self._told(int(k), source), int(k))
         return info
+
+    def _told(self, k: int, source: str) -> dict[str, Any]:
+        episode = self._episodes[k]
+        assert episode is not None
+        told: dict[str, Any] = {"age": episode.age, "reward_source": source}
+        return told if episode.followed is None else told | {"action": episode.followed.copy()}
 
     def _same_step(
         self, after: np.ndarray, info: dict[str, Any]
@@ -271,9 +303,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         ended = self._done.copy()
         final: dict[str, Any] = {}
         for k in np.flatnonzero(ended):
-            episode = self._episodes[k]
-            assert episode is not None
-            told = {"age": episode.age, "reward_source": info["reward_source"][k]}
+            told = self._told(int(k), info["reward_source"][k])
             final = self._add_info(
                 final, {"final_obs": after[k].copy(), "final_info": told}, int(k)
             )
@@ -332,27 +362,31 @@ class _Episode:
         self.at = 0
         """Actions of the chunk that have been taken."""
         self.announced: np.ndarray | None = None
+        self.followed: Any = None
+        """The action that the newest frame follows from, float32 (dim,); None at the start."""
         self.assumed = np.zeros((0, 0), np.float32)
         """The chunk's actions: those taken, then those it was predicted with."""
         self.ahead: WorldState | None = None
         self.frames = np.zeros((0,), np.uint8)
 
-    def expects(self, action: np.ndarray, chunk: int) -> bool:
-        """Takes the action up; True if the chunk has to be predicted (again)."""
-        if self.ahead is not None and np.array_equal(self.assumed[self.at], action):
-            return False
-        coming = self.announced
+    def surprised_by(self, action: np.ndarray, chunk: int, hold: int) -> bool:
+        """Looks at the action if it is time to; True if the chunk has to be predicted (again)."""
+        coming, self.announced = self.announced, None
         if coming is not None and len(coming) and np.array_equal(coming[0], action):
             rest = np.concatenate([coming, np.repeat(coming[-1:], chunk, axis=0)])
+        elif self.ahead is not None and self.at % hold:
+            return False
         else:
             rest = np.repeat(action[None], chunk, axis=0)
-        self.announced = None
-        self.assumed = np.concatenate([self.assumed[: self.at], rest] if self.at else [rest])
-        self.assumed = self.assumed[:chunk]
+        told = np.concatenate([self.assumed[: self.at], rest] if self.at else [rest])[:chunk]
+        if self.ahead is not None and np.array_equal(told, self.assumed):
+            return False
+        self.assumed = told
         return True
 
     def advance(self, execute: int) -> None:
         self.frame = self.frames[self.at].copy()
+        self.followed = self.assumed[self.at]
         self.at += 1
         self.age += 1
         if self.at == execute:
