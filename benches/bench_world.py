@@ -143,7 +143,7 @@ class Bench:
     def flat(self) -> Iterator[dict[str, Any]]:
         """
         Raises:
-            WrongResult: the device holds more at the end than after a tenth of the steps.
+            WrongResult: as :func:`growth`.
         """
         asked, limit = self.options.flat, self.options.flat_seconds
         every = max(1, asked // 20)
@@ -166,21 +166,12 @@ class Bench:
                     seen.append({"step": number, **held(self.device)})
                 if time.perf_counter() - began > limit:
                     break
-        # Allocators and caches may grow in the first tenth.
-        settled = [one for one in seen if one["step"] >= number / 10]
-        grown = {
-            key: settled[-1][key] - settled[0][key]
-            for key in settled[0]
-            if key != "step"
-        }  # fmt: skip
         yield {
             "worlds": 1, "solver_steps": 1, "steps": number, "asked": asked,
             "seconds": time.perf_counter() - began, "decoded": spread(decoded),
-            "searched": spread(searched), "grown_bytes": grown, "seen": seen,
+            "searched": spread(searched), "seen": seen,
         }  # fmt: skip
-        most = max(one["allocated"] for one in settled) - settled[0]["allocated"]
-        if max(most, grown["allocated"], grown["taken_of_card"]) > GROWN:
-            raise WrongResult(f"memory grew over {number} steps: {grown}")
+        growth(seen, number)
 
     def write(self) -> str:
         """The document as it stands, and its one line."""
@@ -223,6 +214,27 @@ def held(device: torch.device) -> dict[str, int]:
     }
 
 
+def settled(seen: list[dict[str, int]], steps: int) -> list[dict[str, int]]:
+    """Without the first tenth, in which allocators and caches may grow."""
+    return [one for one in seen if one["step"] >= steps / 10]
+
+
+def growth(seen: list[dict[str, int]], steps: int) -> dict[str, int]:
+    """Bytes more at the end than after a tenth of the steps.
+
+    Raises:
+        WrongResult: the device holds more, or too little was seen to tell.
+    """
+    moments = settled(seen, steps)
+    if len(moments) < 2:
+        raise WrongResult(f"{steps} steps are too few to tell: give more --flat-seconds")
+    first, last = moments[0], moments[-1]
+    grown = {key: last[key] - first[key] for key in first if key != "step"}
+    if max(grown["allocated"], grown["taken_of_card"]) > GROWN:
+        raise WrongResult(f"memory grew over {steps} steps: {grown}")
+    return grown
+
+
 def spread(seconds: list[float]) -> dict[str, float]:
     """Of the host's clock around one step, waited for."""
     if not seconds:
@@ -249,9 +261,14 @@ def line_of(part: str, row: dict[str, Any]) -> str:
             f"{row['equal_bytes']}, apart {row['apart']:.2e}; from float32 {row['error_alone']:.3e}"
             f" and {row['error_among']:.3e}, ratio {row['ratio']:.3f} of {row['gate']}"
         )
-    grown = {key: f"{value / 2**20:+.2f}" for key, value in row["grown_bytes"].items()}
+    moments = settled(row["seen"], row["steps"])
+    held_mib = {
+        key: f"{moments[0][key] / 2**20:.1f} to {moments[-1][key] / 2**20:.1f}"
+        for key in moments[0]
+        if key != "step"
+    }
     return (
-        f"{row['steps']} of {row['asked']} steps in {row['seconds']:.0f} s: MiB grown {grown}; "
+        f"{row['steps']} of {row['asked']} steps in {row['seconds']:.0f} s: MiB {held_mib}; "
         f"seconds decoded {row['decoded']}, searched {row['searched']}"
     )
 

@@ -133,6 +133,38 @@ def test_shapes_have_the_tokens_that_they_are_known_by() -> None:
     assert (tokens["2b_480p_93"], tokens["2b_720p_93"], tokens["2b_action"]) == (31104, 84480, 4800)
 
 
+def test_worlds_are_measured_part_by_part(tmp_path: Path) -> None:
+    import bench_world
+    from harness import WrongResult
+
+    from action_world import PROFILE
+    from random_world import make_random_world
+
+    folder = make_random_world(tmp_path / "model", PROFILE)
+    save = tmp_path / "world.json"
+    words = ["--worlds", "2", "--steps", "2", "--flat", "40", "--save", str(save)]
+    bench = bench_world.Bench(
+        bench_world.load(folder, "cpu"), folder, bench_world.parsed([str(folder), *words])
+    )
+    for part in ("latency", "batch", "flat"):
+        for row in getattr(bench, part)():
+            bench.rows.append({"part": part, **row})
+            assert bench_world.line_of(part, row)
+    bench.write()
+    latency, batch, flat = json.loads(save.read_text("utf-8"))["rows"]
+    assert (latency["worlds"], latency["steps"], latency["frames"]) == (2, 2, 2 * 2 * 8)
+    assert batch["equal_bytes"]
+    assert batch["ratio"] == 1
+    assert (flat["steps"], len(flat["seen"]), flat["seen"][-1]["step"]) == (40, 21, 40)
+    assert (flat["decoded"]["number"], flat["searched"]["number"]) == (4, 36)
+
+    moments = [{"step": step, "allocated": step, "taken_of_card": 0} for step in range(1, 5)]
+    assert bench_world.growth(moments, 4)["allocated"] == 3
+    moments[-1]["allocated"] = 2 << 20
+    with pytest.raises(WrongResult, match="grew over 4 steps"):
+        bench_world.growth(moments, 4)
+
+
 def test_the_command_runs_the_program_that_it_names(tmp_path: Path, capsys) -> None:
     from cosmos_fast.cli import main
 

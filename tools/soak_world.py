@@ -5,15 +5,18 @@ keeps, and hands that to worlds chunk after chunk. On the way everything happens
 hour: environments end and are reset by mask, a state is forked and searched from, snapshots are
 taken and restored, further worlds come and go, futures disagree, steps are submitted, and user code
 raises in the middle of a chunk. After each exception the worlds must stand where they stood and go
-on with the same bytes as if nothing had been. Memory that grows, or a descriptor, thread or child
-process that stays behind, is a failure. The last line of the output is one JSON object.
+on with the same bytes as if nothing had been. On a GPU the simulator has a CUDA context of its own
+beside torch's, as engines of physics have, and works in it between and within the chunks. Memory
+that grows, torch's, the card's or the host's, or a descriptor, thread or child process that stays
+behind, is a failure. The last line of the output is one JSON object.
 
-    python -m tools.soak_world --seconds 120
+    python -m tools.soak_world --seconds 3600 --limit 60
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import statistics
@@ -38,6 +41,10 @@ WARM_UP: Final = 0.2
 """Share of the steps in which allocators and caches may still grow."""
 SAMPLED: Final = 5
 """Steps from one look at the process to the next."""
+
+
+Held = tuple[int, int]
+"""Bytes of the device: what torch has handed out, and what is taken of the card by anyone."""
 
 
 class UserError(Exception):
@@ -68,6 +75,44 @@ class Table:
         return self.frames
 
 
+class OwnContext:
+    """A CUDA context that is not torch's, with memory in it, through the driver alone."""
+
+    SIZE: Final = 64 << 20
+
+    def __init__(self) -> None:
+        self._driver = ctypes.CDLL("libcuda.so.1")
+        device, self._context, self._at = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
+        self._call("cuInit", ctypes.c_uint(0))
+        self._call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(torch.cuda.current_device()))
+        self._call("cuCtxCreate_v2", ctypes.byref(self._context), ctypes.c_uint(0), device)
+        self._call("cuMemAlloc_v2", ctypes.byref(self._at), ctypes.c_size_t(self.SIZE))
+        self._pop()
+
+    def work(self, number: int) -> None:
+        """Fills its memory with a number's last byte, and reads some of it back."""
+        value, told = number % 256, (ctypes.c_ubyte * 16)()
+        self._call("cuCtxPushCurrent_v2", self._context)
+        try:
+            size = ctypes.c_size_t(self.SIZE)
+            self._call("cuMemsetD8_v2", self._at, ctypes.c_ubyte(value), size)
+            self._call("cuMemcpyDtoH_v2", told, self._at, ctypes.c_size_t(len(told)))
+        finally:
+            self._pop()
+        assert list(told) == [value] * len(told), "the simulator's own memory is not what it was"
+
+    def close(self) -> None:
+        self._call("cuCtxDestroy_v2", self._context)
+
+    def _pop(self) -> None:
+        self._call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+
+    def _call(self, name: str, *given: object) -> None:
+        code = getattr(self._driver, name)(*given)
+        if code:
+            raise RuntimeError(f"{name} failed with CUresult {code}")
+
+
 class Hour:
     """The work of the process, step by step."""
 
@@ -76,6 +121,7 @@ class Hour:
         assert spec is not None
         self.engine, self.spec = engine, spec
         self.table = Table(engine.device, spec.dim)
+        self.context = OwnContext() if engine.device.type == "cuda" else None
         self.world = cf.World(engine, WORLDS, num_steps=1)
         self.world.reset(self.table.draw(), seed=1)
         self.happened: Counter[str] = Counter()
@@ -84,8 +130,9 @@ class Hour:
 
     def step(self, number: int) -> None:
         given = self.table.act(self.spec.chunk)
+        self._simulate(number)
         if number % 10 == 3:
-            self._fail(given)
+            self._fail(given, number)
         if number % 7 == 0:
             self.world.submit(given).result()
         else:
@@ -104,10 +151,16 @@ class Hour:
                 another.submit(given[:2], num_steps=1).result()
             self.happened["further worlds"] += 1
 
-    def _fail(self, given: torch.Tensor) -> None:
+    def _simulate(self, number: int) -> None:
+        if self.context is not None:
+            self.context.work(number)
+            self.happened["works in a context of its own"] += 1
+
+    def _fail(self, given: torch.Tensor, number: int) -> None:
         """User code raises in the middle of a chunk: nothing of it may be seen afterwards."""
 
         def broken(group: object, first: int, frames: torch.Tensor) -> None:
+            self._simulate(number + 1)
             raise UserError(f"frame {first}")
 
         before = self.world.states
@@ -144,9 +197,10 @@ class Hour:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=3600.0, help="simulated, per world")
+    parser.add_argument("--limit", type=float, help="most seconds that it may take; default: none")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     asked = parser.parse_args()
-    start, samples, on_device = time.monotonic(), list[Sample](), list[int]()
+    start, samples, on_device = time.monotonic(), list[Sample](), list[Held]()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = make_checkpoint(
@@ -159,14 +213,19 @@ def main() -> int:
             hour.step(number)
             if number % SAMPLED == 0:
                 samples.append(sample())
-                on_device.append(allocated(engine.device))
+                on_device.append(held(engine.device))
             if number % 100 == 0:
                 print(f"{number}/{steps} {samples[-1]} {dict(hour.happened)}", file=sys.stderr)
+            if asked.limit is not None and time.monotonic() - start > asked.limit:
+                break
         report = hour.world.report()
         hour.world.close()
-    told = verdict(samples, on_device, steps)
+        if hour.context is not None:
+            hour.context.close()
+    told = verdict(samples, on_device, number)
     told |= {
-        "simulated_seconds": asked.seconds, "worlds": WORLDS, "steps": steps,
+        "simulated_seconds": round(number * hour.spec.chunk / hour.spec.fps, 1),
+        "asked_seconds": asked.seconds, "worlds": WORLDS, "steps": number,
         "happened": dict(hour.happened), "latency_p50": round(report.latency_p50, 4),
         "latency_p99": round(report.latency_p99, 4), "device": str(engine.device),
         "seconds": round(time.monotonic() - start, 1),
@@ -175,18 +234,19 @@ def main() -> int:
     return int(not told["ok"])
 
 
-def allocated(device: torch.device) -> int:
-    """Bytes that torch holds on a GPU."""
+def held(device: torch.device) -> Held:
+    """What is taken of a GPU."""
     if device.type != "cuda":
-        return 0
+        return 0, 0
     torch.cuda.synchronize(device)
-    return int(torch.cuda.memory_allocated(device))
+    free, total = torch.cuda.mem_get_info(device)
+    return torch.cuda.memory_allocated(device), total - free
 
 
-def verdict(samples: list[Sample], on_device: list[int], steps: int) -> dict[str, object]:
+def verdict(samples: list[Sample], on_device: list[Held], steps: int) -> dict[str, object]:
     """What has grown from after the warm-up to the end."""
     first = int(len(samples) * WARM_UP)
-    settled, held = samples[first:], on_device[first:]
+    settled, taken = samples[first:], on_device[first:]
     if len(settled) < 3:
         raise SystemExit("too short a run to tell: ask for more --seconds")
     own = [one.megabytes for one in settled]
@@ -195,13 +255,13 @@ def verdict(samples: list[Sample], on_device: list[int], steps: int) -> dict[str
         name: getattr(settled[-1], name) - getattr(settled[0], name)
         for name in ("descriptors", "threads", "children")
     }
-    device_megabytes = round((held[-1] - held[0]) / 1e6, 3)
+    torchs, cards = (round((taken[-1][k] - taken[0][k]) / 1e6, 3) for k in (0, 1))
     # A short run's slope is the allocator's noise; it is judged over an hour, or by its own growth.
-    ok = min(slope, own[-1] - own[0]) <= MEGABYTES_AN_HOUR and device_megabytes <= 1.0
-    ok = ok and not any(more > 0 for more in grown.values())
+    ok = min(slope, own[-1] - own[0]) <= MEGABYTES_AN_HOUR and torchs <= 1.0
+    ok = ok and cards <= MEGABYTES_AN_HOUR and not any(more > 0 for more in grown.values())
     return {
         "ok": ok, "megabytes_over_the_run": round(slope, 2),
-        "device_megabytes": device_megabytes, **grown,
+        "device_megabytes": torchs, "card_megabytes": cards, **grown,
     }  # fmt: skip
 
 
