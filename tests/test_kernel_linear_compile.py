@@ -43,8 +43,10 @@ def compiled(design: str, epilogue: str, cache: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("design", "epilogue", "product"),
     [
-        ("wide", "none", "64x256x16"),
-        ("turns", "gelu", "64x128x16"),
+        ("wide", "gelu", "64x256x16"),
+        ("turns", "none", "64x128x16"),
+        ("turns", "gated", "64x128x16"),
+        ("turns", "indexed", "64x128x16"),
         ("wide, all pieces", "gated", "64x256x16"),
         ("tall", "indexed", "64x128x16"),
     ],

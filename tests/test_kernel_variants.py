@@ -94,6 +94,7 @@ def run_of_an_engine(seed: int, words: int) -> None:
         attend(q, k, v, scale=0.1, zero_keys=1)  # a prompt that fills all rows has none
     gated_layernorm_modulate(x, gate, y, shift, scale, None, 1e-6, out=(x, y))
     gated_residual(x, gate, y, None, out=x)
+    products(x[0], some(width, width), some(4 * width, width), gate[0])
 
     kept_frames = None
     for count in (1, 2):
@@ -103,6 +104,22 @@ def run_of_an_engine(seed: int, words: int) -> None:
         )
         kept_frames = made.kept
         upsample(some(1, count, 6, 5, 192), some(192), in_time=True)
+
+
+def products(x: torch.Tensor, weight: torch.Tensor, wide: torch.Tensor, gate: torch.Tensor) -> None:
+    """Those of a block on Hopper."""
+    from cosmos_fast.model.linear_table import DESIGNS
+    from cosmos_fast_kernels import linear_hopper
+
+    for epilogue, name in DESIGNS:
+        config = linear_hopper.DESIGNS[name]
+        if epilogue == "gated":
+            linear_hopper.linear_gated_residual(x, weight, x, gate, None, out=x, config=config)
+        elif epilogue == "gelu":
+            linear_hopper.linear_gelu(x, wide, config=config)
+        else:
+            for one in (weight, wide):
+                linear_hopper.linear(x, one, config=config)
 
 
 def main() -> None:
@@ -124,6 +141,7 @@ def main() -> None:
         attention_hopper,
         gated_layernorm_modulate,
         layernorm_modulate,
+        linear_hopper,
         qk_norm_rope,
         rms_silu,
         upsample,
@@ -134,6 +152,7 @@ def main() -> None:
             "attention": attention._attention_kernel,
             "attention_hopper": attention_hopper._attention_kernel,
             "gated_layernorm_modulate": gated_layernorm_modulate._gated_kernel,
+            "linear_hopper": linear_hopper._linear_kernel,
             "layernorm_modulate": layernorm_modulate._layernorm_modulate_kernel,
             "qk_norm_rope": qk_norm_rope._norm_rope_kernel,
             "rms_silu": rms_silu._assemble_kernel,

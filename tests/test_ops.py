@@ -22,14 +22,19 @@ from cosmos_fast.model.attention_table import (
     shape_class,
 )
 from cosmos_fast.model.dit import DiT
+from cosmos_fast.model.linear_table import DESIGNS, Gated, design
+from cosmos_fast.model.linear_table import self_test_error as product_error
+from cosmos_fast.model.obstacles import launcher_obstacle
 from cosmos_fast.model.ops import (
     Ops,
     TableAttention,
     _failure,
-    _launcher_obstacle,
     _with_kernels,
+    no_product,
+    table_product,
 )
 from cosmos_fast_kernels import reference
+from cosmos_fast_kernels.linear_hopper import DESIGNS as HOPPER_DESIGNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,9 +79,9 @@ def test_a_missing_gpu_is_an_error() -> None:
 def test_launcher_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    assert "gcc or clang is not found" in str(_launcher_obstacle())
+    assert "gcc or clang is not found" in str(launcher_obstacle())
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert "no-such-compiler is not found" in str(_launcher_obstacle())
+    assert "no-such-compiler is not found" in str(launcher_obstacle())
 
 
 def test_launcher_without_python_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,15 +91,15 @@ def test_launcher_without_python_headers(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
-    assert "python3-dev" in str(_launcher_obstacle())
+    assert "python3-dev" in str(launcher_obstacle())
     (tmp_path / "Python.h").touch()
-    assert _launcher_obstacle() is None
+    assert launcher_obstacle() is None
 
 
 def test_kernels_run_every_operation_and_agree_with_torch() -> None:
     ours = _with_kernels(torch_attention, {"attention": "torch sdpa"})
     kernels = {name for name, runs in ours.names.items() if runs == "triton"}
-    assert kernels == set(Ops().names) - {"attention"}
+    assert kernels == set(Ops().names) - {"attention", "product"}
     assert not ours.decodes(torch.zeros(1)), "the decoder between kernels needs a GPU"
     x, y = torch.randn(2, 2, 12, 96)
     gate, shift, scale = torch.randn(3, 2, 3, 96)
@@ -260,6 +265,97 @@ def test_a_gpu_s_choice_is_right_and_says_so() -> None:
     assert "failed" not in ops.names["attention"]
     for spec in (SELF, CROSS, dataclasses.replace(CROSS, zero_keys=212)):
         assert self_test_error(ops.attention, 128, torch.bfloat16, "cuda") <= 5e-3, spec
+
+
+def rounded_product(
+    epilogue: str, name: str, x: torch.Tensor, weight: torch.Tensor, gated: Gated | None
+) -> torch.Tensor:
+    """In plain torch, rounded once."""
+    if gated is None:
+        multiply = reference.linear_gelu if epilogue == "gelu" else torch.nn.functional.linear
+        return multiply(x, weight)
+    given = (gated.residual_BND[0], gated.gate_BTD[0], gated.frame_N)
+    return reference.linear_gated_residual(x[0], weight, *given)[None]
+
+
+def test_self_test_of_products_finds_what_is_wrong() -> None:
+    def off_in_one(name: str) -> float:
+        def product(*given: Any) -> torch.Tensor:
+            out = rounded_product(*given)
+            if given[1] == name:
+                out[0, -1] = float("nan") if name == "wide" else 0
+            return out
+
+        return product_error(product, "cpu")
+
+    assert product_error(rounded_product, "cpu") <= 2.5e-3
+    assert off_in_one("turns") > 5e-3
+    assert not off_in_one("wide") <= 5e-3
+
+
+def test_the_table_of_products_names_designs_that_are_tested() -> None:
+    named = {
+        (epilogue, design(epilogue, rows, inputs))
+        for epilogue, _ in DESIGNS
+        for rows in (1, 4800, 84_480)
+        for inputs in (64, 2048, 5120, 8192, 20_480)
+    }
+    assert {one for one in named if one[1] is not None} == set(DESIGNS)
+    assert {name for _, name in DESIGNS} <= set(HOPPER_DESIGNS)
+    assert design("gelu", 63, 2048) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda x: x[:, :63], id="few rows"),
+        pytest.param(lambda x: x.float(), id="float32"),
+        pytest.param(lambda x: x[..., 1:], id="address"),
+        pytest.param(lambda x: x.transpose(1, 2).contiguous().transpose(1, 2), id="strides"),
+        pytest.param(lambda x: torch.stack((x[0], x[0]), 2).unbind(2)[0][None], id="rows apart"),
+        pytest.param(lambda x: x.clone().requires_grad_(), id="gradient"),
+    ],
+)
+def test_what_the_kernel_cannot_take_is_left_to_torch(change: Callable[..., Any]) -> None:
+    x, weight = torch.zeros(1, 4096, 72).bfloat16(), torch.zeros(64, 64).bfloat16()
+    assert table_product("none", change(x)[..., :64], weight, None) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.inference_mode()
+def test_products_of_a_gpu_are_those_of_torch(batch: int, indexed: bool) -> None:
+    """What the engine asks for: views of a modulation, several clips, tokens in another order."""
+    ops, plain = (Ops.select("cuda", torch.bfloat16, kernels=kernels) for kernels in (True, False))
+    if torch.cuda.get_device_capability() == (9, 0):
+        assert ops.names["product"] == "gluon (own, sm_90a)"
+    assert plain.product is no_product
+    tokens, width = 3 * 1100, 256
+    x, y = (torch.randn(batch, tokens, width, device="cuda").bfloat16() for _ in range(2))
+    y[..., 9] *= 60
+    weight = (torch.randn(width, width, device="cuda") * width**-0.5).bfloat16()
+    wide = (torch.randn(4 * width, width, device="cuda") * width**-0.5).bfloat16()
+    shift, scale, gate = torch.randn(batch, 3, 3 * width, device="cuda").bfloat16().chunk(3, -1)
+    frame = torch.randint(3, (tokens,), device="cuda") if indexed else None
+
+    def results(one: Ops, dtype: torch.dtype) -> list[torch.Tensor]:
+        def cast(*tensors: torch.Tensor) -> list[torch.Tensor]:
+            return [tensor.to(dtype, copy=True) for tensor in tensors]
+
+        following = (*cast(y, weight, shift, scale), frame, 1e-6)
+        return [
+            one.linear(*cast(y, wide)),
+            one.linear_gelu(*cast(y, wide)),
+            one.linear_gated_residual(*cast(x, gate, y, weight), frame),
+            *one.linear_gated_layernorm_modulate(*cast(x, gate), *following),
+        ]
+
+    exact = results(Ops(), torch.float64)
+    for ours, theirs, wanted in zip(
+        results(ops, torch.bfloat16), results(plain, torch.bfloat16), exact, strict=True
+    ):
+        assert relative_error(ours, wanted) <= 1.1 * relative_error(theirs, wanted)
 
 
 @pytest.fixture

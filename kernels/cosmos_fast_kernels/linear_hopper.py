@@ -255,8 +255,9 @@ DESIGNS: Final[Mapping[str, LinearConfig]] = {
     "turns": TURNS,
 }
 """What has been thought of, for the bench to choose from."""
-DEFAULT: Final[Mapping[str, LinearConfig]] = {"none": WIDE, "gelu": TURNS, "gated": ALL_PIECES}
-"""The design of each kind of epilogue, where the caller names none: predicted, not yet measured."""
+DEFAULT: Final[Mapping[str, LinearConfig]] = {"none": TURNS, "gelu": WIDE, "gated": TURNS}
+"""The design of each kind of epilogue, where the caller names none: the fastest on an H200 at
+27,216 rows of 2048."""
 
 
 def linear(

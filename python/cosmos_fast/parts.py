@@ -149,6 +149,7 @@ class Parts:
             guided=request.uses_guidance,
             dtype=self.dtype,
             fused=_fuses(self.vae.ops),
+            products=_multiplies(self.ops),
             text=shape if needs_text else None,
             text_dtype=text_dtype,
         )
@@ -159,7 +160,7 @@ class Parts:
         profile = self.profile
         if self.residence.managed:
             first = _first_workload(
-                profile, self.dtype, self.text_stage, fused=_fuses(self.vae.ops)
+                profile, self.dtype, self.text_stage, self.ops, fused=_fuses(self.vae.ops)
             )
             small = replace(first, size=Size(64, 64), num_frames=5, num_conditional_frames=1)
             self.residence.prepare(small)
@@ -232,7 +233,7 @@ def load_parts(
     text_stage = _text_stage(files, text_dtype) if residence.managed else (None, dtype)
     # Ranks share the decoder's rows through its modules, which the fused decoder leaves out.
     fused = ops if ranks.size == 1 else None
-    residence.begin(_first_workload(files.profile, dtype, text_stage, fused=_fuses(fused)))
+    residence.begin(_first_workload(files.profile, dtype, text_stage, ops, fused=_fuses(fused)))
     with clock.stage("load transformer"):
         dit = _loaded(
             residence,
@@ -282,10 +283,16 @@ def _fuses(ops: Ops | None) -> bool:
     return ops is not None and ops.names["rms_silu"] != "torch"
 
 
+def _multiplies(ops: Ops) -> bool:
+    """Whether a transformer with these operations has products of ours."""
+    return ops.names["product"] != "torch"
+
+
 def _first_workload(
     profile: Profile,
     dtype: torch.dtype,
     text: tuple[TextShape | None, torch.dtype],
+    ops: Ops,
     *,
     fused: bool,
 ) -> Workload:
@@ -298,9 +305,10 @@ def _first_workload(
         num_steps=profile.num_steps,
         guided=profile.guidance != 0,
         dtype=dtype,
-        fused=fused,
         text=text[0],
         text_dtype=text[1],
+        fused=fused,
+        products=_multiplies(ops),
     )
 
 

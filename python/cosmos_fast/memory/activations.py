@@ -17,6 +17,7 @@ from cosmos_fast.memory.footprint import trace
 from cosmos_fast.memory.segments import Heap, Segments, heap
 from cosmos_fast.model.attention import Attended
 from cosmos_fast.model.dit import AsUsed, DiT, Modulations, TextContext
+from cosmos_fast.model.linear_table import design
 from cosmos_fast.model.ops import Ops
 from cosmos_fast.model.pixels import to_pixels
 from cosmos_fast.model.rope import Rope
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from cosmos_fast.memory.segments import Trace
     from cosmos_fast.model.attention import AttentionSpec
     from cosmos_fast.model.cuts import Cut
+    from cosmos_fast.model.linear_table import Epilogue, Gated
     from cosmos_fast.weights.text_keys import TextShape
 
 _LAYERS: Final = 4
@@ -134,7 +136,8 @@ def denoise_requests(workload: Workload, cut: Cut) -> Trace:
     frames, rows, columns = workload.latent_size
     layers = min(_LAYERS, config.num_layers)
     with torch.device("meta"):
-        network = DiT(replace(config, num_layers=layers), _METERED).to(dtype)
+        ops = replace(_METERED, product=_metered_product) if workload.products else _METERED
+        network = DiT(replace(config, num_layers=layers), ops).to(dtype)
     grid = (frames, rows // config.patch, columns // config.patch)
     layout = TokenLayout(grid)
     copies = -(-config.num_layers // layers)
@@ -248,6 +251,14 @@ def _metered_attention(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     q.new_empty(q.shape[:3], dtype=torch.float32)  # its statistics
     return Attended(out)
+
+
+def _metered_product(
+    epilogue: Epilogue, x: torch.Tensor, weight: torch.Tensor, gated: Gated | None
+) -> torch.Tensor | None:
+    if design(epilogue, x.shape[:-1].numel(), x.shape[-1]) is None:
+        return None
+    return x.new_empty((*x.shape[:-1], weight.shape[0])) if gated is None else gated.residual_BND
 
 
 _METERED: Final = Ops(

@@ -67,6 +67,8 @@ class Card:
     most so much on an H200 with torch 2.11 for CUDA 13, FlashAttention 3 included."""
     workspace_bytes: int = 40 * MIB
     """Of torch's allocator: what cuBLAS keeps, what weights are rounded up by, small tensors."""
+    products: bool = False
+    """Products of our own run on it; see ``model/linear_table.py``."""
     caches: bool = True
     """Memory comes in segments of torch's caching allocator; see ``segments.py``."""
 
@@ -96,16 +98,19 @@ class Card:
         return self.bf16_flops * TEXT_SHARE
 
 
-def _card(name: str, gib: float, teraflops: float, gigabytes: float, bus: int) -> Card:
-    return Card(name, int(gib * GIB), teraflops * 1e12, gigabytes * 1e9, bus)
+def _card(
+    name: str, gib: float, teraflops: float, gigabytes: float, bus: int, *, products: bool = False
+) -> Card:
+    rates = (teraflops * 1e12, gigabytes * 1e9, bus)
+    return Card(name, int(gib * GIB), *rates, products=products)
 
 
 CARDS: Final[Mapping[str, Card]] = MappingProxyType(
     {
         card.name: card
         for card in (
-            _card("h200", 139.8, 989, 4800, PCIE_5_X16),
-            _card("h100", 79.1, 989, 3350, PCIE_5_X16),
+            _card("h200", 139.8, 989, 4800, PCIE_5_X16, products=True),
+            _card("h100", 79.1, 989, 3350, PCIE_5_X16, products=True),
             _card("a100-80", 79.1, 312, 2039, PCIE_4_X16),
             _card("l40s", 44.4, 362, 864, PCIE_4_X16),
             _card("rtx5090", 31.3, 209.5, 1792, PCIE_5_X16),

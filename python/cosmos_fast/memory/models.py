@@ -90,6 +90,8 @@ class Workload:
     """Of the transformer and the VAE."""
     fused: bool = False
     """The VAE's decoder runs between kernels; see ``model/vae_fused.py``."""
+    products: bool = False
+    """The transformer's products are ours; see ``model/linear_table.py``."""
     text: TextShape | None = T5_11B
     """None: no prompt has to be encoded."""
     text_dtype: torch.dtype = torch.bfloat16

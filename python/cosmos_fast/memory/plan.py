@@ -232,6 +232,7 @@ def plan(
         num_steps=profile.num_steps if num_steps is None else num_steps,
         guided=(profile.guidance if guidance is None else guidance) != 0,
         fused=True,  # every card that is listed runs our kernels
+        products=card.products,
         text=None if text_dtype == "none" else T5_11B,
         text_dtype=torch.float32 if text_dtype == "float32" else torch.bfloat16,
         offloaded=frozenset(offload),

@@ -71,7 +71,8 @@ class StageRun:
                     module.register_forward_pre_hook(self._before(index))
                     for top in block.modules
                     for module in top.modules()
-                    if next(module.parameters(recurse=False), None) is not None
+                    # The whole, as a network may read a layer's weight without calling the layer.
+                    if module is top or next(module.parameters(recurse=False), None) is not None
                 ]
             yield
         finally:

@@ -8,10 +8,10 @@ rows, so the bytes may differ; the mathematics does not.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,12 +82,16 @@ def in_pieces(
     stretches = list(_stretches(cut.chunks, x_BND.shape[1], frames, placement.frame_N))
     if cut.groups == 1:
         whole = [Stretch(slice(None), slice(None), placement.frame_N)]
-        _by_stretches(block, x_BND, self_attn, whole, lambda y: block.self_attn(y, placement.rope))
+        layer, projection = block.self_attn, block.self_attn.output_proj.weight
+        attend = partial(layer.attended, rope=placement.rope)
+        _by_stretches(block, x_BND, self_attn, whole, attend, projection)
     else:
         _self_attention(block, cut.groups, x_BND, self_attn, placement, stretches)
     if text[0].shape[1]:  # padding alone adds nothing
-        _by_stretches(block, x_BND, cross_attn, stretches, lambda y: block.cross_attn(y, *text))
-    _by_stretches(block, x_BND, mlp, stretches, block.mlp)
+        read, projection = block.cross_attn, block.cross_attn.output_proj.weight
+        attend = partial(read.attended, text_BS2HD=text[0], zero_keys=text[1])
+        _by_stretches(block, x_BND, cross_attn, stretches, attend, projection)
+    _by_stretches(block, x_BND, mlp, stretches, block.mlp.hidden, block.mlp.layer2.weight)
     return x_BND
 
 
@@ -111,14 +115,17 @@ def _by_stretches(
     modulation_BTE: torch.Tensor,
     stretches: list[Stretch],
     layer: Callable[[torch.Tensor], torch.Tensor],
+    weight_DE: torch.Tensor,
 ) -> None:
-    """x + gate * layer(modulated x), in the place of x."""
+    """x + gate * (layer(modulated x) Wᵀ), in the place of x."""
     for tokens, frames, frame_N in stretches:
         piece = x_BND[:, tokens].contiguous()
         y_BND, gate_BTD = _modulated(block, piece, modulation_BTE[:, frames], frame_N)
-        y_BND = layer(y_BND)
-        _replace(x_BND, tokens, block.ops.gated_residual(piece, gate_BTD, y_BND, frame_N))
-        del piece, y_BND
+        y_BNE = layer(y_BND)
+        del y_BND
+        gated = block.ops.linear_gated_residual(piece, gate_BTD, y_BNE, weight_DE, frame_N)
+        _replace(x_BND, tokens, gated)
+        del piece, y_BNE, gated
 
 
 def _self_attention(
@@ -137,7 +144,9 @@ def _self_attention(
     step = -(-heads // groups)
     for start in range(0, heads, step):
         part = weight_3HDE[:, start : start + step]
-        q, k, v = F.linear(y_BND, part.flatten(0, 2)).unflatten(-1, part.shape[:3]).unbind(2)
+        q, k, v = (
+            layer.ops.linear(y_BND, part.flatten(0, 2)).unflatten(-1, part.shape[:3]).unbind(2)
+        )
         q, k = layer.ops.qk_norm_rope(
             q, k, layer.q_norm.weight, layer.k_norm.weight, *placement.rope, layer.eps
         )
@@ -147,8 +156,13 @@ def _self_attention(
     del y_BND
     for tokens, frames, frame_N in stretches:
         piece = x_BND[:, tokens].contiguous()
-        out_BND = layer.output_proj(attended_BNHD[:, tokens].flatten(2))
-        gated = block.ops.gated_residual(piece, gate_BTD[:, frames], out_BND, frame_N)
+        gated = block.ops.linear_gated_residual(
+            piece,
+            gate_BTD[:, frames],
+            attended_BNHD[:, tokens].flatten(2),
+            layer.output_proj.weight,
+            frame_N,
+        )
         _replace(x_BND, tokens, gated)
 
 

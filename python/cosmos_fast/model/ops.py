@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import shutil
-import sysconfig
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 
 from cosmos_fast.errors import InputError
 from cosmos_fast.model.attention import (
@@ -35,6 +33,10 @@ from cosmos_fast.model.attention_table import (
     self_test_error,
     shape_class,
 )
+from cosmos_fast.model.linear_table import CAPABILITY, Epilogue, Gated, design
+from cosmos_fast.model.linear_table import ERROR_LIMIT as PRODUCT_ERROR_LIMIT
+from cosmos_fast.model.linear_table import self_test_error as product_error
+from cosmos_fast.model.obstacles import obstacle
 from cosmos_fast_kernels import reference
 
 QkNormRope = Callable[
@@ -73,6 +75,12 @@ RmsSilu = Callable[
     tuple[torch.Tensor | None, torch.Tensor, torch.Tensor],
 ]
 Upsample = Callable[..., torch.Tensor]
+Product = Callable[[Epilogue, torch.Tensor, torch.Tensor, Gated | None], torch.Tensor | None]
+
+
+def no_product(*_: object) -> None:
+    """Leaves every product to torch, and what follows it to a pass of its own."""
+
 
 _FUSED: Final = (
     "qk_norm_rope",
@@ -83,6 +91,7 @@ _FUSED: Final = (
     "rms_silu",
     "upsample",
     "attention",
+    "product",
 )
 
 
@@ -114,10 +123,56 @@ class Ops:
     """(x_BTHWC, bias_C or None, in_time=...) -> twice as many rows and columns"""
     attention: Attention = torch_attention
     """(q_BSHD, k_BSHD, v_BSHD, spec) -> Attended"""
+    product: Product = no_product
+    """(epilogue, x_BNK, weight_EK, what is added or None) -> (B, N, E), or None where it leaves a
+    product of this size to torch; behind ``linear`` and its kin"""
     folds_padding: bool = False
     """Whether ``attention`` counts keys of zeros without reading them: then it pays to fold."""
     names: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(_FUSED, "torch"))
     """What runs each operation, for the report."""
+
+    def linear(self, x_BNK: torch.Tensor, weight_EK: torch.Tensor) -> torch.Tensor:
+        """x Wᵀ of shape (B, N, E)."""
+        out = self.product("none", x_BNK, weight_EK, None)
+        return F.linear(x_BNK, weight_EK) if out is None else out
+
+    def linear_gelu(self, x_BNK: torch.Tensor, weight_EK: torch.Tensor) -> torch.Tensor:
+        """GELU, in its exact form, of x Wᵀ."""
+        out = self.product("gelu", x_BNK, weight_EK, None)
+        return F.gelu(F.linear(x_BNK, weight_EK)) if out is None else out
+
+    def linear_gated_residual(
+        self,
+        x_BND: torch.Tensor,
+        gate_BTD: torch.Tensor,
+        y_BNK: torch.Tensor,
+        weight_DK: torch.Tensor,
+        frame_N: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """x + gate * (y Wᵀ)."""
+        out = self.product("gated", y_BNK, weight_DK, Gated(x_BND, gate_BTD, frame_N))
+        if out is not None:
+            return out
+        return self.gated_residual(x_BND, gate_BTD, F.linear(y_BNK, weight_DK), frame_N)
+
+    def linear_gated_layernorm_modulate(
+        self,
+        x_BND: torch.Tensor,
+        gate_BTD: torch.Tensor,
+        y_BNK: torch.Tensor,
+        weight_DK: torch.Tensor,
+        shift_BTD: torch.Tensor,
+        scale_BTD: torch.Tensor,
+        frame_N: torch.Tensor | None,
+        eps: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x + gate * (y Wᵀ), its LayerNorm, modulated)."""
+        following = (shift_BTD, scale_BTD, frame_N, eps)
+        out = self.product("gated", y_BNK, weight_DK, Gated(x_BND, gate_BTD, frame_N))
+        if out is not None:
+            return out, self.layernorm_modulate(out, *following)
+        y_BND = F.linear(y_BNK, weight_DK)
+        return self.gated_layernorm_modulate(x_BND, gate_BTD, y_BND, *following)
 
     def decodes(self, *tensors: torch.Tensor) -> bool:
         """Whether the VAE's decoder should run between kernels for these tensors."""
@@ -135,8 +190,8 @@ class Ops:
     ) -> Ops:
         """What is best on ``device`` for tensors of ``dtype``.
 
-        Each attention that the table names for this device is run once on a small input and
-        compared with the exact result; one that fails is passed over, with one warning.
+        Each attention and product that the tables name for this device is run once on a small
+        input and compared with the exact result; one that fails is passed over, with one warning.
 
         Args:
             device: where the network runs.
@@ -156,20 +211,23 @@ class Ops:
         names = dict.fromkeys(_FUSED, "torch") | {"attention": attention_name}
         if kernels is False or (kernels is None and device.type != "cuda"):
             return cls(attention=attention, names=names)
-        obstacle = _obstacle(device, dtype)
-        if obstacle and kernels:
-            raise InputError(f"kernels=True, but Triton kernels cannot run: {obstacle}")
-        if obstacle:
+        why_not = obstacle(device, dtype)
+        if why_not and kernels:
+            raise InputError(f"kernels=True, but Triton kernels cannot run: {why_not}")
+        if why_not:
             warnings.warn(
-                f"running without Triton kernels, on plain torch: {obstacle}",
+                f"running without Triton kernels, on plain torch: {why_not}",
                 RuntimeWarning,
                 stacklevel=2,
             )
             return cls(attention=attention, names=names)
         chosen = TableAttention.tested(device, dtype, head_dim, fallback=attention)
-        return _with_kernels(
+        ops = _with_kernels(
             chosen, names | {"attention": chosen.description}, folds_padding=chosen.folds_padding
         )
+        product = _product_for(device, dtype)
+        name = "torch" if product is no_product else "gluon (own, sm_90a)"
+        return replace(ops, product=product, names={**ops.names, "product": name})
 
 
 class TableAttention:
@@ -283,14 +341,18 @@ def _candidates(
 
 def _failure(attend: Attention, head_dim: int, dtype: torch.dtype, device: str) -> str | None:
     """Why this attention must not be used; None if it is right."""
+    return _why_wrong(lambda: self_test_error(attend, head_dim, dtype, device), ERROR_LIMIT[dtype])
+
+
+def _why_wrong(error_of: Callable[[], float], limit: float) -> str | None:
     try:
-        error = self_test_error(attend, head_dim, dtype, device)
+        error = error_of()
     except torch.AcceleratorError:
         raise  # the device is lost to this process: nothing can fall back
     except Exception as problem:  # whatever a compiler or a foreign wheel raises; it is reported
         return f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
-    if not error <= ERROR_LIMIT[dtype]:
-        return f"relative error {error:.1e} where {ERROR_LIMIT[dtype]:.0e} is the limit"
+    if not error <= limit:
+        return f"relative error {error:.1e} where {limit:.0e} is the limit"
     return None
 
 
@@ -369,40 +431,89 @@ def _attention_for(device: torch.device, dtype: torch.dtype) -> tuple[Attention,
     return torch_attention, "torch sdpa"
 
 
-def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why Triton kernels cannot run here, with the cure; None when they can."""
-    if device.type != "cuda":
-        return f"{device = } is not a CUDA device"
-    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        return f"{dtype = }: bfloat16, float16 or float32 is needed"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < (8, 0):
-        return f"compute capability {capability} of {device}: 8.0 or newer is needed"
-    return _launcher_obstacle()
+def _product_for(device: torch.device, dtype: torch.dtype) -> Product:
+    """Our own products where there are designs for ``device`` that pass their test."""
+    if torch.cuda.get_device_capability(device) != CAPABILITY or dtype != torch.bfloat16:
+        return no_product
+    with torch.cuda.device(device):
+        failure = _why_wrong(
+            lambda: product_error(_hopper_product, str(device)), PRODUCT_ERROR_LIMIT
+        )
+    if failure is None:
+        return table_product
+    warnings.warn(
+        f"products fall back to torch: {failure}; please report this with your versions",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return no_product
 
 
-def _launcher_obstacle() -> str | None:
-    """Triton compiles a small launcher in C at the first launch: compiler and Python.h."""
-    try:
-        from triton import knobs
-    except ImportError as error:
-        return f"triton cannot be imported ({error}); pip install triton"
-    if knobs.build.impl is not None:
+def table_product(
+    epilogue: Epilogue, x_BNK: torch.Tensor, weight_EK: torch.Tensor, gated: Gated | None
+) -> torch.Tensor | None:
+    """The product that the shipped table prefers on Hopper; None where that is torch's.
+
+    Whatever the kernel cannot take where it lies (strides, gradients, other dtypes) is torch's too.
+    """
+    chosen = design(epilogue, x_BNK.shape[:-1].numel(), x_BNK.shape[-1])
+    given = (x_BNK, weight_EK, *(gated[:2] if gated else ()))
+    if chosen is None or _needs_gradient(*given) or not _is_laid_out(x_BNK, weight_EK, gated):
         return None
-    compilers = (knobs.build.cc,) if knobs.build.cc else ("gcc", "clang")
-    if not any(shutil.which(compiler) for compiler in compilers):
-        return (
-            f"Triton's launcher needs a C compiler and {' or '.join(compilers)} is not found; "
-            f"install gcc or clang, or set CC"
-        )
-    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
-    include = Path(sysconfig.get_paths(scheme=scheme)["include"])
-    if not (include / "Python.h").is_file():
-        return (
-            f"Triton's launcher needs Python.h, which {include} lacks; "
-            f"install the development package of this Python (python3-dev)"
-        )
-    return None
+    return _hopper_product(epilogue, chosen, x_BNK, weight_EK, gated)
+
+
+def _is_laid_out(x_BNK: torch.Tensor, weight_EK: torch.Tensor, gated: Gated | None) -> bool:
+    tokens = (x_BNK,) if gated is None else (x_BNK, gated.residual_BND)
+    whole = all(
+        one.shape[0] == 1 or one.stride(0) == one.shape[1] * one.stride(1) for one in tokens
+    )
+    movable = all(
+        one.dtype == torch.bfloat16
+        and one.stride(-1) == 1
+        and one.stride(-2) % 8 == 0
+        and one.data_ptr() % 16 == 0
+        for one in (*tokens, weight_EK)
+    )
+    outputs, inputs = weight_EK.shape
+    return whole and movable and outputs % 64 == 0 and inputs % 64 == 0
+
+
+def _hopper_product(
+    epilogue: Epilogue,
+    name: str,
+    x_BNK: torch.Tensor,
+    weight_EK: torch.Tensor,
+    gated: Gated | None,
+) -> torch.Tensor:
+    from cosmos_fast_kernels.linear_hopper import (
+        DESIGNS,
+        linear,
+        linear_gated_residual,
+        linear_gelu,
+    )
+
+    shape = (*x_BNK.shape[:2], weight_EK.shape[0])
+    x_MK, config = x_BNK.flatten(0, 1), DESIGNS[name]
+    if gated is None:
+        multiply = linear_gelu if epilogue == "gelu" else linear
+        return multiply(x_MK, weight_EK, config=config).view(shape)
+    batch, frames = gated.gate_BTD.shape[:2]
+    frame_M = gated.frame_N
+    if frame_M is not None:
+        first_B1 = torch.arange(0, batch * frames, frames, device=x_MK.device)[:, None]
+        frame_M = frame_M if batch == 1 else (first_B1 + frame_M).flatten()
+    residual_MD = gated.residual_BND.flatten(0, 1)
+    linear_gated_residual(
+        x_MK,
+        weight_EK,
+        residual_MD,
+        gated.gate_BTD.flatten(0, 1),
+        frame_M,
+        out=residual_MD,
+        config=config,
+    )
+    return gated.residual_BND
 
 
 def _with_kernels(
@@ -466,7 +577,7 @@ def _with_kernels(
             return reference.gated_layernorm_modulate(x, gate, y, shift, scale, frame, eps)
         return gated_layernorm_modulate(x, gate, y, shift, scale, frame, eps, out=(x, y))
 
-    fused = tuple(name for name in _FUSED if name != "attention")
+    fused = tuple(name for name in _FUSED if name not in ("attention", "product"))
     return Ops(
         gated_residual=gated_residual_op,
         gated_layernorm_modulate=gated_layernorm_modulate_op,
@@ -477,7 +588,7 @@ def _with_kernels(
         head_norm=head_norm_op,
         layernorm_modulate=layernorm_modulate_op,
         attention=attention,
-        names=names | dict.fromkeys(fused, "triton"),
+        names={"product": "torch"} | names | dict.fromkeys(fused, "triton"),
     )
 
 
