@@ -17,6 +17,7 @@ from cosmos_fast_kernels.linear_hopper import (
 from cosmos_fast_kernels.linear_hopper_pipeline import LinearConfig
 from test_kernel_linear import SUMMATION, given, guarded
 
+Six = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 EPILOGUES = ("norm", "rope")
 EPS = 1e-6
 ARITHMETIC = 2.0**-20
@@ -61,15 +62,15 @@ def rotates(epilogue: str) -> bool:
     return epilogue == "rope"
 
 
+def six(one: dict[str, torch.Tensor]) -> Six:
+    """What "rope" takes, in its order."""
+    return one["x"], one["weight"], one["q_norm"], one["k_norm"], one["cos"], one["sin"]
+
+
 def fused(one: dict[str, torch.Tensor], epilogue: str, **options: Any) -> torch.Tensor:
     if not rotates(epilogue):
         return linear_head_norm(one["x"], one["weight"], one["q_norm"], EPS, **options)
-    names = ("x", "weight", "q_norm", "k_norm", "cos", "sin")
-    return linear_qk_norm_rope(*(one[name] for name in names), EPS, **options)
-
-
-def designs_for(features: int) -> dict[str, LinearConfig]:
-    return {name: one for name, one in DESIGNS.items() if one.columns % features == 0}
+    return linear_qk_norm_rope(*six(one), EPS, **options)
 
 
 def normed(
@@ -111,8 +112,8 @@ def after(
     offs = off.unflatten(1, (3, -1, features)).unbind(1)
     q = turned(*normed(products[0], offs[0], one["q_norm"]), one)
     k = turned(*normed(products[1], offs[1], one["k_norm"]), one)
-    exact, off = (torch.stack(all_three, 1) for all_three in zip(q, k, (products[2], offs[2])))
-    return exact.flatten(1), off.flatten(1)
+    exact = torch.stack((q[0], k[0], products[2]), dim=1)
+    return exact.flatten(1), torch.stack((q[1], k[1], offs[2]), dim=1).flatten(1)
 
 
 def assert_exact(ours: torch.Tensor, one: dict[str, torch.Tensor], epilogue: str) -> None:
@@ -201,9 +202,8 @@ def test_rows_of_zeros_stay_zero(epilogue: str) -> None:
 @pytest.mark.parametrize("features", [64, 128])
 def test_references_round_once(features: int, epilogue: str) -> None:
     one = Case(3, 5, 64, 2, features).given(epilogue)
-    names = ("x", "weight", "q_norm", "k_norm", "cos", "sin")
     if rotates(epilogue):
-        ours = reference.linear_qk_norm_rope(*(one[name] for name in names), EPS)
+        ours = reference.linear_qk_norm_rope(*six(one), EPS)
     else:
         ours = reference.linear_head_norm(one["x"], one["weight"], one["q_norm"], EPS)
     assert ours.shape == (15, len(one["weight"]))
@@ -214,7 +214,7 @@ WRONG = {
     "features": ("q_norm", lambda norm: norm[:32], "heads of 32 features"),
     "outputs": ("weight", lambda weight: weight[:256], "a multiple of 384"),
     "other_norm": ("k_norm", lambda norm: norm[:64], r"k_norm of shape \(64,\)"),
-    "norm_dtype": ("q_norm", lambda norm: norm.half(), "q_norm of shape .* float16"),
+    "norm_dtype": ("q_norm", lambda norm: norm.half(), "q_norm of shape .*float16"),
     "norm_apart": ("k_norm", lambda norm: norm.repeat(2)[::2], "k_norm of strides"),
     "angles": ("sin", lambda sin: sin[:, :32], r"sin of shape \(6, 32\)"),
     "table_rows": ("sin", lambda sin: sin[:5], r"sin of shape \(5, 64\)"),
