@@ -175,7 +175,7 @@ def test_runs_agree(epilogue: str, design: str) -> None:
 def test_rounded_first_as_two_kernels(epilogue: str, features: int) -> None:
     """The epilogue of the rounded product, whatever that is."""
     one = Case(2, 2400, 2048, 1024 // features, features).given(epilogue, "cuda")
-    product = linear(one["x"], one["weight"]).double()
+    product = linear(one["x"], one["weight"], config=DESIGNS["turns"]).double()
     ours = fused(one, epilogue, round_first=True)
     assert_within(ours, *after(one, epilogue, product, torch.zeros_like(product)))
 
@@ -215,6 +215,7 @@ WRONG = {
     "outputs": ("weight", lambda weight: weight[:256], "a multiple of 384"),
     "other_norm": ("k_norm", lambda norm: norm[:64], r"k_norm of shape \(64,\)"),
     "norm_dtype": ("q_norm", lambda norm: norm.half(), "q_norm of shape .*float16"),
+    "norm_dtypes": ("k_norm", lambda norm: norm.float(), "one dtype"),
     "norm_apart": ("k_norm", lambda norm: norm.repeat(2)[::2], "k_norm of strides"),
     "angles": ("sin", lambda sin: sin[:, :32], r"sin of shape \(6, 32\)"),
     "table_rows": ("sin", lambda sin: sin[:5], r"sin of shape \(5, 64\)"),

@@ -469,7 +469,7 @@ def _launch(
             column_tiles,
             outputs // 64,
             inputs // 64,
-            rows if gate_FN is None else rows // gate_FN.shape[0],
+            1 if gate_FN is None else rows // gate_FN.shape[0],
             *heads,
             CONFIG=config,
             EPILOGUE=epilogue,

@@ -85,6 +85,9 @@ def check_heads(
                 f"of shape ({features},) is needed"
             )
         _check_read(name, norm_D, x_MK.device)
+    if len({norm_D.dtype for norm_D in norms.values()}) > 1:
+        named = ", ".join(f"{name} of {norm_D.dtype}" for name, norm_D in norms.items())
+        raise ValueError(f"{named}: one dtype is needed")
 
 
 def check_angles(x_MK: torch.Tensor, tables: dict[str, torch.Tensor], features: int) -> None:
