@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from contest import ROUNDS, Contender, Contest, Report
 from harness import WrongResult
 
-from cosmos_fast_kernels import linear_hopper
+from cosmos_fast_kernels import linear_hopper, reference
 from cosmos_fast_kernels.gated_layernorm_modulate import gated_layernorm_modulate, gated_residual
 from cosmos_fast_kernels.layernorm_modulate import layernorm_modulate
+from cosmos_fast_kernels.qk_norm_rope import head_norm, qk_norm_rope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from cosmos_fast_kernels.linear_hopper_pipeline import LinearConfig
 
 DTYPE = torch.bfloat16
+FEATURES = 128
+"""Of a head."""
 EPS = 1e-6
 ERROR_LIMIT = 3.5e-3
 """Relative: one rounding to bfloat16 is 1.7e-3, two 2.4e-3, one wrong row of 27,216 6e-3."""
@@ -47,15 +50,22 @@ class Shape:
     frames: int
     inputs: int
     outputs: int
-    epilogue: Literal["none", "gelu", "gated"]
+    epilogue: Literal["none", "gelu", "gated", "norm", "rope"]
     norm_follows: bool = False
     """Whether the next sub-layer's norm and modulation count, which a pass does on its way."""
 
 
 def of_network(
-    name: str, tokens: int, frames: int, width: int, hidden: int, *, qkv: bool = False
+    name: str,
+    tokens: int,
+    frames: int,
+    width: int,
+    hidden: int,
+    *,
+    qkv: bool = False,
+    heads: bool = False,
 ) -> dict[str, Shape]:
-    """The products of a block, by importance; that into q, k and v on demand."""
+    """The products of a block, by importance; those into heads, bare or with norms, on demand."""
     shapes = {
         f"{name}_up": Shape(tokens, frames, width, hidden, "gelu"),
         f"{name}_down": Shape(tokens, frames, hidden, width, "gated"),
@@ -63,12 +73,15 @@ def of_network(
     }
     if qkv:
         shapes[f"{name}_qkv"] = Shape(tokens, frames, width, 3 * width, "none")
+    if heads:
+        shapes[f"{name}_qkv_rope"] = Shape(tokens, frames, width, 3 * width, "rope")
+        shapes[f"{name}_q_norm"] = Shape(tokens, frames, width, width, "norm")
     return shapes
 
 
 SHAPES = {
-    **of_network("2b", 27_216, 21, 2048, 8192, qkv=True),
-    **of_network("2b_31k", 31_104, 24, 2048, 8192),
+    **of_network("2b", 27_216, 21, 2048, 8192, qkv=True, heads=True),
+    **of_network("2b_31k", 31_104, 24, 2048, 8192, heads=True),
     **of_network("2b_720p", 84_480, 24, 2048, 8192),
     **of_network("2b_action", 4_800, 4, 2048, 8192),
     **of_network("14b", 27_216, 21, 5120, 20_480),
@@ -80,6 +93,8 @@ TINY = {
     "tiny_up": Shape(66, 3, 64, 192, "gelu"),
     "tiny_down": Shape(66, 3, 192, 64, "gated"),
     "tiny_qkv": Shape(66, 3, 64, 192, "none"),
+    "tiny_qkv_rope": Shape(66, 3, 64, 768, "rope"),
+    "tiny_q_norm": Shape(66, 3, 64, 256, "norm"),
 }
 
 
@@ -105,6 +120,10 @@ class Inputs:
     residual: torch.Tensor
     modulation: tuple[torch.Tensor, ...]
     """Shift, scale and gate, (F, N) each."""
+    norms: tuple[torch.Tensor, torch.Tensor]
+    """Of q and k."""
+    angles: tuple[torch.Tensor, torch.Tensor]
+    """Cosines and sines."""
 
     @property
     def gate(self) -> torch.Tensor:
@@ -116,12 +135,15 @@ class Inputs:
             return torch.randn(*size, device=device, dtype=DTYPE)
 
         modulation = normal(shape.frames, 3 * shape.outputs)
+        angles = torch.rand(shape.tokens, FEATURES // 2, device=device) * 100
         return cls(
             shape,
             normal(shape.tokens, shape.inputs),
             normal(shape.outputs, shape.inputs) * shape.inputs**-0.5,
             normal(shape.tokens, shape.outputs),
             modulation.chunk(3, dim=1),
+            (1 + normal(FEATURES) / 4, 1 + normal(FEATURES) / 4),
+            (angles.cos(), angles.sin()),
         )
 
     def exact(self, rows: slice, *, epilogue: bool) -> torch.Tensor:
@@ -131,9 +153,30 @@ class Inputs:
             return product
         if self.shape.epilogue == "gelu":
             return product * torch.special.erfc(-product * 0.5**0.5) / 2
+        if self.shape.epilogue in ("norm", "rope"):
+            return self.exact_heads(product, rows)
         each = self.shape.tokens // self.shape.frames
         frame = torch.arange(self.shape.tokens, device=self.x.device)[rows] // each
         return self.residual[rows].double() + self.gate.double()[frame] * product
+
+    def exact_heads(self, product: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Some rows of the product, its heads normed and turned."""
+        norms = [norm.double() for norm in self.norms]
+
+        def normed(x_MHD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
+            return x_MHD * (x_MHD.square().mean(-1, keepdim=True) + EPS).rsqrt() * norm_D
+
+        if self.shape.epilogue == "norm":
+            return normed(product.unflatten(1, (-1, FEATURES)), norms[0]).flatten(1)
+        q, k, v = product.unflatten(1, (3, -1, FEATURES)).unbind(1)
+        cos, sin = (table[rows, None].double() for table in self.angles)
+        turned = [
+            torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+            for first, second in (
+                normed(one, norm).chunk(2, dim=-1) for one, norm in zip((q, k), norms, strict=True)
+            )
+        ]
+        return torch.stack((*turned, v), dim=1).flatten(1)
 
     def error(self, call: Callable[[], torch.Tensor], *, epilogue: bool = True) -> float:
         """Relative to the exact result, all rows."""
@@ -151,6 +194,14 @@ class Inputs:
             return linear_hopper.linear(self.x, self.weight, config=config)
         if self.shape.epilogue == "gelu":
             return linear_hopper.linear_gelu(self.x, self.weight, config=config)
+        if self.shape.epilogue == "norm":
+            return linear_hopper.linear_head_norm(
+                self.x, self.weight, self.norms[0], EPS, config=config
+            )
+        if self.shape.epilogue == "rope":
+            return linear_hopper.linear_qk_norm_rope(
+                self.x, self.weight, *self.norms, *self.angles, EPS, config=config
+            )
         total = linear_hopper.linear_gated_residual(
             self.x, self.weight, self.residual, self.gate, None, config=config
         )
@@ -167,6 +218,8 @@ class Inputs:
         product = self.product()
         if self.shape.epilogue == "gelu":
             return F.gelu(product)
+        if self.shape.epilogue in ("norm", "rope"):
+            return self.with_heads_in_place(product)
         if self.x.device.type == "cpu":  # nothing is measured there
             frames = (self.shape.frames, -1)
             gated = self.gate[:, None] * product.unflatten(0, frames)
@@ -177,6 +230,25 @@ class Inputs:
             return gated_layernorm_modulate(*given, shift, scale, None, EPS)[0][0]
         return gated_residual(*given, None)[0]
 
+    def with_heads_in_place(self, product: torch.Tensor) -> torch.Tensor:
+        """Norms and rotation over the product, as the engine runs them; on a CPU plain torch."""
+        on_cpu = product.device.type == "cpu"  # nothing is measured there
+        if self.shape.epilogue == "norm":
+            heads = product[None].unflatten(-1, (-1, FEATURES))
+            if on_cpu:
+                heads.copy_(reference.head_norm(heads, self.norms[0], EPS))
+            else:
+                head_norm(heads, self.norms[0], EPS, out=heads)
+            return product
+        q, k, _ = product[None].unflatten(-1, (3, -1, FEATURES)).unbind(2)
+        given = (q, k, *self.norms, *self.angles, EPS)
+        if on_cpu:
+            for one, result in zip((q, k), reference.qk_norm_rope(*given), strict=True):
+                one.copy_(result)
+        else:
+            qk_norm_rope(*given, out=(q, k))
+        return product
+
 
 def contest(
     name: str, shape: Shape, device: torch.device, wanted: list[str], seconds: float
@@ -185,7 +257,12 @@ def contest(
     inputs = Inputs.drawn(shape, device)
     alone = partial(inputs.error, inputs.product, epilogue=False)
     contenders = [Contender("cublas alone", inputs.product, alone)]
-    behind = {"gelu": "torch gelu", "gated": "our gate, residual"}
+    behind = {
+        "gelu": "torch gelu",
+        "gated": "our gate, residual",
+        "norm": "our head norm",
+        "rope": "our norm, rope",
+    }
     if shape.epilogue != "none":
         call = inputs.in_two_passes
         name_of_both = f"cublas + {behind[shape.epilogue]}" + ", norm" * shape.norm_follows

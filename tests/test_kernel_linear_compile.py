@@ -49,6 +49,9 @@ def compiled(design: str, epilogue: str, cache: Path) -> dict[str, Any]:
         ("turns", "indexed", "64x128x16"),
         ("wide, all pieces", "gated", "64x256x16"),
         ("tall", "indexed", "64x128x16"),
+        ("turns", "norm", "64x128x16"),
+        ("turns", "rope", "64x128x16"),
+        ("wide", "rope", "64x256x16"),
     ],
 )
 def test_design_is_kept_in_machine_code(
@@ -64,6 +67,11 @@ def test_design_is_kept_in_machine_code(
     # The last tile's output leaves under the first products of the next, not before them.
     assert report["waits_before_products"] == 0
     assert report["exponentials"] == (2 * 128 if epilogue == "gelu" else 0)
+    if epilogue in ("norm", "rope"):
+        # Cosine and sine for each pair of a thread's 128 sums, two at once; and nothing goes to
+        # other threads by way of shared memory.
+        assert report["pairs_loaded"] == (2 * 64 if epilogue == "rope" else 0)
+        assert report["moved_through_shared"] == 0
 
 
 def waits_before_products(sass: str) -> int:
@@ -82,6 +90,7 @@ def compile_one(design: str, epilogue: str) -> dict[str, Any]:
         get_current_stream=lambda device: 0,
     )
     triton.runtime.driver.set_active(driver)
+    import test_kernel_linear_heads
     from cosmos_fast_kernels import linear_hopper
     from test_kernel_linear import fused, given
 
@@ -95,7 +104,11 @@ def compile_one(design: str, epilogue: str) -> dict[str, Any]:
     cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=132)
     cuda.device = lambda device: contextlib.nullcontext()
     config = linear_hopper.DESIGNS[design]
-    fused(given((300, 256, 512)), epilogue, config=config)
+    if epilogue in test_kernel_linear_heads.EPILOGUES:
+        one = test_kernel_linear_heads.Case(3, 100, 256, 2, 128).given(epilogue)
+        test_kernel_linear_heads.fused(one, epilogue, config=config)
+    else:
+        fused(given((300, 256, 512)), epilogue, config=config)
     folder = Path(os.environ["TRITON_CACHE_DIR"])
     sass = disassembled(made[0].asm["cubin"], folder)
     return {
@@ -106,6 +119,8 @@ def compile_one(design: str, epilogue: str) -> dict[str, Any]:
         "products": sorted(set(re.findall(r"HGMMA\.(\w+)", sass))),
         "product_count": len(re.findall(r"\bHGMMA\b", sass)),
         "exponentials": sass.count("MUFU.EX2"),
+        "pairs_loaded": len(re.findall(r"LDG\.E\.64", sass)),
+        "moved_through_shared": len(re.findall(r"\bLDS\.(?:64|128)\b|\bSTS\.128\b", sass)),
         "waits_before_products": waits_before_products(sass),
         "assembler": assembler_log(made[0].asm["ptx"], folder),
     }

@@ -19,7 +19,9 @@ from cosmos_fast_kernels import (
     attention_hopper_pipeline,
     linear_hopper,
     linear_hopper_epilogue,
+    linear_hopper_heads,
     linear_hopper_pipeline,
+    reference,
 )
 from cosmos_fast_kernels.linear_hopper_epilogue import Epilogue
 from cosmos_fast_kernels.linear_hopper_pipeline import LinearConfig
@@ -31,11 +33,14 @@ from test_kernel_attention_hopper_protocol import (
     Shared,
     registers,
 )
+from test_kernel_linear_heads import six
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 FRAME_POINTER = 2**40
+Q_NORM, K_NORM, COS, SIN = (2**41 + number * 2**32 for number in range(4))
+EPS = 1e-3
 
 
 @dataclass
@@ -61,10 +66,12 @@ class ProductMachine(Machine):
 
     gates: np.ndarray
     frames: np.ndarray
+    tables: dict[int, np.ndarray]
 
     def translated(self) -> Callable[..., None]:
         world = {**vars(attention_hopper_pipeline), **vars(linear_hopper_pipeline)}
-        world |= {**vars(linear_hopper_epilogue), **vars(linear_hopper)}
+        world |= {**vars(linear_hopper_epilogue), **vars(linear_hopper_heads)}
+        world |= vars(linear_hopper)
         for name, value in list(world.items()):
             if type(value).__name__ == "GluonJITFunction":
                 world[name] = types.FunctionType(value.fn.__code__, world, name)
@@ -72,6 +79,7 @@ class ProductMachine(Machine):
         gluon.abs = np.abs
         gluon.minimum = lambda a, b, propagate_nan=None: np.minimum(a, b)
         gluon.maximum = lambda a, b, propagate_nan=None: np.maximum(a, b)
+        gluon.rsqrt = lambda x: 1 / np.sqrt(x)
         gluon.load = self.gather
         world |= {
             "gl": gluon,
@@ -90,6 +98,7 @@ class ProductMachine(Machine):
             "warpgroup_mma_init": lambda value: value,
             "warpgroup_mma_wait": self.wait_products,
             "halves": lambda x: np.split(x, 2, axis=1),
+            "joined": lambda left, right: np.concatenate((left, right), axis=1),
             "make_barriers": Barriers,
             "make_ring": lambda desc, count: Shared(
                 np.full([count, *desc.block_type.shape], np.nan, np.float32)
@@ -101,6 +110,9 @@ class ProductMachine(Machine):
 
     def gather(self, place: Any) -> Any:
         place = np.asarray(place)
+        for pointer, table in self.tables.items():
+            if pointer <= place.min() < pointer + 2**32:
+                return registers(table.reshape(-1)[place - pointer])
         if place.min() >= FRAME_POINTER:
             return self.frames[place - FRAME_POINTER]
         return registers(self.gates.reshape(-1)[place])
@@ -153,6 +165,10 @@ EPILOGUES = {
     "gelu": Epilogue("gelu"),
     "gated": Epilogue("gated"),
     "indexed": Epilogue("gated", indexed=True, round_first=True),
+    "norm": Epilogue("norm", features=64),
+    "rope": Epilogue("rope", features=64, round_first=True),
+    "norm of 128": Epilogue("norm", features=128),
+    "rope of 128": Epilogue("rope", features=128),
 }
 
 
@@ -164,6 +180,8 @@ def multiplied(
     out = residual if epilogue.kind == "gated" else np.full_like(residual, np.nan)
     machine = ProductMachine(seed=0)
     machine.gates, machine.frames = one["gate"], one["frame"]
+    pointers = {"q_norm": Q_NORM, "k_norm": K_NORM, "cos": COS, "sin": SIN}
+    machine.tables = {pointer: one[name] for name, pointer in pointers.items() if name in one}
     machine.programs = programs
     rows, outputs = out.shape
     for machine.program in range(programs):
@@ -181,6 +199,13 @@ def multiplied(
             outputs // 64,
             x.shape[1] // 64,
             rows // len(one["gate"]),
+            Q_NORM,
+            K_NORM,
+            COS,
+            SIN,
+            EPS,
+            len(one["cos"]) if "cos" in one else 1,
+            outputs // (3 * epilogue.features) if epilogue.features else 0,
             config,
             epilogue,
         )
@@ -188,7 +213,7 @@ def multiplied(
     return out
 
 
-@pytest.mark.parametrize("epilogue", EPILOGUES)
+@pytest.mark.parametrize("epilogue", [name for name, one in EPILOGUES.items() if not one.features])
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs", "programs"),
@@ -217,6 +242,46 @@ def test_the_partitions_agree(
     if epilogue in ("gated", "indexed"):
         frame = one["frame"] if epilogue == "indexed" else np.arange(rows) // (rows // 2)
         exact = one["residual"] + one["gate"][frame] * exact
+    np.testing.assert_allclose(out, exact, rtol=2e-4, atol=2e-4)
+
+
+HEAD_SHAPES = [(2, 64, 1, 1), (274, 320, 2, 1), (274, 128, 3, 2), (150, 64, 1, 3)]
+"""Rows, inputs, heads of q, programs."""
+
+
+@pytest.mark.parametrize("epilogue", [name for name, one in EPILOGUES.items() if one.features])
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize(("rows", "inputs", "q_heads", "programs"), HEAD_SHAPES)
+def test_the_partitions_agree_on_heads(
+    rows: int, inputs: int, q_heads: int, programs: int, design: str, epilogue: str
+) -> None:
+    features, kind = EPILOGUES[epilogue].features, EPILOGUES[epilogue].kind
+    if DESIGNS[design].columns % features:
+        pytest.skip("its tiles cut heads of 128")
+    outputs, tokens = 3 * q_heads * features, rows // 2
+    generator = np.random.default_rng(0)
+    shapes = {
+        "x": (rows, inputs),
+        "weight": (outputs, inputs),
+        "residual": (rows, outputs),
+        "gate": (1, outputs),
+        "q_norm": (features,),
+        "k_norm": (features,),
+        "cos": (tokens, features // 2),
+        "sin": (tokens, features // 2),
+    }
+    one: dict[str, np.ndarray] = {
+        name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
+    }
+    one["frame"] = np.zeros(rows, np.int64)
+
+    out = multiplied(one, DESIGNS[design], EPILOGUES[epilogue], programs)
+
+    given = {name: torch.from_numpy(array).double() for name, array in one.items()}
+    if kind == "norm":
+        exact = reference.linear_head_norm(given["x"], given["weight"], given["q_norm"], EPS)
+    else:
+        exact = reference.linear_qk_norm_rope(*six(given), EPS)
     np.testing.assert_allclose(out, exact, rtol=2e-4, atol=2e-4)
 
 

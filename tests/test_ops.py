@@ -22,7 +22,14 @@ from cosmos_fast.model.attention_table import (
     shape_class,
 )
 from cosmos_fast.model.dit import DiT
-from cosmos_fast.model.linear_table import DESIGNS, Gated, design
+from cosmos_fast.model.linear_table import (
+    DESIGNS,
+    Following,
+    Gated,
+    Normed,
+    Turned,
+    design,
+)
 from cosmos_fast.model.linear_table import self_test_error as product_error
 from cosmos_fast.model.obstacles import launcher_obstacle
 from cosmos_fast.model.ops import (
@@ -268,29 +275,34 @@ def test_a_gpu_s_choice_is_right_and_says_so() -> None:
 
 
 def rounded_product(
-    epilogue: str, name: str, x: torch.Tensor, weight: torch.Tensor, gated: Gated | None
+    epilogue: str, name: str, x: torch.Tensor, weight: torch.Tensor, following: Following
 ) -> torch.Tensor:
     """In plain torch, rounded once."""
-    if gated is None:
-        multiply = reference.linear_gelu if epilogue == "gelu" else torch.nn.functional.linear
-        return multiply(x, weight)
-    given = (gated.residual_BND[0], gated.gate_BTD[0], gated.frame_N)
-    return reference.linear_gated_residual(x[0], weight, *given)[None]
+    if isinstance(following, Gated):
+        given = (following.residual_BND[0], following.gate_BTD[0], following.frame_N)
+        return reference.linear_gated_residual(x[0], weight, *given)[None]
+    if isinstance(following, Normed):
+        return reference.linear_head_norm(x[0], weight, *following)[None]
+    if isinstance(following, Turned):
+        return reference.linear_qk_norm_rope(x[0], weight, *following)[None]
+    multiply = reference.linear_gelu if epilogue == "gelu" else torch.nn.functional.linear
+    return multiply(x, weight)
 
 
 def test_self_test_of_products_finds_what_is_wrong() -> None:
-    def off_in_one(name: str) -> float:
+    def off_in_one(epilogue: str, value: float) -> float:
         def product(*given: Any) -> torch.Tensor:
             out = rounded_product(*given)
-            if given[1] == name:
-                out[0, -1] = float("nan") if name == "wide" else 0
+            if given[0] == epilogue:
+                out[0, -1] = value
             return out
 
-        return product_error(product, "cpu")
+        return product_error(product, 64, "cpu")
 
-    assert product_error(rounded_product, "cpu") <= 2.5e-3
-    assert off_in_one("turns") > 5e-3
-    assert not off_in_one("wide") <= 5e-3
+    assert max(product_error(rounded_product, features, "cpu") for features in (64, 128)) <= 2.5e-3
+    for epilogue in {epilogue for epilogue, _ in DESIGNS}:
+        assert off_in_one(epilogue, 0.0) > 5e-3
+        assert not off_in_one(epilogue, float("nan")) <= 5e-3
 
 
 def test_the_table_of_products_names_designs_that_are_tested() -> None:
@@ -336,6 +348,8 @@ def test_products_of_a_gpu_are_those_of_torch(batch: int, indexed: bool) -> None
     y[..., 9] *= 60
     weight = (torch.randn(width, width, device="cuda") * width**-0.5).bfloat16()
     wide = (torch.randn(4 * width, width, device="cuda") * width**-0.5).bfloat16()
+    three, norm = wide[width:].contiguous(), torch.rand(128, device="cuda").bfloat16() + 0.5
+    angle = torch.rand(tokens, 64, device="cuda") * 6
     shift, scale, gate = torch.randn(batch, 3, 3 * width, device="cuda").bfloat16().chunk(3, -1)
     frame = torch.randint(3, (tokens,), device="cuda") if indexed else None
 
@@ -344,8 +358,10 @@ def test_products_of_a_gpu_are_those_of_torch(batch: int, indexed: bool) -> None
             return [tensor.to(dtype, copy=True) for tensor in tensors]
 
         following = (*cast(y, weight, shift, scale), frame, 1e-6)
+        turned = (*cast(y, three, norm, norm.flip(0)), angle.cos(), angle.sin(), 1e-6)
         return [
-            one.linear(*cast(y, wide)),
+            *one.linear_qk_norm_rope(*turned),
+            one.linear_head_norm(*cast(y, weight, norm), 1e-6),
             one.linear_gelu(*cast(y, wide)),
             one.linear_gated_residual(*cast(x, gate, y, weight), frame),
             *one.linear_gated_layernorm_modulate(*cast(x, gate), *following),

@@ -5,7 +5,8 @@ ring of shared memory; the other warpgroups, the consumers, multiply on wgmma wi
 registers, apply the epilogue to those, and send the result out through TMA while the next tile's
 products run. :class:`LinearConfig` says whether consumers share a tile or take tiles in turns.
 
-Axes: M rows (tokens), N outputs, K inputs, F frames.
+Axes: M rows (tokens), N outputs, K inputs, F frames, L tokens of a sequence, D features of a head,
+R = D / 2 rotation angles.
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from cosmos_fast_kernels.attention_hopper_pipeline import make_barriers, make_ring, next_slot
+from cosmos_fast_kernels.linear_hopper_checks import (
+    check_angles,
+    check_gate,
+    check_heads,
+    check_layout,
+    check_product,
+)
 from cosmos_fast_kernels.linear_hopper_epilogue import Epilogue, frames_of, gated, gelu, pieces_of
+from cosmos_fast_kernels.linear_hopper_heads import finish_heads
 from cosmos_fast_kernels.linear_hopper_pipeline import (
     CONSUMERS,
     LinearConfig,
@@ -61,6 +70,7 @@ def _consume(
     bars,
     sizes,
     numbers,
+    heads,
     CONSUMER: gl.constexpr,
     CONFIG: gl.constexpr,
     EPILOGUE: gl.constexpr,
@@ -119,18 +129,21 @@ def _consume(
 
         row_tile, column_tile = tile_place(tile, row_tiles, column_tiles, CONFIG.group)
         place = ((row_tile * MEMBERS + MEMBER) * ROWS, column_tile * CONFIG.tile_pieces)
-        _finish(
-            result,
-            descs,
-            buffers,
-            bars,
-            place,
-            done,
-            numbers,
-            CONSUMER,
-            CONFIG,
-            EPILOGUE,
-        )
+        if EPILOGUE.features > 0:
+            finish_heads(result, descs, buffers, place, numbers, heads, CONSUMER, CONFIG, EPILOGUE)
+        else:
+            _finish(
+                result,
+                descs,
+                buffers,
+                bars,
+                place,
+                done,
+                numbers,
+                CONSUMER,
+                CONFIG,
+                EPILOGUE,
+            )
         done += 1  # noqa: SIM113  Gluon knows no enumerate
     tma.store_wait(0)
 
@@ -197,7 +210,10 @@ def _finish(
             mbarrier.arrive(piece_free.index(CONSUMER * ROOM + (piece - 1) % ROOM), count=1)
 
 
-@gluon.jit(do_not_specialize=["rows", "row_tiles", "column_tiles", "column_pieces", "k_steps"])
+_CHANGING: Final = ["rows", "row_tiles", "column_tiles", "column_pieces", "k_steps"]
+
+
+@gluon.jit(do_not_specialize=[*_CHANGING, "tokens", "q_heads"])
 def _linear_kernel(
     x_desc,
     w_desc,
@@ -212,12 +228,20 @@ def _linear_kernel(
     column_pieces,
     k_steps,
     rows_per_frame,
+    q_weight_pointer,
+    k_weight_pointer,
+    cos_pointer,
+    sin_pointer,
+    eps,
+    tokens,
+    q_heads,
     CONFIG: gl.constexpr,
     EPILOGUE: gl.constexpr,
 ):
     descs = (x_desc, w_desc, residual_desc, y_desc)
     sizes = (row_tiles, column_tiles, k_steps)
     numbers = (gate_pointer, frame_pointer, gate_stride, rows, column_pieces, rows_per_frame)
+    heads = (q_weight_pointer, k_weight_pointer, cos_pointer, sin_pointer, eps, tokens, q_heads)
     PIECES: gl.constexpr = CONSUMERS * CONFIG.pieces
     buffers = (
         make_ring(x_desc, CONFIG.stages * CONFIG.members),
@@ -233,8 +257,8 @@ def _linear_kernel(
     )
     gl.warp_specialize(
         [
-            (_consume, (descs, buffers, bars, sizes, numbers, 0, CONFIG, EPILOGUE)),
-            (_consume, (descs, buffers, bars, sizes, numbers, 1, CONFIG, EPILOGUE)),
+            (_consume, (descs, buffers, bars, sizes, numbers, heads, 0, CONFIG, EPILOGUE)),
+            (_consume, (descs, buffers, bars, sizes, numbers, heads, 1, CONFIG, EPILOGUE)),
             (load_tiles, (descs, buffers, bars, sizes, CONFIG, EPILOGUE.kind == "gated")),
         ],
         [4, 1],
@@ -255,7 +279,13 @@ DESIGNS: Final[Mapping[str, LinearConfig]] = {
     "turns": TURNS,
 }
 """What has been thought of, for the bench to choose from."""
-DEFAULT: Final[Mapping[str, LinearConfig]] = {"none": TURNS, "gelu": WIDE, "gated": TURNS}
+DEFAULT: Final[Mapping[str, LinearConfig]] = {
+    "none": TURNS,
+    "gelu": WIDE,
+    "gated": TURNS,
+    "norm": TURNS,
+    "rope": TURNS,
+}
 """The design of each kind of epilogue, where the caller names none: the fastest on an H200 at
 27,216 rows of 2048."""
 
@@ -327,9 +357,72 @@ def linear_gated_residual(
         ValueError: as :func:`linear`; or rows that frames do not share evenly.
     """
     epilogue = Epilogue("gated", indexed=frame_M is not None, round_first=round_first)
-    _check_gate(x_MK, weight_NK, residual_MN, gate_FN, frame_M)
+    check_gate(x_MK, weight_NK, residual_MN, gate_FN, frame_M)
     gate = (residual_MN, gate_FN, frame_M)
     return _launch(x_MK, weight_NK, epilogue, out, config, gate)
+
+
+def linear_head_norm(
+    x_MK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    norm_D: torch.Tensor,
+    eps: float,
+    *,
+    round_first: bool = False,
+    out: torch.Tensor | None = None,
+    config: LinearConfig | None = None,
+) -> torch.Tensor:
+    """``reference.linear_head_norm``: the norm over each head of x Wᵀ.
+
+    Args:
+        norm_D: gains of the norm, bfloat16 or float32, contiguous; D is 64 or 128 and divides N.
+        eps: added to the mean square.
+        x_MK, weight_NK, round_first, out, config: as in :func:`linear_gelu`; D divides the
+            ``columns`` of ``config``.
+
+    Raises:
+        ValueError: as :func:`linear`; or heads that the kernel cannot take.
+    """
+    check_heads(x_MK, weight_NK, {"norm": norm_D}, 1)
+    epilogue = Epilogue("norm", round_first=round_first, features=len(norm_D))
+    heads = (norm_D, None, None, None, eps, 1, 0)
+    return _launch(x_MK, weight_NK, epilogue, out, config, heads=heads)
+
+
+def linear_qk_norm_rope(
+    x_MK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    q_norm_D: torch.Tensor,
+    k_norm_D: torch.Tensor,
+    cos_LR: torch.Tensor,
+    sin_LR: torch.Tensor,
+    eps: float,
+    *,
+    round_first: bool = False,
+    out: torch.Tensor | None = None,
+    config: LinearConfig | None = None,
+) -> torch.Tensor:
+    """``reference.linear_qk_norm_rope``: q, k and v of x Wᵀ, q and k normed and turned.
+
+    Args:
+        weight_NK: that of q above that of k above that of v: N is three times heads times D.
+        q_norm_D, k_norm_D: as in :func:`linear_head_norm`.
+        cos_LR, sin_LR: float32, contiguous; row m has the angles of token m mod L, L divides M.
+        x_MK, eps, round_first, out, config: as in :func:`linear_head_norm`.
+
+    Returns:
+        (M, N): q of every head, then k, then v.
+
+    Raises:
+        ValueError: as :func:`linear_head_norm`; or tables that do not fit.
+    """
+    check_heads(x_MK, weight_NK, {"q_norm": q_norm_D, "k_norm": k_norm_D}, 3)
+    features = len(q_norm_D)
+    check_angles(x_MK, {"cos": cos_LR, "sin": sin_LR}, features)
+    epilogue = Epilogue("rope", round_first=round_first, features=features)
+    q_heads = weight_NK.shape[0] // (3 * features)
+    heads = (q_norm_D, k_norm_D, cos_LR, sin_LR, eps, len(cos_LR), q_heads)
+    return _launch(x_MK, weight_NK, epilogue, out, config, heads=heads)
 
 
 def _launch(
@@ -339,8 +432,14 @@ def _launch(
     out: torch.Tensor | None,
     config: LinearConfig | None,
     gate: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] = (None, None, None),
+    heads: tuple[torch.Tensor | float | None, ...] = (None, None, None, None, 0.0, 1, 0),
 ) -> torch.Tensor:
-    _check_product(x_MK, weight_NK)
+    check_product(x_MK, weight_NK)
+    config = DEFAULT[epilogue.kind] if config is None else config
+    if epilogue.features and config.columns % epilogue.features:
+        raise ValueError(
+            f"{config.columns = }: whole heads of {epilogue.features} features are needed"
+        )
     (rows, inputs), outputs = x_MK.shape, weight_NK.shape[0]
     out = x_MK.new_empty((rows, outputs)) if out is None else out
     residual_MN, gate_FN, frame_M = gate
@@ -350,11 +449,10 @@ def _launch(
             raise ValueError(f"{name} of shape {tuple(one.shape)}: ({rows}, {outputs}) is needed")
     named = {"x": x_MK, "weight": weight_NK, "residual": residual_MN, "out": out}
     for name, one in named.items():
-        _check_layout(name, one, x_MK.device)
+        check_layout(name, one, x_MK.device)
     if rows == 0:
         return out
 
-    config = DEFAULT[epilogue.kind] if config is None else config
     row_tiles = triton.cdiv(rows, config.tile_rows)
     column_tiles = triton.cdiv(outputs, config.columns)
     processors = torch.cuda.get_device_properties(x_MK.device).multi_processor_count
@@ -372,7 +470,8 @@ def _launch(
             column_tiles,
             outputs // 64,
             inputs // 64,
-            rows if gate_FN is None else rows // gate_FN.shape[0],
+            1 if gate_FN is None else rows // gate_FN.shape[0],
+            *heads,
             CONFIG=config,
             EPILOGUE=epilogue,
             num_warps=4,
@@ -387,58 +486,3 @@ def _descriptor(tensor: torch.Tensor, rows: int) -> TensorDescriptor:
     stride = tensor.stride(0) if tensor.shape[0] > 1 else tensor.shape[1]
     layout = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16)
     return TensorDescriptor(tensor, list(tensor.shape), [stride, 1], block, layout)
-
-
-def _check_product(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> None:
-    if x_MK.ndim != 2 or weight_NK.ndim != 2 or x_MK.shape[1] != weight_NK.shape[1]:
-        raise ValueError(
-            f"x of shape {tuple(x_MK.shape)} and weight of shape {tuple(weight_NK.shape)}: (M, K) "
-            f"and (N, K) are needed"
-        )
-    outputs, inputs = weight_NK.shape
-    if outputs % 64 or inputs % 64 or 0 in (outputs, inputs):
-        raise ValueError(f"{outputs} outputs of {inputs} inputs: multiples of 64 are needed")
-
-
-def _check_layout(name: str, one: torch.Tensor, device: torch.device) -> None:
-    """Whether TMA can move a tensor from where it lies."""
-    if one.dtype != torch.bfloat16 or one.device != device:
-        raise ValueError(f"{name} of {one.dtype} on {one.device}: bfloat16 on {device} is needed")
-    apart = one.shape[0] > 1 and (one.stride(0) < one.shape[1] or one.stride(0) % 8)
-    if one.stride(1) != 1 or apart or one.data_ptr() % 16:
-        raise ValueError(
-            f"{name} of strides {one.stride()} at {one.data_ptr():#x}: a contiguous last axis, "
-            f"rows apart by a multiple of 8 elements and an address that 16 divides are needed"
-        )
-
-
-def _check_gate(
-    x_MK: torch.Tensor,
-    weight_NK: torch.Tensor,
-    residual_MN: torch.Tensor,
-    gate_FN: torch.Tensor,
-    frame_M: torch.Tensor | None,
-) -> None:
-    _check_product(x_MK, weight_NK)
-    rows, outputs = x_MK.shape[0], weight_NK.shape[0]
-    if gate_FN.ndim != 2 or gate_FN.shape[1] != outputs or gate_FN.shape[0] == 0:
-        raise ValueError(f"gate of shape {tuple(gate_FN.shape)}: (F, {outputs}) is needed")
-    if gate_FN.dtype != torch.bfloat16 or gate_FN.stride(1) != 1 or gate_FN.data_ptr() % 16:
-        raise ValueError(
-            f"gate of {gate_FN.dtype} and strides {gate_FN.stride()} at {gate_FN.data_ptr():#x}: "
-            f"bfloat16 with a contiguous last axis at an address that 16 divides is needed"
-        )
-    if gate_FN.device != x_MK.device:
-        raise ValueError(f"gate on {gate_FN.device}: {x_MK.device} is needed")
-    if frame_M is None and rows % gate_FN.shape[0]:
-        raise ValueError(f"{rows} rows do not share {gate_FN.shape[0]} frames evenly")
-    if frame_M is not None and (
-        frame_M.shape != (rows,)
-        or frame_M.dtype not in (torch.int32, torch.int64)
-        or not frame_M.is_contiguous()
-        or frame_M.device != x_MK.device
-    ):
-        raise ValueError(
-            f"frame_M of shape {tuple(frame_M.shape)} and {frame_M.dtype} on {frame_M.device}: "
-            f"contiguous int32 or int64 of shape ({rows},) on {x_MK.device} is needed"
-        )

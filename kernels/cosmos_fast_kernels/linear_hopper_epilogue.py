@@ -1,6 +1,6 @@
 """What happens to a product before it is stored: nothing, GELU, or gate and residual.
 
-In registers and in float32, 64 columns at a time.
+In registers and in float32, 64 columns at a time. What happens to heads has a file of its own.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ KEEP_NANS: Final = gl.constexpr(tl.PropagateNan.ALL)
 class Epilogue:
     """What becomes of a product."""
 
-    kind: Literal["none", "gelu", "gated"] = "none"
+    kind: Literal["none", "gelu", "gated", "norm", "rope"] = "none"
     indexed: bool = False
     """Of "gated": whether each row's frame is read from memory, and not counted."""
     round_first: bool = False
     """Round the product to bfloat16 before the rest, as where a kernel of its own does the rest."""
+    features: int = 0
+    """Of "norm" and "rope": of a head, 64 or 128."""
 
     @property
     def type(self) -> constexpr_type:

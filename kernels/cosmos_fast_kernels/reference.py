@@ -6,7 +6,7 @@ first argument.
 
 Axes: B batch, N tokens, H heads, D features (of a head in ``*_BNHD``, of a token in ``*_BND``),
 R = D / 2 rotation angles, T frames; in the functions of the VAE C channels, H W rows and columns;
-in products M rows (tokens), K inputs, N outputs, F frames.
+in products M rows (tokens), K inputs, N outputs, F frames, L tokens of a sequence.
 """
 
 from __future__ import annotations
@@ -103,6 +103,34 @@ def linear_gated_residual(
     else:
         gate_MN = gate_FN[frame_M]
     return torch.addcmul(residual_MN.float(), gate_MN.float(), product_MN).to(x_MK.dtype)
+
+
+def linear_head_norm(
+    x_MK: torch.Tensor, weight_NK: torch.Tensor, norm_D: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """:func:`head_norm` of the heads of x Wᵀ."""
+    product_MHD = F.linear(x_MK.float(), weight_NK.float()).unflatten(1, (-1, len(norm_D)))
+    return _normed(product_MHD, norm_D, eps).flatten(1).to(x_MK.dtype)
+
+
+def linear_qk_norm_rope(
+    x_MK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    q_norm_D: torch.Tensor,
+    k_norm_D: torch.Tensor,
+    cos_LR: torch.Tensor,
+    sin_LR: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """:func:`qk_norm_rope` of q and k, where x Wᵀ is q of every head, then k, then v.
+
+    Row m has the angles of token m mod L. The result is laid out as the product is.
+    """
+    product_MN = F.linear(x_MK.float(), weight_NK.float())
+    product_BLN = product_MN.unflatten(0, (len(product_MN) // len(cos_LR), len(cos_LR)))
+    q, k, v = product_BLN.unflatten(2, (3, -1, len(q_norm_D))).unbind(2)
+    q, k = qk_norm_rope(q, k, q_norm_D, k_norm_D, cos_LR, sin_LR, eps)
+    return torch.stack((q, k, v), dim=2).view(product_MN.shape).to(x_MK.dtype)
 
 
 def rms_silu(

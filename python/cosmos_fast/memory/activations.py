@@ -17,7 +17,7 @@ from cosmos_fast.memory.footprint import trace
 from cosmos_fast.memory.segments import Heap, Segments, heap
 from cosmos_fast.model.attention import Attended
 from cosmos_fast.model.dit import AsUsed, DiT, Modulations, TextContext
-from cosmos_fast.model.linear_table import design
+from cosmos_fast.model.linear_table import Gated, design
 from cosmos_fast.model.ops import Ops
 from cosmos_fast.model.pixels import to_pixels
 from cosmos_fast.model.rope import Rope
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from cosmos_fast.memory.segments import Trace
     from cosmos_fast.model.attention import AttentionSpec
     from cosmos_fast.model.cuts import Cut
-    from cosmos_fast.model.linear_table import Epilogue, Gated
+    from cosmos_fast.model.linear_table import Epilogue, Following
     from cosmos_fast.weights.text_keys import TextShape
 
 _LAYERS: Final = 4
@@ -254,11 +254,13 @@ def _metered_attention(
 
 
 def _metered_product(
-    epilogue: Epilogue, x: torch.Tensor, weight: torch.Tensor, gated: Gated | None
+    epilogue: Epilogue, x: torch.Tensor, weight: torch.Tensor, following: Following
 ) -> torch.Tensor | None:
     if design(epilogue, x.shape[:-1].numel(), x.shape[-1]) is None:
         return None
-    return x.new_empty((*x.shape[:-1], weight.shape[0])) if gated is None else gated.residual_BND
+    if isinstance(following, Gated):
+        return following.residual_BND
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 _METERED: Final = Ops(

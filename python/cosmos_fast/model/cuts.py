@@ -140,15 +140,13 @@ def _self_attention(
     _, heads, width = layer.heads
     y_BND, gate_BTD = _modulated(block, x_BND, modulation_BTE, placement.frame_N)
     attended_BNHD = y_BND.new_empty((*y_BND.shape[:2], heads, width))
+    norms = (layer.q_norm.weight, layer.k_norm.weight)
     weight_3HDE = layer.qkv_proj.weight.unflatten(0, layer.heads)
     step = -(-heads // groups)
     for start in range(0, heads, step):
         part = weight_3HDE[:, start : start + step]
-        q, k, v = (
-            layer.ops.linear(y_BND, part.flatten(0, 2)).unflatten(-1, part.shape[:3]).unbind(2)
-        )
-        q, k = layer.ops.qk_norm_rope(
-            q, k, layer.q_norm.weight, layer.k_norm.weight, *placement.rope, layer.eps
+        q, k, v = layer.ops.linear_qk_norm_rope(
+            y_BND, part.flatten(0, 2), *norms, *placement.rope, layer.eps
         )
         attended = layer.ops.attention(q, k, v, layer.spec).out_BSHD
         attended_BNHD[:, :, start : start + step] = attended

@@ -81,9 +81,8 @@ class SelfAttention(nn.Module):
 
     def attended(self, x_BND: torch.Tensor, rope: Rope) -> torch.Tensor:
         """What the output projection reads."""
-        qkv = self.ops.linear(x_BND, self.qkv_proj.weight)
-        q, k, v = qkv.unflatten(-1, self.heads).unbind(2)
-        q, k = self.ops.qk_norm_rope(q, k, self.q_norm.weight, self.k_norm.weight, *rope, self.eps)
+        norms = (self.q_norm.weight, self.k_norm.weight)
+        q, k, v = self.ops.linear_qk_norm_rope(x_BND, self.qkv_proj.weight, *norms, *rope, self.eps)
         return self.ops.attention(q, k, v, self.spec).out_BSHD.flatten(2)
 
 
@@ -109,8 +108,7 @@ class CrossAttention(nn.Module):
         self, x_BND: torch.Tensor, text_BS2HD: torch.Tensor, zero_keys: int = 0
     ) -> torch.Tensor:
         """What the output projection reads."""
-        q = self.ops.linear(x_BND, self.q_proj.weight).unflatten(-1, self.heads)
-        q = self.ops.head_norm(q, self.q_norm.weight, self.eps)
+        q = self.ops.linear_head_norm(x_BND, self.q_proj.weight, self.q_norm.weight, self.eps)
         k, v = text_BS2HD.expand(x_BND.shape[0], -1, -1, -1, -1).unbind(2)
         spec = replace(self.spec, zero_keys=zero_keys) if zero_keys else self.spec
         return self.ops.attention(q, k, v, spec).out_BSHD.flatten(2)
@@ -139,17 +137,17 @@ class Block(nn.Module):
     pass                                                      Hopper  elsewhere
     ========================================================  ======  =========
     norm and modulation before self-attention                      2          2
-    norm and rotation of q and k, where the projection is          4          4
+    norm and rotation of q and k, where the projection is                     4
     gate and residual behind attention, twice                      2          8
     norm and modulation that follow those, twice                   4
-    norm of the queries of cross-attention                         2          2
+    norm of the queries of cross-attention                                    2
     GELU between the two layers of the MLP, 4 D wide                          8
     gate and residual at the end                                   1          3
     ========================================================  ======  =========
 
-    15 in all on Hopper, 27 elsewhere. A product's own write of its result is not counted; the
-    reads of the residual stream that a gated product makes are. At 27,216 tokens of the 2B 15 are
-    1.7 GB, 0.40 ms at the 4.2 TB/s that a copy reaches on an H200, 11 ms of a forward.
+    9 in all on Hopper, 27 elsewhere. A product's own write of its result is not counted; the
+    reads of the residual stream that a gated product makes are. At 27,216 tokens of the 2B 9 are
+    1.0 GB, 0.24 ms at the 4.2 TB/s that a copy reaches on an H200, 7 ms of a forward.
     """
 
     def __init__(self, config: DiTConfig, ops: Ops) -> None:

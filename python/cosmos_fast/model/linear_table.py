@@ -14,8 +14,9 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Epilogue = Literal["none", "gelu", "gated"]
-"""What follows a product: nothing, GELU, or gate and residual."""
+Epilogue = Literal["none", "gelu", "gated", "norm", "rope"]
+"""What follows a product: nothing, GELU, gate and residual, the norm of each head, or norm and
+rotation of the heads of q and k among q, k and v."""
 
 
 class Gated(NamedTuple):
@@ -27,6 +28,27 @@ class Gated(NamedTuple):
     frame_N: torch.Tensor | None
     """int64 frame of each token; None: N / T consecutive tokens to a frame."""
 
+
+class Normed(NamedTuple):
+    """The norm of each head of a product."""
+
+    weight_D: torch.Tensor
+    eps: float
+
+
+class Turned(NamedTuple):
+    """Norm and rotation of q and k, where a product makes q, k and v."""
+
+    q_weight_D: torch.Tensor
+    k_weight_D: torch.Tensor
+    cos_NR: torch.Tensor
+    """float32, by token; R = D / 2."""
+    sin_NR: torch.Tensor
+    eps: float
+
+
+Following = Gated | Normed | Turned | None
+"""What an epilogue needs to know."""
 
 CAPABILITY: Final = (9, 0)
 """The one that there are designs for."""
@@ -59,12 +81,15 @@ DESIGNS: Final[tuple[tuple[Epilogue, str], ...]] = (
     ("gelu", "wide"),
     ("gated", "turns"),
     ("gated", "wide, all pieces"),
+    ("norm", "turns"),
+    ("rope", "turns"),
 )
 """Everything that :func:`design` may name."""
 
 
 def self_test_error(
-    product: Callable[[Epilogue, str, torch.Tensor, torch.Tensor, Gated | None], torch.Tensor],
+    product: Callable[[Epilogue, str, torch.Tensor, torch.Tensor, Following], torch.Tensor],
+    head_dim: int,
     device: str,
 ) -> float:
     """Largest relative error of any of ``DESIGNS`` against float64, on hard inputs.
@@ -72,7 +97,8 @@ def self_test_error(
     A feature and a token far from the others; sizes that no tile divides.
 
     Args:
-        product: (epilogue, design, x_BNK, weight_EK, what is added) -> (B, N, E).
+        product: (epilogue, design, x_BNK, weight_EK, what follows) -> (B, N, E).
+        head_dim: features of a head.
         device: where it runs.
     """
     generator = torch.Generator(device).manual_seed(0)
@@ -81,19 +107,51 @@ def self_test_error(
         drawn = torch.randn(shape, device=device, generator=generator)
         return drawn.to(torch.bfloat16)
 
-    x, weight = normal(1, 300, 320), normal(192, 320) * 320**-0.5
+    outputs = 3 * head_dim
+    x, weight = normal(1, 300, 320), normal(outputs, 320) * 320**-0.5
     x[..., 7] *= 50.0
     x[:, 0] += 20.0
-    residual, gate = normal(1, 300, 192) * 20.0, normal(1, 3, 192)
+    gated = Gated(normal(1, 300, outputs) * 20.0, normal(1, 3, outputs), None)
+    norm, other = 1 + normal(2, head_dim) / 4
+    angle = torch.rand(300, head_dim // 2, device=device, generator=generator) * 6
+    turned = Turned(norm, other, angle.cos(), angle.sin(), 1e-6)
     exact = x.double() @ weight.double().T
-    expected: dict[Epilogue, torch.Tensor] = {
-        "none": exact,
-        "gelu": exact * torch.special.erfc(-exact * 0.5**0.5) / 2,
-        "gated": residual.double() + gate.double().repeat_interleave(100, dim=1) * exact,
+    expected: dict[Epilogue, tuple[Following, torch.Tensor]] = {
+        "none": (None, exact),
+        "gelu": (None, exact * torch.special.erfc(-exact * 0.5**0.5) / 2),
+        "gated": (gated, _gated(gated, exact)),
+        "norm": (Normed(norm, 1e-6), _normed(exact, norm)),
+        "rope": (turned, _turned(turned, exact)),
     }
     errors = []
     for epilogue, name in DESIGNS:
-        gated = Gated(residual.clone(), gate, None) if epilogue == "gated" else None
-        ours, wanted = product(epilogue, name, x, weight, gated).double(), expected[epilogue]
+        following, wanted = expected[epilogue]
+        if isinstance(following, Gated):
+            following = following._replace(residual_BND=following.residual_BND.clone())
+        ours = product(epilogue, name, x, weight, following).double()
         errors.append((ours - wanted).norm() / wanted.norm())
     return float(torch.stack(errors).max())  # NaN wins
+
+
+def _gated(gated: Gated, product: torch.Tensor) -> torch.Tensor:
+    gate_BND = gated.gate_BTD.double().repeat_interleave(product.shape[1] // 3, dim=1)
+    return gated.residual_BND.double() + gate_BND * product
+
+
+def _normed(product: torch.Tensor, weight_D: torch.Tensor) -> torch.Tensor:
+    heads: torch.Tensor = product.unflatten(-1, (-1, weight_D.shape[0]))
+    size = heads.square().mean(-1, keepdim=True) + 1e-6
+    normed: torch.Tensor = heads * size.rsqrt() * weight_D.double()
+    return normed.flatten(-2)
+
+
+def _turned(turned: Turned, product: torch.Tensor) -> torch.Tensor:
+    q, k, v = product.chunk(3, dim=-1)
+    cos, sin = turned.cos_NR.double(), turned.sin_NR.double()
+
+    def rotated(x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+    q, k = rotated(_normed(q, turned.q_weight_D)), rotated(_normed(k, turned.k_weight_D))
+    return torch.cat((q, k, v), dim=-1)

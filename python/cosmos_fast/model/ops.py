@@ -33,7 +33,15 @@ from cosmos_fast.model.attention_table import (
     self_test_error,
     shape_class,
 )
-from cosmos_fast.model.linear_table import CAPABILITY, Epilogue, Gated, design
+from cosmos_fast.model.linear_table import (
+    CAPABILITY,
+    Epilogue,
+    Following,
+    Gated,
+    Normed,
+    Turned,
+    design,
+)
 from cosmos_fast.model.linear_table import ERROR_LIMIT as PRODUCT_ERROR_LIMIT
 from cosmos_fast.model.linear_table import self_test_error as product_error
 from cosmos_fast.model.obstacles import obstacle
@@ -75,7 +83,7 @@ RmsSilu = Callable[
     tuple[torch.Tensor | None, torch.Tensor, torch.Tensor],
 ]
 Upsample = Callable[..., torch.Tensor]
-Product = Callable[[Epilogue, torch.Tensor, torch.Tensor, Gated | None], torch.Tensor | None]
+Product = Callable[[Epilogue, torch.Tensor, torch.Tensor, Following], torch.Tensor | None]
 
 
 def no_product(*_: object) -> None:
@@ -124,17 +132,42 @@ class Ops:
     attention: Attention = torch_attention
     """(q_BSHD, k_BSHD, v_BSHD, spec) -> Attended"""
     product: Product = no_product
-    """(epilogue, x_BNK, weight_EK, what is added or None) -> (B, N, E), or None where it leaves a
-    product of this size to torch; behind ``linear`` and its kin"""
+    """(epilogue, x_BNK, weight_EK, what it needs to know) -> (B, N, E), or None where it leaves a
+    product of this size to torch; behind ``linear_gelu`` and its kin"""
     folds_padding: bool = False
     """Whether ``attention`` counts keys of zeros without reading them: then it pays to fold."""
     names: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(_FUSED, "torch"))
     """What runs each operation, for the report."""
 
-    def linear(self, x_BNK: torch.Tensor, weight_EK: torch.Tensor) -> torch.Tensor:
-        """x Wᵀ of shape (B, N, E)."""
-        out = self.product("none", x_BNK, weight_EK, None)
-        return F.linear(x_BNK, weight_EK) if out is None else out
+    def linear_qk_norm_rope(
+        self,
+        x_BNK: torch.Tensor,
+        weight_EK: torch.Tensor,
+        q_weight_D: torch.Tensor,
+        k_weight_D: torch.Tensor,
+        cos_NR: torch.Tensor,
+        sin_NR: torch.Tensor,
+        eps: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k and v of x Wᵀ, (B, N, H, D) each, the first two normed and rotated."""
+        turned = Turned(q_weight_D, k_weight_D, cos_NR, sin_NR, eps)
+        out = self.product("rope", x_BNK, weight_EK, turned)
+        qkv_BNE = F.linear(x_BNK, weight_EK) if out is None else out
+        q, k, v = qkv_BNE.unflatten(-1, (3, -1, q_weight_D.shape[0])).unbind(2)
+        if out is None:
+            q, k = self.qk_norm_rope(q, k, *turned)
+        return q, k, v
+
+    def linear_head_norm(
+        self, x_BNK: torch.Tensor, weight_EK: torch.Tensor, weight_D: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """x Wᵀ by heads, (B, N, H, D), each normed."""
+        heads = (-1, weight_D.shape[0])
+        out = self.product("norm", x_BNK, weight_EK, Normed(weight_D, eps))
+        if out is not None:
+            normed_BNHD: torch.Tensor = out.unflatten(-1, heads)
+            return normed_BNHD
+        return self.head_norm(F.linear(x_BNK, weight_EK).unflatten(-1, heads), weight_D, eps)
 
     def linear_gelu(self, x_BNK: torch.Tensor, weight_EK: torch.Tensor) -> torch.Tensor:
         """GELU, in its exact form, of x Wᵀ."""
@@ -225,7 +258,7 @@ class Ops:
         ops = _with_kernels(
             chosen, names | {"attention": chosen.description}, folds_padding=chosen.folds_padding
         )
-        product = _product_for(device, dtype)
+        product = _product_for(device, dtype, head_dim)
         name = "torch" if product is no_product else "gluon (own, sm_90a)"
         return replace(ops, product=product, names={**ops.names, "product": name})
 
@@ -431,13 +464,14 @@ def _attention_for(device: torch.device, dtype: torch.dtype) -> tuple[Attention,
     return torch_attention, "torch sdpa"
 
 
-def _product_for(device: torch.device, dtype: torch.dtype) -> Product:
+def _product_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> Product:
     """Our own products where there are designs for ``device`` that pass their test."""
-    if torch.cuda.get_device_capability(device) != CAPABILITY or dtype != torch.bfloat16:
+    fits = dtype == torch.bfloat16 and head_dim in (64, 128)
+    if torch.cuda.get_device_capability(device) != CAPABILITY or not fits:
         return no_product
     with torch.cuda.device(device):
         failure = _why_wrong(
-            lambda: product_error(_hopper_product, str(device)), PRODUCT_ERROR_LIMIT
+            lambda: product_error(_hopper_product, head_dim, str(device)), PRODUCT_ERROR_LIMIT
         )
     if failure is None:
         return table_product
@@ -450,21 +484,24 @@ def _product_for(device: torch.device, dtype: torch.dtype) -> Product:
 
 
 def table_product(
-    epilogue: Epilogue, x_BNK: torch.Tensor, weight_EK: torch.Tensor, gated: Gated | None
+    epilogue: Epilogue, x_BNK: torch.Tensor, weight_EK: torch.Tensor, following: Following
 ) -> torch.Tensor | None:
     """The product that the shipped table prefers on Hopper; None where that is torch's.
 
     Whatever the kernel cannot take where it lies (strides, gradients, other dtypes) is torch's too.
     """
     chosen = design(epilogue, x_BNK.shape[:-1].numel(), x_BNK.shape[-1])
-    given = (x_BNK, weight_EK, *(gated[:2] if gated else ()))
-    if chosen is None or _needs_gradient(*given) or not _is_laid_out(x_BNK, weight_EK, gated):
+    tokens = (x_BNK, following.residual_BND) if isinstance(following, Gated) else (x_BNK,)
+    others = [one for one in following or () if isinstance(one, torch.Tensor)]
+    if chosen is None or _needs_gradient(*tokens, weight_EK, *others):
         return None
-    return _hopper_product(epilogue, chosen, x_BNK, weight_EK, gated)
+    if not _is_laid_out(tokens, weight_EK):
+        return None
+    return _hopper_product(epilogue, chosen, x_BNK, weight_EK, following)
 
 
-def _is_laid_out(x_BNK: torch.Tensor, weight_EK: torch.Tensor, gated: Gated | None) -> bool:
-    tokens = (x_BNK,) if gated is None else (x_BNK, gated.residual_BND)
+def _is_laid_out(tokens: tuple[torch.Tensor, ...], weight_EK: torch.Tensor) -> bool:
+    """Whether TMA can move all of them from where they lie, clips as one."""
     whole = all(
         one.shape[0] == 1 or one.stride(0) == one.shape[1] * one.stride(1) for one in tokens
     )
@@ -484,36 +521,35 @@ def _hopper_product(
     name: str,
     x_BNK: torch.Tensor,
     weight_EK: torch.Tensor,
-    gated: Gated | None,
+    following: Following,
 ) -> torch.Tensor:
-    from cosmos_fast_kernels.linear_hopper import (
-        DESIGNS,
-        linear,
-        linear_gated_residual,
-        linear_gelu,
-    )
+    from cosmos_fast_kernels import linear_hopper as kernels
 
-    shape = (*x_BNK.shape[:2], weight_EK.shape[0])
-    x_MK, config = x_BNK.flatten(0, 1), DESIGNS[name]
-    if gated is None:
-        multiply = linear_gelu if epilogue == "gelu" else linear
-        return multiply(x_MK, weight_EK, config=config).view(shape)
+    given = (x_BNK.flatten(0, 1), weight_EK)
+    options: dict[str, Any] = {"config": kernels.DESIGNS[name]}
+    if isinstance(following, Gated):
+        residual_MD = following.residual_BND.flatten(0, 1)
+        gates = (following.gate_BTD.flatten(0, 1), _frame_of_rows(following))
+        kernels.linear_gated_residual(*given, residual_MD, *gates, out=residual_MD, **options)
+        return following.residual_BND
+    if isinstance(following, Normed):
+        out_ME = kernels.linear_head_norm(*given, *following, **options)
+    elif isinstance(following, Turned):
+        q_norm, k_norm, cos, sin, eps = following
+        out_ME = kernels.linear_qk_norm_rope(*given, q_norm, k_norm, cos, sin, eps, **options)
+    else:
+        multiply = kernels.linear_gelu if epilogue == "gelu" else kernels.linear
+        out_ME = multiply(*given, **options)
+    return out_ME.view(*x_BNK.shape[:2], -1)
+
+
+def _frame_of_rows(gated: Gated) -> torch.Tensor | None:
+    """The frame of each token among those of all clips."""
     batch, frames = gated.gate_BTD.shape[:2]
-    frame_M = gated.frame_N
-    if frame_M is not None:
-        first_B1 = torch.arange(0, batch * frames, frames, device=x_MK.device)[:, None]
-        frame_M = frame_M if batch == 1 else (first_B1 + frame_M).flatten()
-    residual_MD = gated.residual_BND.flatten(0, 1)
-    linear_gated_residual(
-        x_MK,
-        weight_EK,
-        residual_MD,
-        gated.gate_BTD.flatten(0, 1),
-        frame_M,
-        out=residual_MD,
-        config=config,
-    )
-    return gated.residual_BND
+    if gated.frame_N is None or batch == 1:
+        return gated.frame_N
+    first_B1 = torch.arange(0, batch * frames, frames, device=gated.frame_N.device)[:, None]
+    return (first_B1 + gated.frame_N).flatten()
 
 
 def _with_kernels(
