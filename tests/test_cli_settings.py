@@ -214,8 +214,7 @@ def test_aspect_ratio_of_a_named_model_needs_a_size_class() -> None:
     ("line", "part"),
     [
         ("--natten", "sparse-attention part"),
-        ("--use_cuda_graphs", "CUDA-graphs part"),
-        ("--benchmark", "benchmark part"),
+        ("--benchmark --batch_input_json a.json", "benchmark-of-lists part"),
     ],
 )
 def test_a_flag_that_needs_a_missing_part_names_it(line: str, part: str) -> None:
