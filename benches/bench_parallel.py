@@ -9,7 +9,9 @@ every way of sharing; about five minutes. Four GPUs: ``--ranks 1 2 4``; the larg
 
 Each way is first checked in float32 on a small clip against one GPU, then its bfloat16 latents are
 compared; nothing is reported of a way that is wrong. NVLink multicast stays off. ``--dry`` walks
-the same path on CPU processes with a tiny model. The last line is one JSON object.
+the same path on CPU processes with a tiny model. Every row is saved as it comes; a way that fails,
+or of which nothing is heard for ``--patience`` seconds, is named under "failed", and new processes
+go on with the next. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,10 +60,28 @@ class Clip:
     num_steps: int
 
 
-Job = tuple[Path, Path, Path, str, Clip, argparse.Namespace]
-"""Checkpoint, folder of the results, file of them, kind of device, clip, options."""
+@dataclass(frozen=True)
+class Job:
+    """What the ranks of one run are to do."""
+
+    world: Path
+    """Checkpoint."""
+    folder: Path
+    """Of results and faults."""
+    kind: str
+    """Of device."""
+    clip: Clip
+    repeats: int
+    patience: float
+    """Seconds without a row after which the ranks are ended."""
+    ways: tuple[str, ...] = ()
+    links: bool = True
+    """Whether what they carry is measured first."""
+
 
 CHECKED = Clip((96, 160), 9, 3)
+GRACE = 15.0
+"""Seconds in which the other ranks may say why one has failed."""
 
 
 def ways(ranks: int) -> dict[str, dict[str, Any]]:
@@ -88,54 +111,104 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=11, help="solver steps; one more evaluation")
     parser.add_argument("--ways", nargs="+", default=[], help="of sharing: these alone")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--patience", type=float, default=300.0)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--save", type=Path)
     parser.add_argument("--dry", action="store_true", help="tiny model on CPU processes")
     options = parser.parse_args()
     device = torch.device("cpu" if options.dry else "cuda")
     timed = CHECKED if options.dry else Clip((432, 768), 81, options.steps)
+    size = "tiny" if options.dry else options.size
+    settings = {"model": size, "clip": timed.__dict__, "repeats": options.repeats}
+    results = Results(options.save, settings, machine(device))
     keep_multicast_off()
     folder = Path(tempfile.mkdtemp(prefix="bench-parallel-", dir=options.folder))
     try:
         began = time.perf_counter()
-        size = "tiny" if options.dry else options.size
         world = make_checkpoint(
             folder / "checkpoints", size, layout="nvidia", device=device.type, text_encoder=False
         )
         say(f"made {size} in {time.perf_counter() - began:.1f} s")
-        results = []
+        job = Job(world, folder, device.type, timed, options.repeats, options.patience)
         for ranks in sorted({1, *options.ranks}):
-            job = (world, folder, folder / f"{ranks}.jsonl", device.type, timed, options)
-            results += run(ranks, job)
+            chosen = [way for way in ways(ranks) if ranks == 1 or way in (options.ways or [way])]
+            measure(ranks, replace(job, ways=tuple(chosen)), results)
+            if not results.figures:
+                break  # without one rank there is nothing to compare with
     finally:
-        shutil.rmtree(folder)
-    figures = [figure(one, results[0]) for one in results if "way" in one]
-    links = [one for one in results if "peer" in one]
-    line = json.dumps(
-        {
-            "bench": "parallel",
-            "command": " ".join(sys.argv),
-            "machine": machine(torch.device(device.type)),
-            "settings": {"model": size, "clip": timed.__dict__, "repeats": options.repeats},
-            "peer": links,
-            "figures": figures,
-        }
-    )
-    if options.save is not None:
-        partial = options.save.with_name(options.save.name + ".partial")
-        partial.write_text(line + "\n", "utf-8")
-        partial.replace(options.save)
-    print(line)
+        shutil.rmtree(folder, ignore_errors=True)
+    print(results.line())
+    if results.failed:
+        raise SystemExit(f"{len(results.failed)} of the ways failed")
 
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run(ranks: int, job: Job) -> list[dict[str, Any]]:
-    """What rank 0 of ``ranks`` processes measured."""
+@dataclass
+class Results:
+    """Every row so far, in a file from the first one on."""
+
+    save: Path | None
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    links: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any]) -> None:
+        if "peer" in row:
+            self.links.append(row)
+            say(json.dumps(row))
+        else:
+            self.figures.append(figure(row, self.figures[0] if self.figures else row))
+        self._write()
+
+    def fail(self, ranks: int, way: str, fault: str) -> None:
+        self.failed.append({"ranks": ranks, "way": way, "fault": fault})
+        say(f"{ranks} ranks, {way}: FAILED: {fault}")
+        self._write()
+
+    def line(self) -> str:
+        return json.dumps(
+            {
+                "bench": "parallel",
+                "command": " ".join(sys.argv),
+                "machine": self.machine,
+                "settings": self.settings,
+                "peer": self.links,
+                "figures": self.figures,
+                "failed": self.failed,
+            }
+        )
+
+    def _write(self) -> None:
+        if self.save is not None:
+            partial = self.save.with_name(self.save.name + ".partial")
+            partial.write_text(self.line() + "\n", "utf-8")
+            partial.replace(self.save)
+
+
+def measure(ranks: int, job: Job, results: Results) -> None:
+    """Every way of ``job`` on ``ranks`` processes, on others after each that fails."""
+    while job.ways:
+        rows, fault = run(ranks, job, results.add)
+        left = job.ways[sum("way" in row for row in rows) :]
+        if fault is None:
+            return
+        if left:
+            results.fail(ranks, left[0], fault)
+        job = replace(job, ways=left[1:], links=job.links and not rows)
+
+
+def run(
+    ranks: int, job: Job, on_row: Callable[[dict[str, Any]], None]
+) -> tuple[list[dict[str, Any]], str | None]:
+    """What rank 0 of ``ranks`` processes measured, and what ended them if it was a fault."""
+    for stale in job.folder.glob("rank*"):
+        stale.unlink()
     store = serve_store(ranks)
-    out = job[2]
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(
@@ -147,57 +220,104 @@ def run(ranks: int, job: Job) -> list[dict[str, Any]]:
     ]
     for process in processes:
         process.start()
+    rows: list[dict[str, Any]] = []
+    heard = time.monotonic()
+    fault = None
+    while fault is None:
+        ended = not any(process.is_alive() for process in processes)
+        for row in rows_of(job)[len(rows) :]:
+            rows.append(row)
+            on_row(row)
+            heard = time.monotonic()
+        if any(process.exitcode for process in processes):
+            fault = fault_of(processes, job)
+        elif ended:
+            break
+        elif time.monotonic() - heard > job.patience:
+            fault = f"nothing was heard for {job.patience:g} s"
+        time.sleep(0.2)
     for process in processes:
+        process.kill()
         process.join()
+    return rows, fault
+
+
+def rows_of(job: Job) -> list[dict[str, Any]]:
+    """The whole lines that rank 0 has written."""
+    path = job.folder / "rank0.jsonl"
+    whole = path.read_text("utf-8").rpartition("\n")[0] if path.exists() else ""
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def fault_of(processes: Sequence[BaseProcess], job: Job) -> str:
+    """What each rank that failed has to say, once they had time to say it."""
+    until = time.monotonic() + GRACE
+    while any(process.is_alive() for process in processes) and time.monotonic() < until:
+        time.sleep(0.2)
+    told = {path.stem: path.read_text("utf-8") for path in sorted(job.folder.glob("rank*.fault"))}
     codes = [process.exitcode for process in processes]
-    if any(codes):
-        raise SystemExit(f"{ranks} ranks ended with exit codes {codes}")
-    return [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    return "; ".join(f"{rank}: {text}" for rank, text in told.items()) or f"exit codes {codes}"
 
 
 def rank_main(seat: Seat, job: Job) -> None:
-    """One rank: the links, then every way, checked and timed."""
-    world, folder, out, kind, clip, options = job
-    device = torch.device(kind, seat.local_rank) if kind == "cuda" else torch.device(kind)
+    """One rank; its fault, if there is one, is left in a file."""
+    try:
+        rank_work(seat, job)
+    except BaseException as error:
+        # Whatever it is, the parent is to hear of it, and the other ranks must not wait.
+        traceback.print_exc()
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        (job.folder / f"rank{seat.rank}.fault").write_text(text[:500], "utf-8")
+        sys.stderr.flush()
+        os._exit(1)
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def rank_work(seat: Seat, job: Job) -> None:
+    """The links, then every way, checked and timed."""
+    device = torch.device(job.kind, seat.local_rank) if job.kind == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
         # TF32 would round the float32 clip's convolutions, and for other heights otherwise.
         torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     group = join(seat, device) if seat.size > 1 else None
-    found: list[dict[str, Any]] = []
-    if group is not None:
-        found += [peer(Exchange(group, device), count) for count in PEER_BYTES]
-    for name, fields in ways(seat.size).items():
-        if group is not None and options.ways and name not in options.ways:
-            continue
-        parallel = None if group is None else cf.Parallel(group, **fields)
-        made, small, engine = None, None, None
-        precisions: tuple[tuple[Literal["fp32", "bf16"], Clip], ...]
-        precisions = (("fp32", CHECKED), ("bf16", clip))
-        for precision, what in precisions:
-            del engine
-            engine = cf.Video2World.from_pretrained(
-                world,
-                device=device,
-                precision=precision,
-                prompt_cache=False,
-                parallel=parallel,
-                guardrail=cf.NoGuardrail(reason="a benchmark"),
-            )
-            if precision == "fp32":
-                small = generate(engine, what)
-                continue
-            generate(engine, replace(what, num_steps=2))
-            made = [generate(engine, what) for _ in range(options.repeats)]
-        assert made is not None
-        assert small is not None
-        found.append(timing(name, seat, made, small, folder))
-        if seat.rank == 0:
-            say(json.dumps(found[-1]))
-    if seat.rank == 0:
-        out.write_text("\n".join(map(json.dumps, found)) + "\n", "utf-8")
-    sys.stderr.flush()
-    os._exit(0)
+    with (job.folder / f"rank{seat.rank}.jsonl").open("w", encoding="utf-8") as out:
+
+        def keep(row: dict[str, Any]) -> None:
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+
+        if group is not None and job.links:
+            exchange = Exchange(group, device)
+            for count in PEER_BYTES:
+                keep(peer(exchange, count))
+        for name in job.ways:
+            parallel = None if group is None else cf.Parallel(group, **ways(seat.size)[name])
+            small, made = clips(job, device, parallel)
+            keep(timing(name, seat, made, small, job.folder))
+
+
+def clips(
+    job: Job, device: torch.device, parallel: cf.Parallel | None
+) -> tuple[cf.Clip, list[cf.Clip]]:
+    """The small clip in float32, and the timed ones in bfloat16."""
+
+    def engine(precision: Literal["fp32", "bf16"]) -> cf.Video2World:
+        return cf.Video2World.from_pretrained(
+            job.world,
+            device=device,
+            precision=precision,
+            prompt_cache=False,
+            parallel=parallel,
+            guardrail=cf.NoGuardrail(reason="a benchmark"),
+        )
+
+    small = generate(engine("fp32"), CHECKED)
+    rounded = engine("bf16")
+    generate(rounded, replace(job.clip, num_steps=2))
+    return small, [generate(rounded, job.clip) for _ in range(job.repeats)]
 
 
 def generate(engine: cf.Video2World, clip: Clip) -> cf.Clip:

@@ -139,6 +139,12 @@ def _first(value: float) -> Callable[[dict[str, Any]], object]:
     return lambda tensors: next(iter(tensors.values())).view(-1)[:1].fill_(value)
 
 
+def _template(folder: Path, template: str) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    told = json.dumps(settings | {"chat_template": template})
+    rewritten(folder / "tokenizer_config.json", told.encode())
+
+
 class Bomb:
     """What a hostile pickle does when it is read by the wrong reader."""
 
@@ -150,6 +156,12 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "custom list empty": lambda r: rewritten(r / COSMOS / "blocklist/custom/list.txt", b"\n \n"),
     "custom folder empty": lambda r: (r / COSMOS / "blocklist/custom/list.txt").unlink(),
     "exact list empty": lambda r: rewritten(r / COSMOS / "blocklist/exact_match/list.txt", b""),
+    "list of another coding": lambda r: rewritten(
+        r / COSMOS / "blocklist/custom/list.txt", "kaboomium\n".encode("utf-16-le")
+    ),
+    "list linked into nowhere": lambda r: (r / COSMOS / "blocklist/custom/more.txt").symlink_to(
+        "gone.txt"
+    ),
     "list not text": lambda r: rewritten(r / COSMOS / "blocklist/custom/list.txt", b"\xff\xfe\x00"),
     "wordnet gone": lambda r: (
         r / COSMOS / "blocklist/nltk_data/corpora/wordnet/noun.exc"
@@ -160,6 +172,8 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "llama tokenizer gone": lambda r: (r / LLAMA / "tokenizer.json").unlink(),
     "llama tokenizer garbage": lambda r: rewritten(r / LLAMA / "tokenizer.json", b"{}"),
     "llama template gone": lambda r: rewritten(r / LLAMA / "tokenizer_config.json", b"{}"),
+    "llama template without the prompt": lambda r: _template(r / LLAMA, "is it safe?"),
+    "llama template fails": lambda r: _template(r / LLAMA, "{{ 1 / 0 }} A kettle boils."),
     "llama config garbage": lambda r: rewritten(r / LLAMA / "config.json", b"{"),
     "llama of another kind": lambda r: rewritten(
         r / LLAMA / "config.json", b'{"model_type": "t5"}'
@@ -264,6 +278,13 @@ ANSWERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "says nothing": (lambda _: None, "error"),
     "says True": (lambda _: True, "error"),
     "says (True, '')": (lambda _: (True, ""), "error"),
+    "gives no details": (lambda _: cf.Verdict(True, details=None), "error"),  # type: ignore[arg-type]
+    "gives words as details": (lambda _: cf.Verdict(True, details={"a": "b"}), "error"),  # type: ignore[dict-item]
+    "gives a detail that is no number": (
+        lambda _: cf.Verdict(True, details={"score": float("nan")}),
+        "error",
+    ),
+    "gives no reason but None": (lambda _: cf.Verdict(True, None), "error"),  # type: ignore[arg-type]
     "is safe by truth": (lambda _: cf.Verdict("yes"), "verdict"),  # type: ignore[arg-type]
     "is safe by number": (lambda _: cf.Verdict(1), "verdict"),  # type: ignore[arg-type]
     "hangs": (sleeping, "timeout"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -179,3 +180,68 @@ def test_blocklist(blocklist: Blocklist, prompt: str, reason: str | None) -> Non
     verdict = blocklist.check(prompt)
     assert verdict.safe is (reason is None)
     assert (reason or "") in verdict.reason
+
+
+DISGUISES = {
+    "wide letters": "a jar of \uff4b\uff41\uff42\uff4f\uff4f\uff4d\uff49\uff55\uff4d",
+    "bold letters": "a \U0001d42a\U0001d42e\U0001d431",
+    "circled letters": "a \u24e0\u24e4\u24e7",
+    "Cyrillic letters": "k\u0430b\u043e\u043emium",
+    "Greek letters": "kab\u03bf\u03bfmium",
+    "capitals of both": "K\u0391B\u041eOMIUM",
+    "small capitals": "\u1d0b\u1d00\u0299\u1d0f\u1d0f\u1d0d\u026a\u1d1c\u1d0d",
+    "accents": "k\u00e0b\u00f3\u00f6mium",
+    "loose accents": "q\u0308ux",
+    "a joiner between all": "a " + "\u200b".join("kaboomium"),
+    "a joiner in an exact word": "Zorb\u200dlax the Unkind",
+    "a soft hyphen": "a q\u00adux",
+    "a nul": "a q\0ux",
+    "a backspace": "a q\x08ux",
+    "turned and turned back": "a \u202eq\u202cux",
+    "a tag": "a q\U000e0001ux",
+    "a variation": "a q\ufe0fux",
+    "a wide space": "mustard\u3000gas",
+    "an inflected wide word": "\uff4bnives of stiletto, stiletto \uff4bnives",
+    "nothing to see": "\u200b\u2060",
+    "a megabyte": "word " * 200_000,
+}
+
+
+@pytest.mark.parametrize("prompt", DISGUISES.values(), ids=DISGUISES)
+def test_disguises_that_the_eye_sees_through_are_found(blocklist: Blocklist, prompt: str) -> None:
+    assert blocklist.check(prompt).safe is False
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "\u6c34\u58f6\u5728\u7089\u5b50\u4e0a",
+        "Ein Kessel k\u00f6chelt auf dem Herd, \u201eleise\u201c \u2014 caf\u00e9 \u2615",
+        "\u0427\u0430\u0439\u043d\u0438\u043a \u043a\u0438\u043f\u0438\u0442",
+        "line one\r\nline two\tand a tab",
+    ],
+    ids=ascii,
+)
+def test_other_languages_pass(blocklist: Blocklist, prompt: str) -> None:
+    assert blocklist.check(prompt).safe is True
+
+
+@pytest.mark.parametrize(
+    ("data", "prompt"),
+    [
+        ("Grobnik\nother".encode("utf-8-sig"), "a grobnik"),
+        (b"Grobnik\r\nother\r\n", "a grobnik"),
+        ("Gr\u00f6bnik".encode(), "a gr\u00f6bnik"),
+        ("Gr\u00f6bnik".encode(), "a gro\u0308bnik"),
+    ],
+    ids=["byte order mark", "carriage returns", "accent", "loose accent"],
+)
+@pytest.mark.parametrize("name", ["custom", "exact_match"])
+def test_however_a_list_is_written_its_words_are_found(
+    companions: Path, tmp_path: Path, name: str, data: bytes, prompt: str
+) -> None:
+    folder = shutil.copytree(companions / COSMOS / "blocklist", tmp_path / "blocklist")
+    (folder / name / "list.txt").write_bytes(data)
+    lists = Blocklist(folder)
+    lists.load()
+    assert lists.check(prompt).safe is False

@@ -21,7 +21,7 @@ from random_world import RANDOM_PROFILE, make_random_world
 from rank_process import make
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 HEADS: Final = 4
 DEADLINE: Final = 10.0
@@ -86,6 +86,78 @@ def test_ranks_make_what_one_process_makes(
     assert parallel["no guidance"]["attention"] == ("ring" if size == 3 else "heads")
     assert all(0 < each["communication_share"] < 1 for each in parallel.values())
     assert parallel["no guidance"]["sent_bytes"] > 0
+
+
+CARD_PROFILE: Final = replace(PROFILE, size=Size(80, 112), dit=replace(PROFILE.dit, head_dim=64))
+"""Heads that the kernels of attention take, and 35 tokens a frame, which divide unevenly."""
+SHARINGS: Final[Mapping[str, dict[str, Any]]] = {
+    "as the engine chooses": {},
+    "guidance beside ring": {"context": "ring"},
+    "heads": {"guidance": "together"},
+    "heads in one piece": {"guidance": "together", "pieces": 1},
+    "ring": {"guidance": "together", "context": "ring"},
+}
+CARD_CASES: Final[tuple[dict[str, Any], ...]] = tuple(
+    {
+        "name": f"{name}, {precision}",
+        "parallel": sharing,
+        "precision": precision,
+        "given": 5,
+        "num_frames": 81,
+    }
+    for precision in ("fp32", "bf16")
+    for name, sharing in SHARINGS.items()
+)
+
+
+def error_of(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ranks_of_one_card_make_what_one_process_makes(
+    tmp_path: Path, measured: Callable[[str], None]
+) -> None:
+    """The kernels as sharing calls them: keys that come in pieces, frames told by an index."""
+    check_one_card("cuda:0", (2, 3, 4), tmp_path, measured)
+
+
+def check_one_card(
+    device: str, sizes: tuple[int, ...], folder: Path, measured: Callable[[str], None]
+) -> None:
+    """
+    Args:
+        device: that all ranks compute on.
+    """
+    world = make_random_world(folder / "world", CARD_PROFILE)
+    job = {"world": str(world), "cases": CARD_CASES, "device": device, "one_card": True}
+    results = {}
+    for size in (1, *sizes):
+        (out := folder / str(size)).mkdir()
+        results[size] = run(size, job | {"out": str(out)})
+    (alone,) = results[1]
+    for size in sizes:
+        first = results[size][0]
+        for name in SHARINGS:
+            exact, rounded = (alone[f"{name}, {kind}"]["latents"] for kind in ("fp32", "bf16"))
+            ours, ours_rounded = (first[f"{name}, {kind}"] for kind in ("fp32", "bf16"))
+            error = error_of(ours["latents"], exact)
+            noise, drift = error_of(rounded, exact), error_of(ours_rounded["latents"], exact)
+            measured(f"{size} ranks, {name}: fp32 {error:.1e}, bf16 {drift:.1e} beside {noise:.1e}")
+            assert error <= 1e-5, (size, name)
+            # Rounded elsewhere, it is as far from the exact clip as one process is, more or less.
+            assert 0 < drift <= 2 * noise, (size, name)
+            apart = (ours["frames"].int() - alone[f"{name}, fp32"]["frames"].int()).abs()
+            assert apart.max() <= 1, (size, name)
+            assert (apart > 0).float().mean() < 1e-3, (size, name)
+            for other in results[size][1:]:
+                for kind, made in (("fp32", ours), ("bf16", ours_rounded)):
+                    assert torch.equal(other[f"{name}, {kind}"]["latents"], made["latents"])
+                    assert torch.equal(other[f"{name}, {kind}"]["frames"], made["frames"])
+    told = json.loads(results[4][0]["guidance beside ring, bf16"]["report"])["parallel"]
+    assert (told["guidance_branches"], told["context"], told["attention"]) == (2, 2, "ring")
 
 
 FAULTS: Final[tuple[dict[str, Any], ...]] = (

@@ -39,10 +39,9 @@ def main() -> int:
         (place / "jobs.jsonl").write_text("\n".join(lines), "utf-8")
         log = place / "log"
         log.touch()
-        root = str(Path(__file__).resolve().parent.parent)
         ray.init(
             num_cpus=2, include_dashboard=False, log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": f"{root}/python:{root}"}},
+            runtime_env={"env_vars": {"PYTHONPATH": paths_of_workers()}},
         )  # fmt: skip
         killed: list[int] = []
         threading.Thread(target=kill_one, args=(log, killed), daemon=True).start()
@@ -73,6 +72,14 @@ def main() -> int:
     }  # fmt: skip
     print(json.dumps(result | {"seconds": round(time.monotonic() - started, 1)}))
     return int(not result["ok"])
+
+
+def paths_of_workers() -> str:
+    """What workers import from: ours, and what this process was given, which may hold Ray itself;
+    the variable replaces theirs, and a worker that finds no Ray dies and is started for ever."""
+    root = Path(__file__).resolve().parent.parent
+    ours = [str(root / "python"), str(root)]
+    return os.pathsep.join(ours + [path for path in [os.environ.get("PYTHONPATH")] if path])
 
 
 def kill_one(log: Path, killed: list[int]) -> None:

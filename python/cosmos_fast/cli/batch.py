@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cosmos_fast.jobs.worker import Jobs
 
 _OF_ONE_VIDEO: Final = frozenset(
-    {"input_path", "input_image_or_video_path", "save_path", "video_save_name"}
+    {"input_path", "input_image_or_video_path", "save_path", "video_save_name", "benchmark"}
 )
 BATCH_FLAGS: Final = (
     Flag("jobs", Location(), "The list, in either form.", "List"),

@@ -73,7 +73,7 @@ def demo(**given: object) -> None:
     )
     _say(command)
     settings = read_settings(parse_flags(VIDEO2WORLD_FLAGS, words))
-    clip = make_video(settings)
+    clip, _ = make_video(settings)
     generated = clip.frames.to("np")
     sheet = _write_sheet(generated, scene, folder / "demo_frames.png")
     _say(f"wrote {sheet}")

@@ -30,8 +30,6 @@ def _given(value: Any) -> bool:
 
 _NEEDS: Final[tuple[tuple[str, Callable[[Any], bool], str, str], ...]] = (
     ("natten", _given, "sparse-attention part", "leave --natten out"),
-    ("use_cuda_graphs", _given, "CUDA-graphs part", "leave --use_cuda_graphs out"),
-    ("benchmark", _given, "benchmark part", "leave --benchmark out; every report has stage times"),
 )
 
 
@@ -42,14 +40,22 @@ def is_batch(given: Mapping[str, Any]) -> bool:
 
 def missing_parts(given: Mapping[str, Any]) -> tuple[MissingPart, ...]:
     """The parts that these flags need and that do not exist yet."""
-    return tuple(
+    parts = [
         MissingPart(f"--{name}", part, cure)
         for name, needed, part, cure in _NEEDS
         if needed(given.get(name))
-    )
+    ]
+    if is_batch(given) and given.get("benchmark"):
+        cure = "leave --benchmark out; every manifest has stage times"
+        parts.append(MissingPart("--benchmark", "benchmark-of-lists part", cure))
+    return tuple(parts)
 
 
 _IDLE: Final[tuple[tuple[str, str], ...]] = (
+    (
+        "use_cuda_graphs",
+        "short clips are replayed as CUDA graphs by themselves, on others it is no gain",
+    ),
     ("tokenizer_dir", "the VAE comes from the checkpoint"),
     ("image_save_name", "no picture is made"),
     ("image_save_folder", "no picture is made"),

@@ -79,6 +79,8 @@ class Settings:
     guardrail: Literal["default", "required", "off", "not applicable"]
     guardrail_placement: Literal["device", "host", "disk"]
     dry_run: bool
+    benchmark: bool = False
+    """Three more runs after the video is written, which are timed."""
     batch: Path | None = None
     """The list of videos to make, where the command is for more than one."""
     batch_folder: Path | None = None
@@ -194,6 +196,7 @@ def resolve(
         guardrail=_guardrail(given),
         guardrail_placement=_guardrail_placement(given),
         dry_run=bool(given.get("dry_run")),
+        benchmark=bool(given.get("benchmark")),
         batch=values.pick("batch", "batch_input_path", "batch_input_json", default=None),
         batch_folder=_batch_folder(values),
         input_root=values.pick("input_root", "input_root", default=Path()),

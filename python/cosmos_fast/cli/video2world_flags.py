@@ -244,8 +244,13 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
         "Run T5 in bf16, whatever it is stored in.",
         _MACHINE,
     ),
-    Flag("use_cuda_graphs", None, "Replay the network as CUDA graphs (not yet).", _MACHINE),
-    Flag("benchmark", None, "Report the mean of three more runs (not yet).", _MACHINE),
+    Flag(
+        "use_cuda_graphs",
+        None,
+        "Nothing more to do: short clips are replayed as CUDA graphs.",
+        _MACHINE,
+    ),
+    Flag("benchmark", None, "Make the video three more times; report the mean.", _MACHINE),
     Flag("config", Location(), "TOML file of flags, by the same names; flags override it.", _RUN),
     Flag("dry_run", None, "Print the resolved settings, check every path, and stop.", _RUN),
     Flag("json", None, "Print one JSON object on stdout.", _RUN),
@@ -268,9 +273,9 @@ ORIGINAL_GENERATION_FLAGS: Final = (
 """Any of these means that the command is one of the original's."""
 
 OF_LISTS: Final = frozenset(
-    {"batch_input_path", "batch_input_json", "input_root", "resume", "num_gpus"}
+    {"batch_input_path", "batch_input_json", "input_root", "resume", "num_gpus", "benchmark"}
 )
-"""Flags that are about many videos, or mean something else there."""
+"""Flags that are about many videos, or one alone, or mean something else there."""
 
 SHARED_GPUS: Final = Flag(
     "num_gpus",

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -359,6 +361,8 @@ def _held_to(verdict: object, about: str | Frames) -> Verdict:
     """``verdict``, if it is one and speaks of what was asked."""
     if not isinstance(verdict, Verdict):
         raise TypeError(f"it answers {verdict!r}; a Verdict is needed")
+    if not isinstance(verdict.reason, str) or not _are_numbers(verdict.details):
+        raise TypeError(f"it answers {verdict!r}; its reason is a str, its details are numbers")
     if verdict.frames is not None and (
         not isinstance(about, Frames)
         or verdict.frames.shape != about.shape
@@ -366,6 +370,14 @@ def _held_to(verdict: object, about: str | Frames) -> Verdict:
     ):
         raise TypeError(f"it gives back {verdict.frames!r} in place of {about!r}")
     return verdict
+
+
+def _are_numbers(details: object) -> bool:
+    """Whether the report can take them: by name, none of them infinite."""
+    return isinstance(details, Mapping) and all(
+        isinstance(name, str) and isinstance(value, int | float) and math.isfinite(value)
+        for name, value in details.items()
+    )
 
 
 class _TooLate(Exception):

@@ -3,7 +3,8 @@
 Three passes, as the reference's: the custom list through disguises, the same over dictionary forms,
 and the exact list as whole words or nearly. An empty prompt is refused. Parity with the reference's
 verdicts is unverified; where the two differ on purpose this one finds more: through quotation
-marks, any white space, and capitals of inflected words.
+marks, any white space, capitals of inflected words, foreign letters that look like plain ones, and
+what is invisible.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from typing import TYPE_CHECKING, Final
 from cosmos_fast.errors import CheckpointError
 from cosmos_fast.prompt.guardrail import Verdict
 from cosmos_fast.prompt.guardrails.lemmas import Lemmatizer
+from cosmos_fast.prompt.guardrails.plain_text import readings, spelled_out
 from cosmos_fast.prompt.guardrails.word_match import DisguisedWords, WholeWords
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_FOREIGN: Final = re.compile(r"[^\x00-\x7F]+")
 _TOKEN: Final = re.compile(r"""[A-Za-z0-9@$*]+(?:'[A-Za-z]+)?|\S""")
 _LIST_LIMIT: Final = 64 << 20
+_LONGEST: Final = 20_000
+"""Characters of a prompt; T5 reads 512 tokens. Longer ones would take the lists minutes."""
 
 
 class Blocklist:
@@ -53,13 +56,19 @@ class Blocklist:
         self._exact = WholeWords(exact)
 
     def check(self, prompt: str) -> Verdict:
-        """Refuses an empty prompt and one that says what a list names."""
+        """Refuses an empty prompt, one too long to look through, and one that says what a list
+        names."""
+        if len(prompt) > _LONGEST:
+            return Verdict(False, f"{len(prompt)} characters; at most {_LONGEST} are checked")
+        if not spelled_out(prompt).strip():
+            return Verdict(False, "the text is empty")
+        refused = (verdict for text in readings(prompt) if not (verdict := self._read(text)).safe)
+        return next(refused, Verdict(True))
+
+    def _read(self, text: str) -> Verdict:
         assert self._custom is not None
         assert self._exact is not None
         assert self._lemmas is not None
-        text = _FOREIGN.sub(" ", prompt)
-        if not prompt.strip():
-            return Verdict(False, "the text is empty")
         if found := self._custom.find(text):
             return Verdict(False, f"{found.text!r} is on the custom list")
         lemmas = self._lemmas
@@ -80,13 +89,18 @@ def _entries(folder: Path, *, may_be_empty: bool = False) -> list[str]:
     entries: list[str] = []
     try:
         for file in sorted(folder.iterdir()):
-            if file.is_file() and not file.name.startswith("."):
-                if file.stat().st_size > _LIST_LIMIT:
-                    raise CheckpointError(f"{file}: too large for a word list")
-                entries += [line.strip() for line in file.read_text("utf-8").splitlines()]
+            if file.is_dir() or file.name.startswith("."):
+                continue
+            if file.stat().st_size > _LIST_LIMIT:  # a link into nowhere fails here
+                raise CheckpointError(f"{file}: too large for a word list")
+            text = file.read_text("utf-8-sig")
+            if "\0" in text:
+                raise CheckpointError(f"{file}: no text in UTF-8; fetch the folder again")
+            entries += [line.strip() for line in text.splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder}: its word lists cannot be read: {error}") from error
-    entries = [entry for entry in entries if entry]
+    # Accents go here as they do in prompts: an entry that keeps them would never be found.
+    entries = [entry if entry.isascii() else spelled_out(entry) for entry in entries if entry]
     if not entries and not may_be_empty:
         raise CheckpointError(f"{folder}: its word lists hold no entry; fetch the folder again")
     return entries

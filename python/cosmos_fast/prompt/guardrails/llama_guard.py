@@ -7,6 +7,7 @@ counts, so that the same prompt always gets the same one.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from cosmos_fast.errors import CheckpointError
 from cosmos_fast.imports import untraced
 from cosmos_fast.prompt.guardrail import Placement, Verdict
+from cosmos_fast.prompt.guardrails.plain_text import spelled_out
 from cosmos_fast.prompt.needs import stated, transformer_bytes
 from cosmos_fast.prompt.networks import Drawing, ReadTensors, Seat, filled
 
@@ -39,6 +41,7 @@ CATEGORIES: Final = {
     "S14": "Code Interpreter Abuse",
 }
 _ANSWER_TOKENS: Final = 100
+_MARK: Final = re.compile("<[A-Z][A-Z ]+>")
 _TOKENS: Final = 1024
 """Of the categories, a long prompt and the answer; estimate."""
 
@@ -61,6 +64,8 @@ class LlamaGuard:
         self._folder = folder
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._drawing: Drawing | None = None
+        self._frame: list[str] = []
+        """Marks in plain words that part the conversation from the question about it."""
         self._seat = Seat(lambda at: _load(folder, at, read), device, placement)
 
     def load(self) -> None:
@@ -80,6 +85,7 @@ class LlamaGuard:
         if not tokenizer.chat_template:
             raise CheckpointError(f"{self._folder}: its tokenizer has no chat template")
         self._tokenizer = tokenizer
+        self._frame = _frame_of(tokenizer, self._folder)
         self._drawing = Drawing.from_folder(self._folder)
         self._seat.prepare()
 
@@ -92,7 +98,7 @@ class LlamaGuard:
         """Safe where the answer is "safe" and nothing else."""
         assert self._tokenizer is not None
         assert self._drawing is not None
-        if said := _control_words(self._tokenizer, prompt):
+        if said := _control_words(self._tokenizer, self._frame, prompt):
             return Verdict(False, f"the text holds {said!r}, which only the model's frame may say")
         with self._seat.taken() as llama:
             answer = _ask(llama, self._tokenizer, self._drawing, prompt)
@@ -116,9 +122,33 @@ def verdict_of(answer: str) -> Verdict:
     return Verdict(False, f"its answer is neither safe nor unsafe: {answer.strip()[:80]!r}")
 
 
-def _control_words(tokenizer: Any, prompt: str) -> str | None:
-    """A token of the chat frame in the prompt: it could end the user's turn and answer itself."""
-    return next((token for token in tokenizer.get_added_vocab() if token in prompt), None)
+def _frame_of(tokenizer: Any, folder: Path) -> list[str]:
+    """The marks that a chat template sets around a prompt.
+
+    Raises:
+        CheckpointError: the prompt is not in what it makes.
+    """
+    prompt = "A kettle boils."
+    try:
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], categories=CATEGORIES, tokenize=False
+        )
+    except Exception as error:
+        # A template is a program: it may raise anything.
+        raise CheckpointError(f"{folder}: its chat template fails: {error}") from error
+    if prompt not in asked:
+        raise CheckpointError(f"{folder}: its chat template leaves the prompt out")
+    return _MARK.findall(asked)
+
+
+def _control_words(tokenizer: Any, frame: list[str], prompt: str) -> str | None:
+    """A token or a mark of the chat frame in the prompt: it could end the user's turn and answer
+    itself."""
+    said = " ".join(spelled_out(prompt).upper().split())
+    marks = (mark for mark in frame if mark in said)
+    return next((token for token in tokenizer.get_added_vocab() if token in prompt), None) or next(
+        marks, None
+    )
 
 
 def _ask(llama: LlamaForCausalLM, tokenizer: Any, drawing: Drawing, prompt: str) -> str:
