@@ -84,9 +84,8 @@ pub fn resize_windows(
     fit: &str,
 ) -> PyResult<(Sums, Sums)> {
     let how = fit_named(fit).map_err(|error| to_python(py, &error))?;
-    let (columns, rows) = py
-        .detach(|| pack::windows(source, target, how))
-        .map_err(|error| to_python(py, &error))?;
+    let (columns, rows) =
+        py.detach(|| pack::windows(source, target, how)).map_err(|error| to_python(py, &error))?;
     let sums = |one: Windows| (one.starts, one.unfused, one.weights);
     Ok((sums(columns), sums(rows)))
 }

@@ -111,7 +111,10 @@ impl From<Axis> for Windows {
         Self {
             starts: windows.iter().map(|(start, _)| *start as u32).collect(),
             unfused: windows.iter().map(|(_, weights)| unfused(weights.len()) as u32).collect(),
-            weights: windows.iter().flat_map(|one| [one.1.clone(), padding(one)].concat()).collect(),
+            weights: windows
+                .iter()
+                .flat_map(|one| [one.1.clone(), padding(one)].concat())
+                .collect(),
         }
     }
 }
