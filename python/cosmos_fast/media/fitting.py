@@ -38,8 +38,11 @@ class _Axis(NamedTuple):
     none_fused: list[bool]
 
     def part(self, block: slice) -> _Axis:
-        tensors = (tensor[:, block].contiguous() for tensor in self[:3])
-        return _Axis(*tensors, self.all_fused, self.none_fused)
+        return self._replace(
+            index_SN=self.index_SN[:, block].contiguous(),
+            weight_SN=self.weight_SN[:, block],
+            fused_SN=self.fused_SN[:, block],
+        )
 
 
 def fit_tensor(pixels: torch.Tensor, size: Size, fit: Fit) -> torch.Tensor:
@@ -83,11 +86,17 @@ def _axis(
     index_SN = (start_N + term_S1).clip(max=inputs - 1)  # beyond are weights of zero
     fused_SN = term_S1 >= unfused_N
     span = slice(int(index_SN.min()), int(index_SN.max()) + 1)
-    tensors = (
-        torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
-        for array in (index_SN - span.start, weight_SN, fused_SN)
+
+    def placed(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+    axis = _Axis(
+        placed(index_SN - span.start),
+        placed(weight_SN),
+        placed(fused_SN),
+        all_fused=list(map(bool, fused_SN.all(axis=1))),
+        none_fused=list(map(bool, (~fused_SN).all(axis=1))),
     )
-    axis = _Axis(*tensors, fused_SN.all(axis=1).tolist(), (~fused_SN).all(axis=1).tolist())
     return axis, span
 
 
