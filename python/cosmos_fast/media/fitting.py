@@ -94,8 +94,8 @@ def _axis(
         placed(index_SN - span.start),
         placed(weight_SN),
         placed(fused_SN),
-        all_fused=list(map(bool, fused_SN.all(axis=1))),
-        none_fused=list(map(bool, (~fused_SN).all(axis=1))),
+        all_fused=[bool(row.all()) for row in fused_SN],
+        none_fused=[not row.any() for row in fused_SN],
     )
     return axis, span
 
