@@ -112,7 +112,7 @@ def variants() -> dict[str, tuple[Any, Mapping[str, str], Mapping[str, Any], int
 
 
 def compiled(name: str, architecture: int) -> dict[str, Any]:
-    """Size of the cubin, widest load and stack of one kernel."""
+    """Size of the cubin, widest load, exact divisions and stack of one kernel."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -141,6 +141,7 @@ def compiled(name: str, architecture: int) -> dict[str, Any]:
     return {
         "cubin": len(result.asm["cubin"]),
         "wide_loads": "ld.global.v4.b32" in result.asm["ptx"],
+        "exact_divisions": result.asm["ptx"].count("div.rn.f32"),
         "stack": max(stack),
     }
 
@@ -164,6 +165,15 @@ def test_kernel_compiles(results: dict[str, dict[str, Any]], name: str, architec
     assert result["stack"] == 0, "registers spill to memory"
     if name != "head_norm_0.6b":  # its tiles are too small
         assert result["wide_loads"], "no load of 16 bytes at once"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", [name for name in KERNELS if "layernorm" in name])
+def test_means_are_rounded_correctly(
+    results: dict[str, dict[str, Any]], name: str, architecture: int
+) -> None:
+    # Mean and variance; a product with 1 / FEATURES would move a constant token off its mean.
+    assert results[f"{name} {architecture}"]["exact_divisions"] == 2
 
 
 if __name__ == "__main__":

@@ -148,6 +148,14 @@ def test_empty_input_gives_empty_output() -> None:
     assert fused(one)[1].shape == (1, 0, 64)
 
 
+def test_constant_sum_becomes_the_shift() -> None:
+    one = given((1, 1, 1, 192), torch.float32)
+    one |= {"x": torch.full_like(one["x"], 7.0), "y": torch.zeros_like(one["y"])}
+    total, normed = fused(one)
+    assert torch.equal(total, one["x"])
+    assert torch.equal(normed, one["shift"])
+
+
 WRONG = {
     "axes": ("x", lambda x: x[0], r"\(B, N, D\)"),
     "dtype": ("y", lambda y: y.double(), "both alike"),

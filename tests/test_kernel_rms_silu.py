@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import triton
 
 from cosmos_fast_kernels import reference
 from cosmos_fast_kernels import rms_silu as module
@@ -129,12 +130,37 @@ def test_reference_rounds_once_too(dtype: torch.dtype) -> None:
     assert reference.rms_silu(*one.values(), keep_total=False)[0] is None
 
 
-def test_more_positions_than_one_program_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = given((1, 2, 9, 7, 24), torch.float32)
-    whole = run(one)
-    monkeypatch.setattr(module, "_TILE", 256)
-    for ours, theirs in zip(run(one), whole, strict=True):
-        assert torch.equal(ours, theirs)
+@pytest.mark.parametrize("channels", [24, 96])
+def test_more_positions_than_one_program_holds(channels: int) -> None:
+    of_one_program = module._TILE // triton.next_power_of_2(channels)
+    width = 7
+    height = 2 * of_one_program // width + 2  # two programs and a ragged third
+    assert height * width % of_one_program
+    one = given((2, 1, height, width, channels), torch.float32)
+    whole = rms_silu(*one.values(), keep_total=True, out=poisoned(one["x"]))
+    rows = of_one_program // width  # each part is one program, and ragged
+    for top in range(0, height, rows):
+        part = {
+            name: value[:, :, top : top + rows].contiguous()
+            if name in ("x", "residual", "earlier")
+            else value
+            for name, value in one.items()
+        }
+        for ours, theirs in zip(whole, run(part), strict=True):
+            assert ours is not None
+            assert torch.equal(ours[:, :, top : top + rows], theirs)
+
+
+def test_a_ragged_program_writes_nothing_behind_its_last_position() -> None:
+    one = given((1, 1, 3, 5, 96), torch.float32)
+    behind = 4096
+    shapes = [made.shape for made in poisoned(one["x"])]
+    rooms = [torch.full((math.prod(s) + behind,), math.nan, device=DEVICE) for s in shapes]
+    outs = [room[:-behind].view(shape) for room, shape in zip(rooms, shapes, strict=True)]
+    rms_silu(*one.values(), keep_total=True, out=Assembled(*outs))
+    for room, out in zip(rooms, outs, strict=True):
+        assert not out.isnan().any()
+        assert room[-behind:].isnan().all()
 
 
 WRONG = {

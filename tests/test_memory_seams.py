@@ -161,6 +161,28 @@ def test_guardrail_and_upsampler_sleep_and_come_back(small: Path, companions: Pa
         assert engine.generate(PICTURE, PROMPT, num_steps=1, num_frames=5).report.upsampler["ran"]
 
 
+def kept(modules: list[nn.Module]) -> list[str]:
+    """Attributes of ``modules`` that hold tensors and are no parameters or buffers: no sleep and no
+    plan knows of them."""
+    return [
+        f"{type(module).__name__}.{name}"
+        for one in modules
+        for module in one.modules()
+        for name, value in vars(module).items()
+        if any(isinstance(x, torch.Tensor) for x in (value if type(value) is tuple else (value,)))
+    ]
+
+
+def test_what_sleeps_holds_no_tensors_that_do_not(small: Path, companions: Path) -> None:
+    engine = load(small, "auto", checkpoint_root=companions, upsampler=str(companions / QWEN))
+    clip = engine.generate(PICTURE, PROMPT, num_steps=1, num_frames=5)
+    assert clip.report.upsampler["ran"]
+    engine.sleep()
+    assert not kept([*networks(engine), engine._parts.dit, engine._parts.vae])
+    again = engine.generate(PICTURE, PROMPT, num_steps=1, num_frames=5)
+    assert again.report.latents_sha256 == clip.report.latents_sha256
+
+
 @pytest.mark.gpu
 def test_on_a_device_sleep_leaves_nothing_of_guardrail_and_upsampler(
     small: Path, companions: Path

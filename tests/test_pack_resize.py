@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from cosmos_fast._core import resize
+from cosmos_fast._core import resize, resize_windows
 from cosmos_fast.errors import InputError
-from cosmos_fast.media.arrays import fit_tensor
+from cosmos_fast.media import fitting
+from cosmos_fast.media.fitting import fit_tensor
 from cosmos_fast.types import Size
 
 if TYPE_CHECKING:
@@ -92,6 +93,40 @@ def test_it_equals_torchvision(
 
 
 @pytest.mark.parametrize("fit", ["cover", "stretch"])
+@settings(max_examples=60, deadline=None)
+@given(
+    source=st.tuples(st.integers(1, 420), st.integers(1, 420)),
+    target=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    kind=st.sampled_from(["noise", "flat", "blocks"]),
+    block=st.sampled_from([1, 4096, fitting._BLOCK]),
+)
+def test_a_tensor_is_fitted_bit_for_bit_as_the_core_does(
+    fit: Fit, source: tuple[int, int], target: tuple[int, int], kind: str, block: int
+) -> None:
+    clip = pictures(*source, kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "_BLOCK", block)
+        found = by_tensor(clip, Size(*target), fit)
+    assert np.array_equal(found, by_core(clip, Size(*target), fit))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "fit", "message"),
+    [
+        ((4, 4), (0, 4), "cover", "at least 1"),
+        ((0, 4), (4, 4), "cover", "at least 1"),
+        ((4, 4), (4, (1 << 20) + 1), "stretch", "1048577 pixels"),
+        ((4, 4), (4, 4), "contain", "fit"),
+    ],
+)
+def test_windows_of_what_cannot_be_fitted_are_refused(
+    source: tuple[int, int], target: tuple[int, int], fit: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        resize_windows(source, target, fit=fit)
+
+
+@pytest.mark.parametrize("fit", ["cover", "stretch"])
 @pytest.mark.parametrize(
     ("source", "target"),
     [
@@ -109,7 +144,9 @@ def test_ratios_of_real_use_equal_torchvision(
 ) -> None:
     for kind in ("noise", "blocks"):
         clip = pictures(*source, kind)
-        assert_close(by_core(clip, Size(*target), fit), by_torchvision(clip, Size(*target), fit))
+        ours = by_core(clip, Size(*target), fit)
+        assert_close(ours, by_torchvision(clip, Size(*target), fit))
+        assert np.array_equal(by_tensor(clip, Size(*target), fit), ours)
 
 
 @pytest.mark.slow

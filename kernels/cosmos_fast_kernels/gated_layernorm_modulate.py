@@ -65,10 +65,12 @@ def _gated_kernel(
     tl.store(sum_start + feature, total, mask=mask)
     if NORM:
         total = total.to(tl.float32)
-        mean = tl.sum(total, axis=0) / FEATURES
+        # Rounded correctly: where FEATURES is no power of two, the plain division is a product with
+        # an inexact reciprocal, and a constant token would not equal its mean.
+        mean = tl.math.div_rn(tl.sum(total, axis=0), FEATURES * 1.0)
         # Two passes over registers: a mean of squares would cancel where outliers shift the mean.
         centred = tl.where(mask, total - mean, 0.0)
-        variance = tl.sum(centred * centred, axis=0) / FEATURES
+        variance = tl.math.div_rn(tl.sum(centred * centred, axis=0), FEATURES * 1.0)
         normed = centred * tl.rsqrt(variance + eps)
         shift_start = shift_pointer + batch * shift_stride_b + frame * shift_stride_t
         scale_start = scale_pointer + batch * scale_stride_b + frame * scale_stride_t

@@ -43,10 +43,12 @@ def _layernorm_modulate_kernel(
 
     x_start = batch * x_stride_b + token * x_stride_n
     x = tl.load(x_pointer + x_start + feature, mask=mask, other=0.0).to(tl.float32)  # [BLOCK]
-    mean = tl.sum(x, axis=0) / FEATURES
+    # Rounded correctly: where FEATURES is no power of two, the plain division is a product with an
+    # inexact reciprocal, and a constant token would not equal its mean.
+    mean = tl.math.div_rn(tl.sum(x, axis=0), FEATURES * 1.0)
     # Two passes over registers: a mean of squares would cancel where outliers shift the mean.
     centred = tl.where(mask, x - mean, 0.0)
-    variance = tl.sum(centred * centred, axis=0) / FEATURES
+    variance = tl.math.div_rn(tl.sum(centred * centred, axis=0), FEATURES * 1.0)
     normed = centred * tl.rsqrt(variance + eps)
 
     shift_start = batch * shift_stride_b + frame * shift_stride_t

@@ -22,6 +22,7 @@ __all__ = [
     "normalize",
     "plan_memory",
     "resize",
+    "resize_windows",
     "safetensors_header",
     "smallest_memory",
 ]
@@ -64,6 +65,25 @@ def resize(source: NDArray[np.uint8], target: NDArray[np.uint8], *, fit: str) ->
 
     Raises:
         InputError: wrong shape, layout or fit, or a read-only target.
+    """
+
+def resize_windows(
+    source: tuple[int, int], target: tuple[int, int], *, fit: str
+) -> tuple[tuple[list[int], list[int], list[float]], tuple[list[int], list[int], list[float]]]:
+    """What :func:`resize` sums, for whoever does the sums on a device.
+
+    Args:
+        source: h, w.
+        target: H, W.
+        fit: as for :func:`resize`.
+
+    Returns:
+        Of the columns and of the rows, which come after them: for each output position its first
+        input; how many of its terms, from the first on, are rounded after the product too; and the
+        weights of all, one position after the other, of one length each, zeros behind the last.
+
+    Raises:
+        InputError: a side that is empty or beyond 1048576, or an unknown fit.
     """
 
 @final

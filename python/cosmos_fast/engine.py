@@ -199,6 +199,7 @@ class Video2World:
         with self._run(None):
             self._desk.sleep()
             self._parts.residence.sleep()
+            self._parts.vae.forget()
 
     def wake(self) -> None:
         """Brings back what :meth:`sleep` took off the device.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import torch
 
 from cosmos_fast._core import resize
 from cosmos_fast.errors import InputError
+from cosmos_fast.media.fitting import fit_tensor
 from cosmos_fast.media.limits import Fit, MediaLimits
 from cosmos_fast.media.pil import is_pil, pixels_of
 from cosmos_fast.media.reading import read_frames
@@ -79,37 +79,6 @@ def frames_from(
     target = np.empty((num_frames, *size, 3), dtype=np.uint8)
     resize(np.ascontiguousarray(pixels), target, fit=fit)
     return Frames(target, fps)
-
-
-def fit_tensor(pixels: torch.Tensor, size: Size, fit: Fit) -> torch.Tensor:
-    """The same fit as the Rust core's, with torch, on the tensor's device.
-
-    Args:
-        pixels: uint8, shape (T, h, w, 3).
-        size: height and width of the result.
-        fit: "cover" or "stretch".
-
-    Returns:
-        uint8, shape (T, H, W, 3), same device.
-    """
-    height, width = pixels.shape[1:3]
-    unit = pixels.permute(0, 3, 1, 2).float().div(255)
-    if fit == "stretch":
-        mode, target = "bicubic", (size.height, size.width)
-    elif fit == "cover":
-        scale = max(size.width / width, size.height / height)
-        mode, target = "bilinear", (math.ceil(scale * height), math.ceil(scale * width))
-    else:
-        raise InputError(f'{fit = }: "cover" or "stretch" is needed')
-    if target != (height, width):
-        unit = torch.nn.functional.interpolate(
-            unit, size=target, mode=mode, align_corners=False, antialias=True
-        )
-    top = round((target[0] - size.height) / 2)
-    left = round((target[1] - size.width) / 2)
-    unit = unit[:, :, top : top + size.height, left : left + size.width]
-    levels = unit.clamp(0, 1).mul(255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous()
 
 
 def _array_of(source: Any, notes: list[str]) -> np.ndarray | torch.Tensor:

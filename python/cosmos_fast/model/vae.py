@@ -405,10 +405,14 @@ class VAE(nn.Module):
         mean, inverse_std = self._statistics(latents_BCTHW)
         return latents_BCTHW.to(self.dtype) / inverse_std + mean
 
+    def forget(self) -> None:
+        """Lets go of what is on the device beside the weights; it is made again when needed."""
+        self._moved = None
+
     def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and 1 / std of each channel, in the network's dtype: the reference rounds both.
 
-        Made once: bringing them to a device makes the host wait for it.
+        Made once, until :meth:`forget`: bringing them to a device makes the host wait for it.
         """
         moved = self._moved
         if moved and (moved[0].device, moved[0].dtype) == (like.device, self.dtype):

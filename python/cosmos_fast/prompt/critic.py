@@ -14,7 +14,7 @@ import torch
 
 from cosmos_fast.errors import InputError
 from cosmos_fast.prompt.networks import Drawing, ReadTensors, Seat
-from cosmos_fast.prompt.vision_language import load_network, load_processor, question, steps
+from cosmos_fast.prompt.vision_language import load_network, load_processor, question, steps, taken
 from cosmos_fast.types import Frames
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ class QwenCritic:
         asked = question(self._processor, INSTRUCTION, QUESTION, seen(frames), _TOTAL_PIXELS)
         # One row for each answer; a row's video is its own, so the tower sees it each time.
         rows = {name: _repeated(value, trials) for name, value in asked.items()}
-        with self._seat.taken() as model:
-            running: Any = model
+        with taken(self._seat) as running:
             placed = {
                 name: value.to(running.device) if isinstance(value, torch.Tensor) else value
                 for name, value in rows.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -13,6 +14,7 @@ from cosmos_fast.prompt.networks import Drawing, ReadTensors, Seat, filled
 from cosmos_fast.prompt.upsampler import INSTRUCTION
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from transformers import Qwen2_5_VLForConditionalGeneration
@@ -82,7 +84,7 @@ class QwenUpsampler:
                 f"the prompt holds {said!r}, which means something else to {self.name}"
             )
         asked = question(self._processor, INSTRUCTION, prompt, frames)
-        with self._seat.taken() as model:
+        with taken(self._seat) as model:
             if self._not_ascii is None:
                 self._not_ascii = not_ascii(tokenizer, model.config.get_text_config().vocab_size)
             asked = asked.to(model.device)
@@ -94,6 +96,20 @@ class QwenUpsampler:
             )
         length = asked["input_ids"].shape[1]
         return str(tokenizer.decode(told[0, length:], skip_special_tokens=True))
+
+
+@contextmanager
+def taken(seat: Seat[Qwen2_5_VLForConditionalGeneration]) -> Iterator[Any]:
+    """The network in ``seat`` until the block ends; then it forgets the last question's positions,
+    which are no weight and would stay on the device while the others sleep."""
+    with seat.taken() as model:
+        try:
+            yield model
+        finally:
+            module: Any
+            for module in model.modules():
+                if getattr(module, "rope_deltas", None) is not None:
+                    module.rope_deltas = None
 
 
 def working_bytes(folder: Path) -> int:

@@ -17,7 +17,7 @@ mod _core {
     #[pymodule_export]
     use crate::journal::Journal;
     #[pymodule_export]
-    use crate::pack::{denormalize, normalize, resize};
+    use crate::pack::{denormalize, normalize, resize, resize_windows};
     #[pymodule_export]
     use crate::plan::{MemoryPlan, plan_memory, smallest_memory};
     #[pymodule_export]

@@ -1,6 +1,6 @@
 //! Pixels: `cosmos_fast_core::pack`.
 
-use cosmos_fast_core::pack::{self, Fit, Shape, bf16_table, f32_table};
+use cosmos_fast_core::pack::{self, Fit, Shape, Windows, bf16_table, f32_table};
 use cosmos_fast_core::{Error, Result};
 use half::bf16;
 use pyo3::prelude::*;
@@ -69,6 +69,25 @@ pub fn resize(
     let bytes = target.values_mut(py, "target")?;
     py.detach(|| pack::fit(source.values(), shape, bytes, (height, width), how))
         .map_err(|error| to_python(py, &error))
+}
+
+/// First inputs, terms with two roundings, and weights of each position of an axis.
+type Sums = (Vec<u32>, Vec<u32>, Vec<f32>);
+
+/// What `resize` sums from (h, w) to (H, W): of the columns, and then of the rows.
+#[pyfunction]
+#[pyo3(signature = (source, target, *, fit))]
+pub fn resize_windows(
+    py: Python<'_>,
+    source: (usize, usize),
+    target: (usize, usize),
+    fit: &str,
+) -> PyResult<(Sums, Sums)> {
+    let how = fit_named(fit).map_err(|error| to_python(py, &error))?;
+    let (columns, rows) =
+        py.detach(|| pack::windows(source, target, how)).map_err(|error| to_python(py, &error))?;
+    let sums = |one: Windows| (one.starts, one.unfused, one.weights);
+    Ok((sums(columns), sums(rows)))
 }
 
 /// The fit that Python calls `name`.

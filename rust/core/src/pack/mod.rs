@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 pub use normalize::{bf16_table, denormalize, f32_table, normalize};
 pub use orient::{Orientation, orient};
-pub use resize::{Fit, fit};
+pub use resize::{Fit, Windows, fit, windows};
 pub use yuv::{rgb_to_yuv420, yuv420_bytes};
 
 use crate::{Error, Result};

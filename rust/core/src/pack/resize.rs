@@ -92,6 +92,48 @@ impl Axis {
     }
 }
 
+/// An [`Axis`] for whoever does the sums elsewhere: one row of weights for each output position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Windows {
+    /// The first input of each.
+    pub starts: Vec<u32>,
+    /// How many terms of each sum, from the first on, are rounded twice, after the product and
+    /// after the sum; the product of a later one is not rounded.
+    pub unfused: Vec<u32>,
+    /// Of all, one after the other; shorter windows end in zeros.
+    pub weights: Vec<f32>,
+}
+
+impl From<Axis> for Windows {
+    fn from(Axis { windows }: Axis) -> Self {
+        let taps = windows.iter().map(|(_, weights)| weights.len()).max().unwrap_or(0);
+        let padding = |(_, weights): &(usize, Vec<f32>)| vec![0.0; taps - weights.len()];
+        Self {
+            starts: windows.iter().map(|(start, _)| *start as u32).collect(),
+            unfused: windows.iter().map(|(_, weights)| unfused(weights.len()) as u32).collect(),
+            weights: windows
+                .iter()
+                .flat_map(|one| [one.1.clone(), padding(one)].concat())
+                .collect(),
+        }
+    }
+}
+
+/// What [`fit`] sums, of the columns and of the rows, which come after them.
+///
+/// The sums start at zero; then they are cut to [0, 1], times 255, and truncated.
+pub fn windows(
+    (from_height, from_width): (usize, usize),
+    (height, width): (usize, usize),
+    how: Fit,
+) -> Result<(Windows, Windows)> {
+    let shape = Shape { frames: 1, height: from_height, width: from_width };
+    let fitted = Shape { height, width, ..shape };
+    expect_sides(shape, fitted)?;
+    let (columns, rows) = axes(shape, height, width, how);
+    Ok((columns.into(), rows.into()))
+}
+
 /// Fits each picture of `source`, (T, h, w, 3), into (T, `height`, `width`, 3).
 pub fn fit(
     source: &[u8],
@@ -103,10 +145,7 @@ pub fn fit(
     let fitted = Shape { height, width, ..shape };
     shape.expect("the source", source.len(), 3)?;
     fitted.expect("the target", target.len(), 3)?;
-    let largest = shape.height.max(shape.width).max(height).max(width);
-    if largest > 1 << 20 {
-        return Err(Error::argument(format!("a side of {largest} pixels: at most 1048576")));
-    }
+    expect_sides(shape, fitted)?;
     let (columns, rows) = axes(shape, height, width, how);
     let pictures = source.chunks_exact(shape.height * shape.width * 3);
     on_pool(|| {
@@ -114,6 +153,16 @@ pub fn fit(
             resize(picture, shape.width, target, width, &columns, &rows);
         }
     });
+    Ok(())
+}
+
+fn expect_sides(shape: Shape, fitted: Shape) -> Result<()> {
+    shape.pixels()?;
+    fitted.pixels()?;
+    let largest = shape.height.max(shape.width).max(fitted.height).max(fitted.width);
+    if largest > 1 << 20 {
+        return Err(Error::argument(format!("a side of {largest} pixels: at most 1048576")));
+    }
     Ok(())
 }
 
