@@ -132,6 +132,7 @@ def test_steps_and_stages_are_told(engine):
     assert [name for name, state in stages if state == "end"] == [
         "read",
         "text",
+        "noise",
         "encode",
         "denoise",
         "decode",

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from cosmos_fast._core import ProcessLimits, capture
-from cosmos_fast.errors import MediaError
+from cosmos_fast.errors import InputError, MediaError
 from cosmos_fast.media import MediaLimits, VideoWriter, read_frames, write_png
+from cosmos_fast.media.reading import reading
 from cosmos_fast.types import Size
 
 if TYPE_CHECKING:
@@ -269,3 +270,17 @@ def test_runs_leave_no_process_descriptor_or_thread(
     assert descriptors() == before
     assert threading.active_count() == threads
     measured(f"{runs // 2 * 2} runs, {len(before)} descriptors before and after")
+
+
+def test_a_picture_that_nobody_waits_for_leaves_nothing(
+    photo: Path, fake: Callable[[str], Path]
+) -> None:
+    before, others = descriptors(), children()
+    program = fake("exec sleep 100")
+    with reading(photo, size=Size(16, 16), num_frames=1, ffmpeg=program) as wait:
+        assert callable(wait)
+        assert len(children() - others) == 1
+    assert children() == others
+    assert descriptors() == before
+    with pytest.raises(InputError, match="finished or stopped"):
+        wait()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import pytest
 from attacks.media.good import exif, oriented
 from attacks.media.seeds import ffmpeg, level, photo, remuxed, still, video
 from cosmos_fast.errors import InputError, MediaError
-from cosmos_fast.media import Ffmpeg, MediaLimits, find_ffmpeg, read_frames
+from cosmos_fast.media import Ffmpeg, MediaLimits, argv, find_ffmpeg, read_frames
 from cosmos_fast.types import Size
 
 if TYPE_CHECKING:
@@ -283,3 +284,23 @@ def test_another_module_of_that_name_is_told_to_go(
         read_frames(picture, size=SIZE, num_frames=1)
     assert f"pip uninstall {owner or 'the package that brought it'}," in str(caught.value)
     monkeypatch.delitem(sys.modules, "ffmpeg")
+
+
+@pytest.mark.parametrize(("alpha", "deep"), [(False, False), (True, True)])
+def test_stripes_of_a_picture_have_the_bytes_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alpha: bool, deep: bool
+) -> None:
+    grain = np.random.default_rng(0).integers(0, 256, (203, 301, 3), np.uint8)
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(still(grain, "jpeg", quality=90))
+    made = []
+    for threads in (1, 4, 7):
+        monkeypatch.setattr(argv, "STILL_SCALER_THREADS", threads)
+        command = argv.still(find_ffmpeg(), MediaLimits(), deep=deep, alpha=alpha)
+        given = [value for key, value in pairwise(command) if key == "-filter_threads"]
+        assert given[-1] == str(threads)  # of an option given twice the last counts
+        with path.open("rb") as file:
+            run = subprocess.run(command, stdin=file, check=True, stdout=subprocess.PIPE)
+        made.append(run.stdout)
+    assert len(made[0]) > 301 * 203 * 3
+    assert made[0] == made[1] == made[2]

@@ -16,7 +16,6 @@ __all__ = [
     "__version__",
     "archive_directory",
     "capture",
-    "decode_tail",
     "denormalize",
     "inspect",
     "normalize",
@@ -131,36 +130,50 @@ def capture(
         MediaError: it cannot be started, fails, takes too long or prints more than ``most_bytes``.
     """
 
-def decode_tail(
-    argv: Sequence[str],
-    target: NDArray[np.uint8],
-    *,
-    source: int,
-    fit: str,
-    orientation: int,
-    max_side: int,
-    max_pixels: int,
-    limits: ProcessLimits,
-) -> int:
-    """Runs a decoder that prints PPM or PAM pictures and fits the last of them into ``target``.
+@final
+class Decoder:
+    """A program that prints PPM or PAM pictures, running beside the caller."""
 
-    Args:
-        argv: the decoder's command line.
-        target: written; uint8, shape (T, H, W, 3), C-contiguous.
-        source: descriptor that becomes its standard input.
-        fit: "cover" or "stretch".
-        orientation: EXIF orientation by which each picture is turned before it is fitted.
-        max_side: longest side of a picture that is accepted.
-        max_pixels: pixels of a picture that is accepted.
-        limits: what the decoder may use.
+    def __new__(
+        cls,
+        argv: Sequence[str],
+        *,
+        source: int,
+        max_side: int,
+        max_pixels: int,
+        limits: ProcessLimits,
+    ) -> Decoder:
+        """Starts it.
 
-    Returns:
-        How many pictures there were; ``target`` is untouched where they are fewer than T.
+        Args:
+            argv: its command line.
+            source: descriptor that becomes its standard input; the caller may close it then.
+            max_side: longest side of a picture that is accepted.
+            max_pixels: pixels of a picture that is accepted.
+            limits: what it may use.
 
-    Raises:
-        InputError: an argument is wrong.
-        MediaError: the decoder fails, takes too long, or prints something else.
-    """
+        Raises:
+            MediaError: it cannot be started.
+        """
+
+    def finish(self, target: NDArray[np.uint8], *, fit: str, orientation: int) -> int:
+        """Waits for its end and fits the last of its pictures into ``target``; once.
+
+        Args:
+            target: written; uint8, shape (T, H, W, 3), C-contiguous.
+            fit: "cover" or "stretch".
+            orientation: EXIF orientation by which each picture is turned before it is fitted.
+
+        Returns:
+            How many pictures there were; ``target`` is untouched where they are fewer than T.
+
+        Raises:
+            InputError: an argument is wrong, or it has been finished or stopped.
+            MediaError: it fails, takes too long, or prints something else.
+        """
+
+    def stop(self) -> None:
+        """Ends it now; does nothing where it has ended."""
 
 @final
 class Encoder:

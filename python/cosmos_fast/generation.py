@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cosmos_fast.errors import Cancelled, CosmosFastError, InputError
-from cosmos_fast.media import frames_from
+from cosmos_fast.media import frames_ahead
 from cosmos_fast.model.flops import forward_flops
 from cosmos_fast.model.modulations import StepModulations
 from cosmos_fast.model.pixels import to_pixels, to_video
@@ -32,7 +32,7 @@ from cosmos_fast.types import NO_TEXT, Conditioning, Frames, Prompt, TextEmbeddi
 from cosmos_fast.wording import CHECKED_TOGETHER, Desk, Wording
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from cosmos_fast.memory.plan import Plan
     from cosmos_fast.memory.residence import StageForm
@@ -191,43 +191,65 @@ class Generation:
     @torch.no_grad()
     def _sampled(self) -> torch.Tensor:
         request, clock, residence = self._request, self._clock, self._parts.residence
-        seen: list[str] = []
-        with clock.stage("read"):
-            known = self._ranks.on_first(
-                lambda: frames_from(
-                    self._source,
-                    size=request.size,
-                    num_frames=request.num_conditional_frames,
-                    fit=request.fit,
-                    fps=request.fps,
-                    notes=seen,
-                )
-            )
-            # Once, even where the run started again.
-            clock.notes += [note for note in seen if note not in clock.notes]
-        if self._wording is None:  # a run that starts again has its words already
-            self._wording = self._studio.desk.word(request, known, self._inspection, clock)
-        prompts = [] if self._wording is None else request.prompts(self._wording.prompt)
-        with clock.stage("text"):
-            texts = self._texts(prompts)
+        with self._reading() as frames:
+            if self._wording is None:  # a run that starts again has its words already
+                self._wording = self._studio.desk.word(request, frames, self._inspection, clock)
+            prompts = [] if self._wording is None else request.prompts(self._wording.prompt)
+            with clock.stage("text"):
+                texts = self._texts(prompts)
+            with clock.stage("noise"):
+                noise = reference_noise(request.latent_shape, request.seed)
+            known = self._ranks.on_first(frames)
         with clock.stage("encode"):
             given = self._condition(known)
         with clock.stage("denoise"), residence.stage("denoise") as form:
-            noise = reference_noise(request.latent_shape, request.seed).to(self._parts.device)
             sampled = adams_bashforth(
                 self._predictor(texts, given, form),
-                noise * SIGMA_MAX,
+                noise.to(self._parts.device) * SIGMA_MAX,
                 request.sigmas,
                 on_step=_marking(clock, self._on_step),
                 cancel=self._cancel,
             )
             latents = residence.outside(sampled)
-            del noise, sampled
+            del sampled
             if not torch.isfinite(latents).all():
                 raise CosmosFastError(
                     "the denoised latents are not finite: the checkpoint or the device is at fault"
                 )
         return latents
+
+    @contextmanager
+    def _reading(self) -> Iterator[Callable[[], Frames]]:
+        """What gives the first rank its frames: a picture is decoded beside the body until then."""
+        request, clock = self._request, self._clock
+        notes: list[str] = []
+
+        def begin() -> Frames | Callable[[], Frames]:
+            ahead = frames_ahead(
+                self._source,
+                size=request.size,
+                num_frames=request.num_conditional_frames,
+                fit=request.fit,
+                fps=request.fps,
+                notes=notes,
+            )
+            return stack.enter_context(ahead)
+
+        with ExitStack() as stack:
+            with clock.stage("read"):
+                given = self._ranks.on_first(begin)
+
+            def frames() -> Frames:
+                nonlocal given
+                assert given is not None
+                if not isinstance(given, Frames):
+                    with clock.stage("picture"):
+                        given = given()
+                return given
+
+            yield frames
+        # Once, even where the run started again.
+        clock.notes += [note for note in notes if note not in clock.notes]
 
     def _texts(self, prompts: list[Prompt]) -> list[TextEmbedding]:
         """What the network attends to in place of the first rank's ``prompts``."""

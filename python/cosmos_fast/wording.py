@@ -44,7 +44,7 @@ from cosmos_fast.weights import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from typing import Any
 
     import torch
@@ -221,13 +221,17 @@ class Desk:
                 yield Frames(pixels, piece.fps)
 
     def word(
-        self, request: Request, known: Frames | None, inspection: Inspection, clock: Clock
+        self,
+        request: Request,
+        frames: Callable[[], Frames],
+        inspection: Inspection,
+        clock: Clock,
     ) -> Wording | None:
         """The prompt that the text encoder reads, upsampled and checked where that was asked for.
 
         Args:
             request: whose prompt it is.
-            known: the frames that the video continues; None on other ranks than the first.
+            frames: gives the frames that the video continues; called where they are needed.
             inspection: of this call.
             clock: of this call.
 
@@ -238,10 +242,14 @@ class Desk:
             GuardrailBlocked: the upsampler's prompt is refused.
             CosmosFastError: the upsampler fails.
         """
-        return self._ranks.on_first(lambda: self._word(request, known, inspection, clock))
+        return self._ranks.on_first(lambda: self._word(request, frames, inspection, clock))
 
     def _word(
-        self, request: Request, known: Frames | None, inspection: Inspection, clock: Clock
+        self,
+        request: Request,
+        frames: Callable[[], Frames],
+        inspection: Inspection,
+        clock: Clock,
     ) -> Wording:
         if self._upsampler is None:
             return Wording(request.prompt, UpsamplerRecord(None))
@@ -249,7 +257,7 @@ class Desk:
         if not self.rewrites(request):
             reason = "upsample=False" if not request.upsample else "the prompt is no text"
             return Wording(request.prompt, UpsamplerRecord(name, reason=reason))
-        assert known is not None
+        known = frames()
         start = time.perf_counter()
         with clock.stage("upsample"):
             text, raw = upsample(self._upsampler, str(request.prompt), known, request.seed)

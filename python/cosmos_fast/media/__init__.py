@@ -3,7 +3,7 @@
 Nothing here needs ffmpeg until something is read from a file or written.
 """
 
-from cosmos_fast.media.arrays import frames_from
+from cosmos_fast.media.arrays import frames_ahead, frames_from
 from cosmos_fast.media.discovery import Ffmpeg, find_ffmpeg
 from cosmos_fast.media.limits import Fit, MediaLimits
 from cosmos_fast.media.reading import read_frames, read_span
@@ -15,6 +15,7 @@ __all__ = [
     "MediaLimits",
     "VideoWriter",
     "find_ffmpeg",
+    "frames_ahead",
     "frames_from",
     "read_frames",
     "read_span",

@@ -38,7 +38,11 @@ before its encoding began. At the same crf, 81 frames of a real video: -0.04 dB,
 
 MOST_ENCODER_THREADS: Final = 16
 
-_GLOBALS: Final = ("-nostdin", "-hide_banner", "-xerror", "-filter_threads", "1")
+STILL_SCALER_THREADS: Final = 4
+"""Of ffmpeg's conversion of one large picture to RGB; each takes its own stripe of rows, and the
+bytes stay the same."""
+
+_GLOBALS: Final = ("-nostdin", "-hide_banner", "-xerror")
 _STILL_SCALER: Final = "bilinear+accurate_rnd+full_chroma_int"
 """With ``-idct int`` the nearest to libjpeg, through which the reference reads pictures. Videos
 take ffmpeg's own default, which gives the bytes that PyAV gives the reference."""
@@ -57,7 +61,8 @@ def still(ffmpeg: Ffmpeg, limits: MediaLimits, *, deep: bool, alpha: bool) -> li
     options["idct"] = "int"
     options["err_detect"] = "crccheck+explode"  # PNG has checksums, which are not looked at else
     more = {"frames:v": 1, "sws_flags": _STILL_SCALER}
-    return _pictures(ffmpeg, "pipe:0", options, codec, pixels, **more)
+    flags = ("-filter_threads", str(STILL_SCALER_THREADS))
+    return _pictures(ffmpeg, "pipe:0", options, codec, pixels, *flags, **more)
 
 
 def video(ffmpeg: Ffmpeg, limits: MediaLimits, *, tail_seconds: float | None) -> list[str]:
@@ -147,7 +152,13 @@ def _tail(seconds: float | None) -> dict[str, Any]:
 
 
 def _pictures(
-    ffmpeg: Ffmpeg, source: str, options: dict[str, Any], codec: str, pixels: str, **more: Any
+    ffmpeg: Ffmpeg,
+    source: str,
+    options: dict[str, Any],
+    codec: str,
+    pixels: str,
+    *flags: str,
+    **more: Any,
 ) -> list[str]:
     output = {
         "an": None,
@@ -159,14 +170,14 @@ def _pictures(
         "pix_fmt": pixels,
     }
     stream = _ffmpeg_python().input(source, **options)["V:0"]
-    return _compile(ffmpeg, stream, "pipe:1", output | more)
+    return _compile(ffmpeg, stream, "pipe:1", output | more, *flags)
 
 
 def _compile(
     ffmpeg: Ffmpeg, stream: Any, target: str, options: Mapping[str, Any], *flags: str
 ) -> list[str]:
     output = _ffmpeg_python().output(stream, target, **options)
-    globals_ = (*_GLOBALS, "-loglevel", "level+warning", *flags)
+    globals_ = (*_GLOBALS, "-filter_threads", "1", "-loglevel", "level+warning", *flags)
     return [os.fspath(ffmpeg.path), *globals_, *map(str, _ffmpeg_python().get_args(output))]
 
 

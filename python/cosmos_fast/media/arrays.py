@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ from cosmos_fast.errors import InputError
 from cosmos_fast.media.fitting import fit_tensor
 from cosmos_fast.media.limits import Fit, MediaLimits
 from cosmos_fast.media.pil import is_pil, pixels_of
-from cosmos_fast.media.reading import read_frames
+from cosmos_fast.media.reading import reading
 from cosmos_fast.types import Frames, Size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from cosmos_fast.media.discovery import Ffmpeg
@@ -60,8 +62,38 @@ def frames_from(
         InputError: wrong type, dtype, shape or value, or too few frames in an array.
         MediaError: as ``read_frames``, for a path.
     """
+    with frames_ahead(
+        source,
+        size=size,
+        num_frames=num_frames,
+        fit=fit,
+        fps=fps,
+        ffmpeg=ffmpeg,
+        limits=limits,
+        notes=notes,
+    ) as frames:
+        return frames if isinstance(frames, Frames) else frames()
+
+
+@contextlib.contextmanager
+def frames_ahead(
+    source: Any,
+    *,
+    size: Size,
+    num_frames: int,
+    fit: Fit,
+    fps: float,
+    ffmpeg: Ffmpeg | Path | None = None,
+    limits: MediaLimits | None = None,
+    notes: list[str] | None = None,
+) -> Iterator[Frames | Callable[[], Frames]]:
+    """:func:`frames_from` for a body that has other things to do meanwhile.
+
+    Gives the body the frames; or, where ``source`` is the path of a picture, which ffmpeg then
+    decodes beside the body, what waits for them: to be called at most once, and only in the body.
+    """
     if isinstance(source, str | os.PathLike):
-        return read_frames(
+        with reading(
             source,
             size=size,
             num_frames=num_frames,
@@ -70,10 +102,19 @@ def frames_from(
             ffmpeg=ffmpeg,
             limits=limits,
             notes=notes,
-        )
+        ) as frames:
+            yield frames
+    else:
+        yield _fitted(source, size, num_frames, fit, fps, [] if notes is None else notes)
+
+
+def _fitted(
+    source: Any, size: Size, num_frames: int, fit: Fit, fps: float, notes: list[str]
+) -> Frames:
+    """The last frames of a source that is no path."""
     if num_frames < 1:
         raise InputError(f"{num_frames = }: at least 1 is needed")
-    pixels = _clip(_array_of(source, [] if notes is None else notes), num_frames)
+    pixels = _clip(_array_of(source, notes), num_frames)
     if isinstance(pixels, torch.Tensor):
         return Frames(fit_tensor(pixels, size, fit), fps)
     target = np.empty((num_frames, *size, 3), dtype=np.uint8)

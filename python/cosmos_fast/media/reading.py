@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from cosmos_fast._core import capture, decode_tail, inspect
+from cosmos_fast._core import Decoder, capture, inspect
 from cosmos_fast.errors import InputError, MediaError
 from cosmos_fast.media import argv
 from cosmos_fast.media.discovery import Ffmpeg, find_ffmpeg
@@ -20,7 +20,7 @@ from cosmos_fast.media.limits import Fit, MediaLimits
 from cosmos_fast.types import Frames, Size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -77,10 +77,55 @@ def read_frames(
         MediaError: the file is missing, damaged, of another kind, beyond ``limits``, or has too
             few frames; a picture has one.
     """
+    with reading(
+        path,
+        size=size,
+        num_frames=num_frames,
+        fit=fit,
+        fps=fps,
+        ffmpeg=ffmpeg,
+        limits=limits,
+        notes=notes,
+    ) as frames:
+        return frames if isinstance(frames, Frames) else frames()
+
+
+@contextlib.contextmanager
+def reading(
+    path: str | os.PathLike[str],
+    *,
+    size: Size,
+    num_frames: int,
+    fit: Fit = "cover",
+    fps: float | None = None,
+    ffmpeg: Ffmpeg | Path | None = None,
+    limits: MediaLimits | None = None,
+    notes: list[str] | None = None,
+) -> Iterator[Frames | Callable[[], Frames]]:
+    """:func:`read_frames` for a body that has other things to do meanwhile.
+
+    A picture is being decoded when the body begins, which gets what waits for it: to be called at
+    most once, and only in the body. Where it is not called, decoding is stopped at the end. A video
+    has been read when the body begins.
+
+    Raises:
+        InputError, MediaError: as :func:`read_frames`; a picture whose content turns out to be
+            damaged raises when it is waited for.
+    """
     path, target = Path(path), _target(num_frames, size)
     with _reader(path, target, fit, ffmpeg, limits) as reader:
-        rate = reader.read(path, [] if notes is None else notes)
-    return Frames(target, fps or rate)
+        begun = reader.begin(path, [] if notes is None else notes)
+
+    def wait() -> Frames:
+        assert begun is not None
+        with _naming(path):
+            begun()
+        return Frames(target, fps or 1.0)
+
+    try:
+        yield Frames(target, fps or reader.rate) if begun is None else wait
+    finally:
+        reader.stop()
 
 
 def read_span(
@@ -135,11 +180,19 @@ def _reader(
     binary = ffmpeg if isinstance(ffmpeg, Ffmpeg) else find_ffmpeg(ffmpeg)
     source = _open(path)
     try:
-        yield _Reader(binary, source, target, fit, limits or MediaLimits())
-    except MediaError as error:
-        raise MediaError(f"{path}: {_explained(str(error))}") from error
+        with _naming(path):
+            yield _Reader(binary, source, target, fit, limits or MediaLimits())
     finally:
         os.close(source)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What goes wrong with a file names it."""
+    try:
+        yield
+    except MediaError as error:
+        raise MediaError(f"{path}: {_explained(str(error))}") from error
 
 
 def _explained(finding: str) -> str:
@@ -197,12 +250,17 @@ class _Reader:
     ) -> None:
         self._ffmpeg, self._source, self._target = ffmpeg, source, target
         self._fit, self._limits = fit, limits
+        self._decoder: Decoder | None = None
+        self.rate = 1.0
+        """Frames per second of a video that has been read."""
 
-    def read(self, path: Path, notes: list[str]) -> float:
-        """Fills the target and returns the file's own frames per second."""
+    def begin(self, path: Path, notes: list[str]) -> Callable[[], None] | None:
+        """Begins to decode a picture, and returns what fills the target with it; None: it is a
+        video, and the target is filled."""
         kind, orientation, deep, length = inspect(self._source)
         if kind not in _STILLS:
-            return self._read_video()
+            self.rate = self._read_video()
+            return None
         wanted = len(self._target)
         if wanted > 1:
             raise MediaError(
@@ -211,24 +269,34 @@ class _Reader:
         # ffmpeg would apply some orientations in some versions: here it is told not to.
         command = argv.still(self._ffmpeg, self._limits, deep=deep, alpha=kind != "jpeg")
         with _first_bytes(self._source, length) as source:
-            found = self._decode(command, source, orientation)
-        if found < 1:
-            raise MediaError("it holds no picture that can be decoded; save it again")
-        if orientation in _TURNS:
-            note = f"{path.name}: {_TURNS[orientation]}, as its EXIF orientation says"
-            _LOG.info(note)
-            notes.append(note)
-        return 1.0
+            self._decoder = decoder = self._start(command, source)
+
+        def finish() -> None:
+            if decoder.finish(self._target, fit=self._fit, orientation=orientation) < 1:
+                raise MediaError("it holds no picture that can be decoded; save it again")
+            if orientation in _TURNS:
+                note = f"{path.name}: {_TURNS[orientation]}, as its EXIF orientation says"
+                _LOG.info(note)
+                notes.append(note)
+
+        return finish
+
+    def stop(self) -> None:
+        """Ends what :meth:`begin` has begun, wherever it is."""
+        if self._decoder is not None:
+            self._decoder.stop()
 
     def read_from(self, path: Path, start: float) -> None:
         """Fills the target with what is shown from ``start`` seconds on."""
         kind, *_ = inspect(self._source)
         if kind in _STILLS and start == 0:
-            self.read(path, [])
+            finish = self.begin(path, [])
+            assert finish is not None
+            finish()
             return
         wanted = len(self._target)
         command = argv.span(self._ffmpeg, self._limits, start=start, frames=wanted)
-        seen = self._decode(command, self._source, orientation=1)
+        seen = self._decode(command)
         if seen < wanted:
             raise MediaError(
                 f"{seen} frames follow after {start:.3f} s where {wanted} are asked for; "
@@ -244,7 +312,7 @@ class _Reader:
                     continue
                 tail_seconds = max(tail_seconds, (wanted + 1) / listed.fps)
             command = argv.video(self._ffmpeg, self._limits, tail_seconds=tail_seconds)
-            seen = self._decode(command, self._source, orientation=1)
+            seen = self._decode(command)
             if seen >= wanted:
                 return listed.fps
         raise MediaError(f"it has {seen} frames where {wanted} are asked for; pass a longer video")
@@ -267,14 +335,15 @@ class _Reader:
         )
         return parse_packets(listing.decode(errors="replace"))
 
-    def _decode(self, command: list[str], source: int, orientation: int) -> int:
+    def _decode(self, command: list[str]) -> int:
+        """Fills the target with the last pictures of a video; how many there were."""
+        return self._start(command, self._source).finish(self._target, fit=self._fit, orientation=1)
+
+    def _start(self, command: list[str], source: int) -> Decoder:
         limits = self._limits
-        return decode_tail(
+        return Decoder(
             command,
-            self._target,
             source=source,
-            fit=self._fit,
-            orientation=orientation,
             max_side=limits.max_side,
             max_pixels=limits.max_pixels,
             limits=limits.process,

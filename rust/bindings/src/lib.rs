@@ -12,7 +12,7 @@ mod weights;
 #[pyo3::pymodule]
 mod _core {
     #[pymodule_export]
-    use crate::media::{Encoder, ProcessLimits, capture, decode_tail, inspect};
+    use crate::media::{Decoder, Encoder, ProcessLimits, capture, inspect};
 
     #[pymodule_export]
     use crate::journal::Journal;

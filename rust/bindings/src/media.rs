@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cosmos_fast_core::media::{
@@ -111,52 +112,77 @@ pub fn capture(
     Ok(PyBytes::new(py, &printed?))
 }
 
-/// Decodes the pictures that a program prints and fits the last of them into `target`.
-///
-/// Returns how many there were; `target` is untouched where they were too few.
-#[pyfunction]
-#[pyo3(signature = (argv, target, *, source, fit, orientation, max_side, max_pixels, limits))]
-#[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
-pub fn decode_tail(
-    py: Python<'_>,
-    argv: Vec<OsString>,
-    target: &Bound<'_, PyAny>,
-    source: i32,
-    fit: &str,
-    orientation: u8,
-    max_side: u32,
-    max_pixels: u64,
-    limits: ProcessLimits,
-) -> PyResult<u64> {
-    let refuse = |error| to_python(py, &error);
-    let mut target = Array::<u8>::new(target, "target")?;
-    let shape = target.clip_shape(py, false)?;
-    let bytes = target.values_mut(py, "target")?;
-    let how = fit_named(fit).map_err(refuse)?;
-    let orientation = Orientation::new(orientation).map_err(refuse)?;
-    let stdin = Some(duplicate(py, source)?);
-    let program = Program { argv, stdin, stdout: None, limits: limits.limits };
-    let bounds = Bounds { side: max_side, pixels: max_pixels };
-    let tail = last_pictures(py, program, bounds, limits.patience, shape.frames)?;
-    let seen = tail.seen();
-    if seen >= shape.frames as u64 {
-        py.detach(|| tail.fit_into(bytes, shape, how, orientation)).map_err(refuse)?;
-    }
-    Ok(seen)
-}
-
 /// Pictures that may wait between decoder and caller.
 const RING: usize = 8;
 
-fn last_pictures(
-    py: Python<'_>,
-    program: Program,
-    bounds: Bounds,
-    patience: Duration,
-    count: usize,
-) -> PyResult<Tail> {
-    let reader = FrameReader::start(program, bounds, RING, patience)
-        .map_err(|error| to_python(py, &error))?;
+/// A program that decodes pictures, running beside the caller.
+#[pyclass(frozen)]
+pub struct Decoder {
+    /// Empty once the pictures have been taken or the program was stopped.
+    reader: Mutex<Option<FrameReader>>,
+}
+
+#[pymethods]
+impl Decoder {
+    #[new]
+    #[pyo3(signature = (argv, *, source, max_side, max_pixels, limits))]
+    fn new(
+        py: Python<'_>,
+        argv: Vec<OsString>,
+        source: i32,
+        max_side: u32,
+        max_pixels: u64,
+        limits: ProcessLimits,
+    ) -> PyResult<Self> {
+        let stdin = Some(duplicate(py, source)?);
+        let program = Program { argv, stdin, stdout: None, limits: limits.limits };
+        let bounds = Bounds { side: max_side, pixels: max_pixels };
+        let reader = FrameReader::start(program, bounds, RING, limits.patience)
+            .map_err(|error| to_python(py, &error))?;
+        Ok(Self { reader: Mutex::new(Some(reader)) })
+    }
+
+    /// Waits for the end of the program and fits its last pictures into `target`.
+    ///
+    /// Returns how many there were; `target` is untouched where they were too few.
+    #[pyo3(signature = (target, *, fit, orientation))]
+    fn finish(
+        &self,
+        py: Python<'_>,
+        target: &Bound<'_, PyAny>,
+        fit: &str,
+        orientation: u8,
+    ) -> PyResult<u64> {
+        let refuse = |error| to_python(py, &error);
+        let mut target = Array::<u8>::new(target, "target")?;
+        let shape = target.clip_shape(py, false)?;
+        let bytes = target.values_mut(py, "target")?;
+        let how = fit_named(fit).map_err(refuse)?;
+        let orientation = Orientation::new(orientation).map_err(refuse)?;
+        let Some(reader) = self.take() else {
+            return Err(refuse(Error::argument("the decoder has been finished or stopped")));
+        };
+        let tail = last_pictures(py, reader, shape.frames)?;
+        let seen = tail.seen();
+        if seen >= shape.frames as u64 {
+            py.detach(|| tail.fit_into(bytes, shape, how, orientation)).map_err(refuse)?;
+        }
+        Ok(seen)
+    }
+
+    /// Ends the program now.
+    fn stop(&self, py: Python<'_>) {
+        py.detach(|| drop(self.take()));
+    }
+}
+
+impl Decoder {
+    fn take(&self) -> Option<FrameReader> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+fn last_pictures(py: Python<'_>, reader: FrameReader, count: usize) -> PyResult<Tail> {
     let mut tail = Tail::new(count);
     let ended = wait(py, || {
         let start = Instant::now();
