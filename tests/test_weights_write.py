@@ -56,6 +56,16 @@ def test_safetensors_are_read_by_the_official_reader(
         assert file.metadata() == {"format": "pt"}
 
 
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(specs=SPECS)
+def test_several_threads_write_the_same_file(specs: dict[str, Spec], tmp_path: Path) -> None:
+    tensors = tensors_of(specs)
+    one, several = tmp_path / "one.safetensors", tmp_path / "several.safetensors"
+    write_safetensors(one, specs, tensors.__getitem__, durable=False)
+    write_safetensors(several, specs, tensors.__getitem__, durable=False, threads=5)
+    assert one.read_bytes() == several.read_bytes()
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(specs=SPECS)
 def test_pt_is_read_weights_only(specs: dict[str, Spec], tmp_path: Path) -> None:
@@ -87,7 +97,7 @@ def test_shards_hold_at_most_the_limit(tmp_path: Path, limit: int) -> None:
         assert equal({name: file.read(name) for name in file.entries}, tensors)
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "shard", "pt"])
+@pytest.mark.parametrize("kind", ["safetensors", "threads", "shard", "pt"])
 def test_a_failure_half_way_leaves_nothing(tmp_path: Path, kind: str) -> None:
     specs = {f"t{i}": Spec((100,), torch.float32) for i in range(4)}
 
@@ -98,6 +108,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, kind: str) -> None:
 
     write = {
         "safetensors": lambda: write_safetensors(tmp_path / "x.safetensors", specs, read),
+        "threads": lambda: write_safetensors(tmp_path / "x.safetensors", specs, read, threads=3),
         "shard": lambda: write_sharded(tmp_path, "x", specs, read, shard_bytes=1200),
         "pt": lambda: write_pt(tmp_path / "x.pt", specs, read),
     }[kind]

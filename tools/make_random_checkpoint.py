@@ -12,9 +12,10 @@ and the same weights, bit for bit, as a diffusers folder
 
     checkpoints/diffusers/Cosmos-Predict2-2B-Video2World/
 
-with T5 linked, not written twice. Such a checkpoint runs every stage at full size and full cost,
-and makes noise: it is for measuring and testing. The weights are scaled so that activations stay
-near one through all layers, latents near unit variance and pixels in range.
+with T5 linked, not written twice, nor where it is there already. Several sizes may be named. Such a
+checkpoint runs every stage at full size and full cost, and makes noise: it is for measuring and
+testing. The weights are scaled so that activations stay near one through all layers, latents near
+unit variance and pixels in range.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -79,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=[*ARCHITECTURES, "tiny"], default="2B")
+    parser.add_argument("--size", nargs="+", choices=[*ARCHITECTURES, "tiny"], default=["2B"])
     parser.add_argument("--out", type=Path, required=True, help="the checkpoints folder to make")
     parser.add_argument("--layout", choices=["nvidia", "diffusers", "both"], default="both")
     parser.add_argument("--seed", type=int, default=0)
@@ -87,19 +88,24 @@ def main() -> None:
     parser.add_argument("--no-text-encoder", action="store_true", help="leave T5 out")
     parser.add_argument("--actions", action="store_true", help="of 12 actions of 7 values")
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest diffusers shard")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     began = time.perf_counter()
-    make_checkpoint(
-        options.out,
-        options.size,
-        layout=options.layout,
-        seed=options.seed,
-        device=options.device,
-        text_encoder=not options.no_text_encoder,
-        actions=options.actions,
-        shard_bytes=int(options.shard_gb * 1e9),
-        say=lambda line: print(f"{time.perf_counter() - began:6.1f} s  {line}", file=sys.stderr),
-    )
+    for size in options.size:
+        make_checkpoint(
+            options.out,
+            size,
+            layout=options.layout,
+            seed=options.seed,
+            device=options.device,
+            text_encoder=not options.no_text_encoder,
+            actions=options.actions,
+            shard_bytes=int(options.shard_gb * 1e9),
+            threads=options.threads,
+            say=lambda line: print(
+                f"{time.perf_counter() - began:6.1f} s  {line}", file=sys.stderr
+            ),
+        )
 
 
 def make_checkpoint(
@@ -112,9 +118,13 @@ def make_checkpoint(
     text_encoder: bool = True,
     actions: bool = False,
     shard_bytes: int = 5_000_000_000,
+    threads: int = 1,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Writes a random checkpoint below ``out``.
+
+    Args:
+        threads: that make and write tensors at a time; what they make does not depend on it.
 
     Returns:
         The model's folder: the original layout's, or the diffusers one where only that is made.
@@ -128,11 +138,12 @@ def make_checkpoint(
         if folder.exists():
             raise SystemExit(f"{folder} exists: remove it, or choose another --out")
     make = Generator(seed, device)
+    writing = Writing(shard_bytes, threads)
     if layout == "both":
-        _write_diffusers(pipeline, profile, make, shard_bytes, say)
+        _write_diffusers(pipeline, profile, make, writing, say)
         _write_nvidia(original, out, profile, _from_files(pipeline, profile), say)
     elif layout == "diffusers":
-        _write_diffusers(pipeline, profile, make, shard_bytes, say)
+        _write_diffusers(pipeline, profile, make, writing, say)
     else:
         _write_nvidia(original, out, profile, make, say)
     if layout != "diffusers":
@@ -140,10 +151,17 @@ def make_checkpoint(
         write_json(original / SIDECAR, sidecar_json(profile))
     if text_encoder:
         shape = TINY_T5 if size == "tiny" else T5_11B
-        _write_text(out / "google-t5" / "t5-11b", shape, make, say)
+        _write_text(out / "google-t5" / "t5-11b", shape, make, threads, say)
         if layout != "nvidia":
             _link(out / "google-t5" / "t5-11b", pipeline)
     return pipeline if layout == "diffusers" else original
+
+
+class Writing(NamedTuple):
+    """How the diffusers layout is written."""
+
+    shard_bytes: int
+    threads: int
 
 
 class Generator:
@@ -226,7 +244,7 @@ def _write_diffusers(
     folder: Path,
     profile: Profile,
     make: Generator,
-    shard_bytes: int,
+    writing: Writing,
     say: Callable[[str], None],
 ) -> None:
     write_descriptions(folder, profile)
@@ -236,8 +254,9 @@ def _write_diffusers(
         DIT_STEM,
         dit,
         lambda name: make(name, dit[name], dit_gain(name)),
-        shard_bytes=shard_bytes,
+        shard_bytes=writing.shard_bytes,
         durable=False,
+        threads=writing.threads,
     )
     say(f"{folder / 'transformer'}: {_gigabytes(dit)}")
     vae = _specs(vae_keys.diffusers_keys(profile.vae), torch.float32)
@@ -295,16 +314,25 @@ def _from_files(pipeline: Path, profile: Profile) -> Callable[[str, Spec, float]
 
 
 def _write_text(
-    folder: Path, shape: text_keys.TextShape, make: Generator, say: Callable[[str], None]
+    folder: Path,
+    shape: text_keys.TextShape,
+    make: Generator,
+    threads: int,
+    say: Callable[[str], None],
 ) -> None:
+    path = folder / "model.safetensors"
+    if path.exists():  # of another size's checkpoint: they share it
+        say(f"{folder}: kept as it is")
+        return
     folder.mkdir(parents=True, exist_ok=True)
     specs = _specs(text_keys.text_keys(shape, ()), torch.bfloat16)
     gain = text_gain(shape)
     write_safetensors(
-        folder / "model.safetensors",
+        path,
         specs,
         lambda name: make(name, specs[name], gain(name)),
         durable=False,
+        threads=threads,
     )
     write_json(folder / "config.json", _text_json(shape))
     for name, content in tokenizer_files().items():

@@ -1,0 +1,105 @@
+"""What the memory bench says of its rows: beside resident ones and plans, and in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def _benches_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benches"))
+
+
+def row(name: str, **more: Any) -> dict[str, Any]:
+    stages = {"decode": {"predicted_seconds": 0.7, "measured_seconds": 0.72}}
+    plain = {
+        "row": name,
+        "kind": "run",
+        "model": "2b",
+        "shape": "480p",
+        "asked": "6GiB",
+        "steps": 1,
+        "forward_s": 0.41,
+        "predicted_forward_s": 0.4,
+        "stages_s": {"denoise": 1.64, "decode": 0.72},
+        "latents_sha256": "a",
+        "peak_bytes": 6 * GIB,
+        "timed_peak_bytes": int(5.9 * GIB),
+        "context_bytes": 0,
+        "memory": {
+            "budget_bytes": 6 * GIB,
+            "predicted_peak_bytes": int(5.8 * GIB),
+            "stages": stages,
+        },
+    }
+    return plain | more
+
+
+@pytest.mark.parametrize(
+    ("more", "outside"),
+    [
+        pytest.param({}, [], id="within"),
+        pytest.param({"timed_peak_bytes": int(6.3 * GIB)}, ["peak_gib"], id="peak"),
+        pytest.param({"forward_s": 0.46}, ["forward_s"], id="forward"),
+        pytest.param({"predicted_forward_s": 0.46}, ["forward_s"], id="too slow a prediction"),
+    ],
+)
+def test_predictions_are_held_to_their_bounds(more: dict[str, Any], outside: list[str]) -> None:
+    from memory_table import document, predictions, table
+
+    point = predictions(row("2b_480p_6GiB", **more))
+    assert point is not None
+    assert point["outside"] == outside
+    kept = document([row("2b_480p_6GiB", **more), {"row": "flat", "error": "gone"}], {})
+    assert kept["points_within_bounds"] == (not outside)
+    assert f"{int(not outside)} of 1 points" in table(kept["rows"])
+
+
+def test_rows_stand_beside_the_resident_one_of_their_shape() -> None:
+    from memory_table import compare, line
+
+    rows = [
+        row("2b_480p_6GiB", forward_s=0.42, latents_sha256="b"),
+        row("2b_480p_resident", asked="resident", forward_s=0.4),
+        row("2b_720p_resident", asked="resident", forward_s=2.8, shape="720p"),
+        {"row": "2b_480p_diffusers", "kind": "diffusers", "model": "2b", "shape": "480p"}
+        | {"asked": "resident", "forward_s": 0.8},
+        {"row": "sleep_2b", "kind": "sleep", "error": "gone"},
+    ]
+    compare(rows)
+    assert rows[0]["slowdown"] == pytest.approx(0.05)
+    # 72 forwards and the stages around them.
+    assert rows[0]["whole_s"] == pytest.approx(72 * 0.42 + 0.72)
+    assert rows[0]["same_latents"] is False
+    assert rows[1]["same_latents"] is True
+    assert rows[3]["slowdown"] == pytest.approx(1.0)
+    assert "slowdown" not in rows[4]
+    assert "100.0% of the budget" in line(rows[0])
+
+
+def test_rows_of_a_process_follow_one_another() -> None:
+    from bench_memory import rows
+
+    for tiny in (False, True):
+        names = [one.process for one in rows(tiny)]
+        runs = [name for name, before in zip(names, [None, *names], strict=False) if name != before]
+        assert len(runs) == len(set(runs)), "each process is begun once"
+
+
+@pytest.mark.parametrize(("times", "lengths"), [(1.0, [10]), (2.2, [10, 10, 2]), (0.5, [5])])
+def test_slow_copies_are_made_again(times: float, lengths: list[int]) -> None:
+    from memory_rows import SlowCopies, repeats
+
+    from cosmos_fast.memory.engines import HostEngines
+
+    source, target = torch.arange(10, dtype=torch.uint8), torch.zeros(10, dtype=torch.uint8)
+    assert [len(part) for part in repeats(source, times)] == lengths
+    SlowCopies(HostEngines(), max(times, 1)).copy(target, source)
+    assert torch.equal(target, source)
