@@ -57,8 +57,15 @@ LAZY = {"turns": "none", "free": "named", "skip_decay": True, "slack": 8.0}
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("features", "design"),
-    [(64, {}), (128, {}), (128, LAZY | {"q_registers": True}), (128, EARLY)],
-    ids=["64", "128", "lazy", "early"],
+    [
+        (64, {}),
+        (128, {}),
+        (128, LAZY | {"q_registers": True}),
+        (128, EARLY),
+        (64, EARLY | {"skip_decay": True}),
+        (128, EARLY | {"skip_decay": True}),
+    ],
+    ids=["64", "128", "lazy", "early", "shipped 64", "shipped 128"],
 )
 def test_hopper_attention_keeps_its_design_in_machine_code(
     features: int, design: dict[str, Any], tmp_path: Path

@@ -354,7 +354,7 @@ def test_products_of_a_gpu_are_those_of_torch(batch: int, indexed: bool) -> None
     frame = torch.randint(3, (tokens,), device="cuda") if indexed else None
 
     def results(one: Ops, dtype: torch.dtype) -> list[torch.Tensor]:
-        def cast(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        def cast(*tensors: torch.Tensor) -> Any:
             return [tensor.to(dtype, copy=True) for tensor in tensors]
 
         following = (*cast(y, weight, shift, scale), frame, 1e-6)

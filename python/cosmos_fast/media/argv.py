@@ -36,6 +36,11 @@ LOOKAHEAD: Final = 20
 """Frames that x264 looks ahead. Half of its default: a short clip would otherwise be decoded half
 before its encoding began. At the same crf, 81 frames of a real video: -0.04 dB, -1 % of bytes."""
 
+REFERENCES: Final = 2
+SUBPIXEL: Final = 6
+"""x264's effort beside its preset's 3 and 7: a third less processor time for a real video, at the
+same crf 0.00 dB and +0.7 % of bytes."""
+
 MOST_ENCODER_THREADS: Final = 16
 
 STILL_SCALER_THREADS: Final = 4
@@ -115,7 +120,8 @@ def encode(ffmpeg: Ffmpeg, encoding: Encoding) -> list[str]:
         }
         raw |= tags
         options |= {"c:v": "libx264", "pix_fmt": "yuv420p", "crf": encoding.crf} | tags
-        options |= {"rc-lookahead": LOOKAHEAD, "f": "mp4", "movflags": "+faststart"}
+        options |= {"refs": REFERENCES, "subq": SUBPIXEL, "rc-lookahead": LOOKAHEAD}
+        options |= {"f": "mp4", "movflags": "+faststart"}
     elif kind == "mkv":
         options |= {"c:v": "ffv1", "level": 3, "slicecrc": 1, "pix_fmt": "bgr0", "f": "matroska"}
     else:

@@ -152,7 +152,8 @@ class Ops:
         """q, k and v of x Wᵀ, (B, N, H, D) each, the first two normed and rotated."""
         turned = Turned(q_weight_D, k_weight_D, cos_NR, sin_NR, eps)
         out = self.product("rope", x_BNK, weight_EK, turned)
-        qkv_BNE = F.linear(x_BNK, weight_EK) if out is None else out
+        alone = self.product("none", x_BNK, weight_EK, None) if out is None else out
+        qkv_BNE = F.linear(x_BNK, weight_EK) if alone is None else alone
         q, k, v = qkv_BNE.unflatten(-1, (3, -1, q_weight_D.shape[0])).unbind(2)
         if out is None:
             q, k = self.qk_norm_rope(q, k, *turned)
