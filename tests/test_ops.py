@@ -359,11 +359,13 @@ def test_products_of_a_gpu_are_those_of_torch(batch: int, indexed: bool) -> None
 
         following = (*cast(y, weight, shift, scale), frame, 1e-6)
         turned = (*cast(y, three, norm, norm.flip(0)), angle.cos(), angle.sin(), 1e-6)
+        normed = (*cast(y, weight, norm), 1e-6)
+        gated = (*cast(x, gate, y, weight), frame)
         return [
             *one.linear_qk_norm_rope(*turned),
-            one.linear_head_norm(*cast(y, weight, norm), 1e-6),
+            one.linear_head_norm(*normed),
             one.linear_gelu(*cast(y, wide)),
-            one.linear_gated_residual(*cast(x, gate, y, weight), frame),
+            one.linear_gated_residual(*gated),
             *one.linear_gated_layernorm_modulate(*cast(x, gate), *following),
         ]
 

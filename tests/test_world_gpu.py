@@ -52,6 +52,7 @@ def test_a_step_neither_waits_for_the_device_nor_copies_to_the_host(engine: cf.V
     # The profiler itself waits for the device once, when it ends.
     found = [name for name in names if any(word in name for word in waits)]
     assert [name for name in found if name != "cudaDeviceSynchronize"] == []
+    assert [name for name in names if "HtoD" in name] == []
 
 
 def test_memory_is_flat_over_a_thousand_steps(engine: cf.Video2World) -> None:

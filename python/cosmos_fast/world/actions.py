@@ -70,10 +70,12 @@ def chunk_of(spec: ActionSpec, actions: Any, worlds: int, device: torch.device) 
 def in_network_scale(spec: ActionSpec, actions: torch.Tensor) -> torch.Tensor:
     """float32 of the same shape: in float64 and rounded once, as the reference scales them."""
 
-    def row(values: tuple[float, ...]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64).to(actions.device, non_blocking=True)
-
     values = actions.double()
+
+    def row(numbers: tuple[float, ...]) -> torch.Tensor:
+        # Filled where it is: a step copies nothing from the host.
+        return torch.cat([values.new_full((1,), number) for number in numbers])
+
     if spec.mean is not None and spec.std is not None:
         values = (values - row(spec.mean)) / row(spec.std)
     return (values * row(spec.scale)).float()
