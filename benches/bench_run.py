@@ -122,7 +122,7 @@ class TheirVAE:
     """diffusers' VAE where the engine expects ours."""
 
     def __init__(self, vae: VAE) -> None:
-        self._ours = vae
+        self._ours, self.ops = vae, vae.ops
         self._network = rivals.diffusers_vae(vae)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import pytest
@@ -14,7 +14,8 @@ import torch
 from cosmos_fast import _core
 from cosmos_fast.config import Profile
 from cosmos_fast.errors import InputError, MemoryPlanError
-from cosmos_fast.memory import CARDS, Budget, Plan, plan
+from cosmos_fast.memory import CARDS, Budget, Plan, footprint, plan
+from cosmos_fast.memory import activations as requests_of_stages
 from cosmos_fast.memory.footprint import peak_bytes
 from cosmos_fast.memory.models import SLOWDOWNS, Workload, dit_bytes, stages
 from cosmos_fast.memory.plan import parse_amount, solve
@@ -335,3 +336,20 @@ def test_predictions_are_within_a_tenth_of_what_an_h200_took(
     if decode is not None:
         assert found.stage("decode").seconds == pytest.approx(decode, rel=0.1)
     assert found.stage("text").seconds == pytest.approx(0.0916, rel=0.1)
+
+
+def test_one_size_is_counted_once_however_long_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting takes a good part of a second, in which a device has nothing to do."""
+    counted = []
+
+    def counting(compute: Any) -> Any:
+        counted.append(compute)
+        return footprint.trace(compute)
+
+    monkeypatch.setattr(requests_of_stages, "trace", counting)
+    sizes: dict[str, Any] = {"gpu": "h200", "size": (208, 304), "num_frames": 13}
+    resident = plan(LARGE, memory="resident", num_steps=1, **sizes)
+    assert len(counted) == 4, "each stage as it is, and none of the ways to make it smaller"
+    longer = plan(LARGE, memory="resident", num_steps=35, **sizes)
+    assert len(counted) == 4
+    assert longer.peak_bytes == resident.peak_bytes

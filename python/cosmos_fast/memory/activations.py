@@ -6,9 +6,9 @@ compute nothing. The text encoder is transformers' own: its requests are written
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -53,9 +53,14 @@ _CHUNKS: Final = 3
 
 @dataclass(frozen=True)
 class Activations:
-    """Of one way to run a stage."""
+    """Of one way to run a stage; counted when first asked for, which takes a good part of a
+    second."""
 
-    trace: Trace
+    requests: Callable[[], Trace]
+
+    @cached_property
+    def trace(self) -> Trace:
+        return self.requests()
 
     @cached_property
     def heap(self) -> Heap:
@@ -70,25 +75,36 @@ class Activations:
         return segments.peak_allocated
 
 
-@lru_cache(maxsize=8)
 def activations(workload: Workload, cuts: tuple[Cut, ...]) -> Mapping[str, Sequence[Activations]]:
     """Of each stage by name, in the order of its shapes: of decoding the plain way and frame by
-    frame, of the transformer as ``cuts`` say."""
+    frame, of the transformer as ``cuts`` say.
+
+    Counted for the profile's own steps where a run has fewer: a longer table of times is all that
+    differs, and every run of a size shares one count.
+    """
+    steps = max(workload.num_steps, workload.profile.num_steps)
+    return _counted(replace(workload, num_steps=steps, offloaded=frozenset()), cuts)
+
+
+@lru_cache(maxsize=8)
+def _counted(workload: Workload, cuts: tuple[Cut, ...]) -> Mapping[str, Sequence[Activations]]:
     with torch.device("meta"):
         vae = VAE(workload.profile.vae).to(workload.dtype)
     vae.requires_grad_(False)
     shape = workload.text
-    traces = {
-        "text": []
-        if shape is None
-        else [text_requests(shape, workload.text_dtype, workload.branches)],
-        "encode": [encode_requests(workload, vae)],
-        "denoise": [denoise_requests(workload, cut) for cut in cuts],
+    texts: list[Callable[[], Trace]] = []
+    if shape is not None:
+        texts.append(partial(text_requests, shape, workload.text_dtype, workload.branches))
+    requests: dict[str, list[Callable[[], Trace]]] = {
+        "text": texts,
+        "encode": [partial(encode_requests, workload, vae)],
+        "denoise": [partial(denoise_requests, workload, cut) for cut in cuts],
         "decode": [
-            decode_requests(workload, vae, frame_by_frame=single) for single in (False, True)
+            partial(decode_requests, workload, vae, frame_by_frame=single)
+            for single in (False, True)
         ],
     }
-    return {name: [Activations(one) for one in found] for name, found in traces.items()}
+    return {name: [Activations(one) for one in found] for name, found in requests.items()}
 
 
 def text_requests(shape: TextShape, dtype: torch.dtype, prompts: int) -> Trace:

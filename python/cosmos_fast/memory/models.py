@@ -7,8 +7,9 @@ asks of the driver for the requests of ``activations.py``. Operations are those 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -41,11 +42,15 @@ if TYPE_CHECKING:
     from cosmos_fast.memory.cards import Card
     from cosmos_fast.memory.request import Residency
 
+ShapesOf = Callable[[str, Mapping[str, tuple[float, bool]]], tuple[Shape, ...]]
+"""The shapes of a stage, of the ways it may go: their names, additional shares of time, and whether
+the bytes are those of the first."""
+
 FLOAT: Final = 4
 
-_ELEMENTWISE_PASSES: Final = 27
-"""Reads and writes of a token tensor in a block beside attention and linear layers; counted in
-``model/dit.py``."""
+_ELEMENTWISE_PASSES: Final = {False: 27, True: 13}
+"""Reads and writes of a token tensor in a block beside attention and linear layers, without and
+with products of ours; counted in ``model/dit.py``."""
 _PIXEL_FLOPS_FIRST: Final = (10.85e6, 6.78e6)
 """Operations a pixel to decode and to encode the first frame."""
 _PIXEL_FLOPS_NEXT: Final = (33.9e6, 20.0e6)
@@ -145,24 +150,31 @@ def stages(workload: Workload, card: Card, *, moves: bool = True) -> tuple[Stage
     """
     with torch.device("meta"):
         vae = VAE(workload.profile.vae).to(workload.dtype)
-    text = () if workload.text is None else (text_stage(workload, workload.text, card),)
-    found = (
+    shapes = partial(_shapes, workload, card)
+    if card.caches and not moves:
+        shapes = partial(_grown, workload, _taken_in_turn(workload))
+    text = () if workload.text is None else (text_stage(workload, workload.text, card, shapes),)
+    return (
         *text,
-        encode_stage(workload, card, vae, opens=moves and card.caches),
-        denoise_stage(workload, card),
-        decode_stage(workload, card, vae),
+        encode_stage(workload, card, vae, shapes, opens=moves and card.caches),
+        denoise_stage(workload, card, shapes),
+        decode_stage(workload, card, vae, shapes),
     )
-    if moves or not card.caches:
-        return found
+
+
+def _taken_in_turn(workload: Workload) -> dict[str, int]:
+    """What the driver counts at the end of each stage, where nothing is given back to it."""
     counted = activations(workload, tuple(SLOWDOWNS))
-    grown = in_turn(counted[stage.name][0].trace for stage in found)
-    return tuple(
-        replace(
-            stage,
-            shapes=(Shape("whole", taken + apart(_beside(workload, stage.name))),),
-        )
-        for stage, taken in zip(found, grown, strict=True)
-    )
+    names = [name for name, ways in counted.items() if ways]
+    taken = in_turn(counted[name][0].trace for name in names)
+    return dict(zip(names, taken, strict=True))
+
+
+def _grown(
+    workload: Workload, taken: Mapping[str, int], stage: str, ways: Mapping[str, object]
+) -> tuple[Shape, ...]:
+    """The plain shape alone."""
+    return (Shape("whole", taken[stage] + apart(_beside(workload, stage))),)
 
 
 def _beside(workload: Workload, stage: str) -> list[int]:
@@ -197,7 +209,7 @@ def _shapes(
     return tuple(found)
 
 
-def text_stage(workload: Workload, shape: TextShape, card: Card) -> Stage:
+def text_stage(workload: Workload, shape: TextShape, card: Card, shapes: ShapesOf) -> Stage:
     """T5, one pass a prompt; its layers may stream."""
     inner, width = shape.num_heads * shape.d_kv, workload.text_dtype.itemsize
     matrices = [shape.d_model * inner] * 4 + [shape.d_model * shape.d_ff] * 2
@@ -217,12 +229,12 @@ def text_stage(workload: Workload, shape: TextShape, card: Card) -> Stage:
         "text encoder",
         tuple(blocks),
         workload.branches,
-        _shapes(workload, card, "text", _WHOLE),
+        shapes("text", _WHOLE),
         workload.residency("text encoder"),
     )
 
 
-def denoise_stage(workload: Workload, card: Card) -> Stage:
+def denoise_stage(workload: Workload, card: Card, shapes: ShapesOf) -> Stage:
     """Every forward of every step; the blocks may stream."""
     config = workload.profile.dit
     block, edges = dit_bytes(config, workload.dtype)
@@ -232,7 +244,7 @@ def denoise_stage(workload: Workload, card: Card) -> Stage:
     nanos = (
         _nanos(flops.self_attention / config.num_layers, card.attention_flops)
         + _nanos(flops.other / config.num_layers, card.linear_flops)
-        + _nanos(_ELEMENTWISE_PASSES * token_tensor, card.copy_rate)
+        + _nanos(_ELEMENTWISE_PASSES[workload.products] * token_tensor, card.copy_rate)
     )
     blocks = [Block("edges", edges, 0, hold=True)]
     blocks += [Block(f"blocks.{index}", block, nanos) for index in range(config.num_layers)]
@@ -242,12 +254,14 @@ def denoise_stage(workload: Workload, card: Card) -> Stage:
         "dit",
         tuple(blocks),
         (workload.num_steps + 1) * workload.branches,
-        _shapes(workload, card, "denoise", ways),
+        shapes("denoise", ways),
         workload.residency("dit"),
     )
 
 
-def encode_stage(workload: Workload, card: Card, vae: VAE, *, opens: bool) -> Stage:
+def encode_stage(
+    workload: Workload, card: Card, vae: VAE, shapes: ShapesOf, *, opens: bool
+) -> Stage:
     """The conditioning frames only.
 
     Args:
@@ -259,11 +273,11 @@ def encode_stage(workload: Workload, card: Card, vae: VAE, *, opens: bool) -> St
         ("encode", "vae encoder", "encoder"),
         layout([*vae.encoder.parameters(), *vae.quant_conv.parameters()])[1],
         nanos + _nanos(_OPENING_SECONDS, 1) * opens,
-        _shapes(workload, card, "encode", _WHOLE),
+        shapes("encode", _WHOLE),
     )
 
 
-def decode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
+def decode_stage(workload: Workload, card: Card, vae: VAE, shapes: ShapesOf) -> Stage:
     """The whole clip, one latent frame at a time; its pictures may be made one by one."""
     slower = _FRAME_BY_FRAME_SLOWDOWN if workload.fused else _FRAME_BY_FRAME_UNFUSED
     return _vae_stage(
@@ -271,7 +285,7 @@ def decode_stage(workload: Workload, card: Card, vae: VAE) -> Stage:
         ("decode", "vae decoder", "decoder"),
         layout([*vae.decoder.parameters(), *vae.post_quant_conv.parameters()])[1],
         _vae_nanos(workload, card, 0, workload.num_frames),
-        _shapes(workload, card, "decode", {**_WHOLE, FRAME_BY_FRAME: (slower, False)}),
+        shapes("decode", {**_WHOLE, FRAME_BY_FRAME: (slower, False)}),
     )
 
 

@@ -41,16 +41,16 @@ class Cut:
     def token_tensors(self, frames: int) -> float:
         """Token tensors (N tokens of width D) alive at the fullest moment of a block.
 
-        For operations that work in place. Whole: x, y, and q, k, v with the rotated q and k or the
-        result in self-attention, q and the result in cross-attention, both sides of GELU in the
-        MLP. Cut: x alone is whole, in self-attention also y and the result.
+        For operations that work in place, and where GELU is one of its own. Whole: x, y, and q, k,
+        v with the result in self-attention, q and the result in cross-attention, both sides of GELU
+        in the MLP. Cut: x alone is whole, in self-attention also y and the result.
 
         Args:
             frames: latent frames; a stretch holds whole ones.
         """
         share = -(-frames // min(self.chunks, frames)) / frames
-        attention = 7.0 if self.groups == 1 else max(3 + 4 / self.groups, 2 + 2 * share)
-        cross = 5.0 if self.chunks == 1 else 1 + 4 * share
+        attention = 6.0 if self.groups == 1 else max(3 + 4 / self.groups, 2 + 2 * share)
+        cross = 4.0 if self.chunks == 1 else 1 + 4 * share
         mlp = 10.0 if self.chunks == 1 else 1 + 9 * share
         return max(attention, cross, mlp)
 
