@@ -288,7 +288,9 @@ def _torch_or_safetensors(path: Path, device: torch.device) -> Tensors:
 
 def _fastsafetensors(path: Path, device: torch.device) -> Tensors:
     loading = importlib.import_module("fastsafetensors")
-    loader = loading.SafeTensorsFileLoader(loading.SingleGroup(), str(device))
+    # It takes no device without a number.
+    where = f"cuda:{device.index or 0}" if device.type == "cuda" else str(device)
+    loader = loading.SafeTensorsFileLoader(loading.SingleGroup(), where)
     try:
         loader.add_filenames({0: [str(path)]})
         buffer = loader.copy_files_to_device()
