@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from harness import machine
 from memory_offload import inputs, offloaded
-from memory_watch import Watch, taken_of_card, tidy, wait, watched
+from memory_watch import Account, Watch, taken_of_card, tidy, wait, watched
 
 import cosmos_fast as cf
 from cosmos_fast.memory import cards
@@ -145,19 +145,21 @@ class Bench:
         self._engine: cf.Video2World | None = None
         self._own: cards.Card | None = None
         """The card as the engine took it."""
+        self._account = Account()
         self._warm: set[str] = set()
         self._diffusers: Any = None
 
     def measure(self, row: Row, idle: int) -> dict[str, Any]:
         """
         Args:
-            idle: bytes of the card that were taken before this process came.
+            idle: bytes of the card that are taken now; of the first row, by others.
         """
         start = time.perf_counter()
         kinds = {"run": self._run, "diffusers": self._group_offload}
         kinds |= {"sleep": self._sleep, "flat": self._flat}
         tidy()
-        with watched(idle) as watch:
+        self._account.begin(idle)
+        with watched(self._account) as watch:
             result = kinds[row.kind](row, watch)
         plain: dict[str, Any] = {
             "row": row.name,

@@ -13,30 +13,60 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+class Account:
+    """What of a card is one process's own, from row to row."""
+
+    def __init__(self) -> None:
+        self._others: int | None = None
+        self.context = 0
+        """Most bytes of this process that are none of torch's; they only grow."""
+
+    def begin(self, taken: int) -> None:
+        """Before a row.
+
+        Args:
+            taken: bytes of the card. They are other processes' before the first row alone: later,
+                this one's context is among them, and what its engine keeps.
+        """
+        if self._others is None:
+            self._others = taken
+
+    def own(self, taken: int, reserved: int) -> int:
+        """Bytes of the process, of ``taken`` of the card and torch's ``reserved`` at one time."""
+        own = taken - (self._others or 0)
+        self.context = max(self.context, own - reserved)
+        return own
+
+
 class Watch:
     """What the card holds, as its driver says, and what torch says of it, stage by stage."""
 
-    def __init__(self, idle: int) -> None:
-        self._idle = idle
+    def __init__(self, account: Account) -> None:
+        self._account = account
         self.prefix = ""
         """Of stages from now on."""
-        self.context = 0
-        """Most bytes of this process that are none of torch's."""
         self.stages: dict[str, dict[str, int]] = {}
         """By stage: most bytes taken by the driver's count, reserved and allocated by torch's, as
         seen every few milliseconds."""
         self._stage = "load"
+
+    @property
+    def context(self) -> int:
+        return self._account.context
 
     def look(self) -> None:
         if not torch.cuda.is_initialized():
             return
         # Torch's own peaks are the process's, and the report's; they are not reset for this.
         reserved = torch.cuda.memory_reserved()
-        taken = (taken_of_card() or 0) - self._idle
+        taken = taken_of_card() or 0
         if torch.cuda.memory_reserved() == reserved:  # else the two are of different moments
-            self.context = max(self.context, taken - reserved)
-        counts = {"taken": taken, "reserved": reserved}
-        counts["allocated"] = torch.cuda.memory_allocated()
+            self.count(taken, reserved, torch.cuda.memory_allocated())
+
+    def count(self, taken: int, reserved: int, allocated: int) -> None:
+        """What there was of the card and of torch at one time."""
+        counts = {"taken": self._account.own(taken, reserved), "reserved": reserved}
+        counts["allocated"] = allocated
         seen = self.stages.setdefault(self._stage, counts)
         for name, count in counts.items():
             seen[name] = max(seen[name], count)
@@ -54,14 +84,15 @@ class Watch:
             "peak_bytes": max(seen["taken"] for seen in self.stages.values()),
             "timed_peak_bytes": max(timed),
             "context_bytes": self.context,
+            "peak_rule": "seen: the card's count, less what was taken before the process began",
             "stage_peaks": self.stages,
         }
 
 
 @contextmanager
-def watched(idle: int) -> Iterator[Watch]:
+def watched(account: Account) -> Iterator[Watch]:
     """Looks at how much of the card is taken, every few milliseconds."""
-    watch, done = Watch(idle), threading.Event()
+    watch, done = Watch(account), threading.Event()
 
     def look() -> None:
         while not done.wait(0.003):

@@ -84,6 +84,23 @@ def test_rows_stand_beside_the_resident_one_of_their_shape() -> None:
     assert "100.0% of the budget" in line(rows[0])
 
 
+def test_a_process_is_not_taken_for_others_from_its_second_row_on() -> None:
+    from memory_watch import Account, Watch
+
+    others, context, kept = 300, 700, 100
+    account = Account()
+    account.begin(others)
+    first = Watch(account)
+    first.count(others + context + 5000, 5000, 4000)
+    account.begin(others + context + kept)  # what the card holds between the rows
+    second = Watch(account)
+    second.count(others + context + 2000, 2000, 1500)
+    for watch, reserved in ((first, 5000), (second, 2000)):
+        found = watch.as_dict()
+        assert found["peak_bytes"] == found["timed_peak_bytes"] == context + reserved
+        assert found["context_bytes"] == context
+
+
 def test_rows_of_a_process_follow_one_another() -> None:
     from bench_memory import rows
 

@@ -136,6 +136,17 @@ def test_a_budget_that_holds_everything_changes_nothing(world: Path, plain: cf.C
     assert engine._parts.residence.executor is None
 
 
+def test_a_host_short_of_memory_refuses_nothing_that_stays_on_the_device(
+    world: Path, plain: cf.Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cosmos_fast.memory.residence.available_host_bytes", lambda: 290 * MIB)
+    engine = load(world, "1GiB")
+    assert same(run(engine), plain)
+    assert engine._parts.residence.executor is None
+    with pytest.raises(cf.MemoryPlanError, match="host memory"):
+        load(world, 32 * MIB)
+
+
 def test_little_host_memory_streams_from_files(world: Path, plain: cf.Clip) -> None:
     engine = load(world, cf.Budget(TIGHT, LITTLE_HOST))
     assert same(run(engine), plain)

@@ -11,6 +11,7 @@ import torch
 from cosmos_fast.config import VAEConfig
 from cosmos_fast.memory.activations import activations, text_requests
 from cosmos_fast.memory.cards import CARDS
+from cosmos_fast.memory.footprint import peak_bytes
 from cosmos_fast.memory.models import FRAME_BY_FRAME, SLOWDOWNS, T5_11B, Workload, stages
 from cosmos_fast.memory.request import MIB
 from cosmos_fast.memory.segments import (
@@ -159,6 +160,20 @@ def test_requests_of_the_text_encoder_are_those_of_its_attention() -> None:
     segments.follow(text_requests(T5_11B, torch.bfloat16, prompts=2))
     # An H200 was seen to allocate 658 to 725 million bytes, cuBLAS's workspace of 34 included.
     assert 620e6 < segments.peak_allocated < 760e6
+
+
+@pytest.mark.parametrize("width", [64, 384])
+def test_attention_over_rows_that_no_kernel_reads_counts_matrices(width: int) -> None:
+    positions = 5184
+    plain = {"device": "meta", "dtype": torch.bfloat16}
+    side_by_side = torch.empty(1, 1, positions, width, **plain)
+    apart_ = torch.empty(1, 1, width, positions, **plain).transpose(2, 3)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    row = positions * width * 2
+    sums = 2 * row if width > 128 else 0
+    assert peak_bytes(lambda: attend(*[side_by_side] * 3)) == row + sums
+    # Of three matrices in float32 and one of truth values at a time.
+    assert peak_bytes(lambda: attend(*[apart_] * 3)) > 13 * positions**2
 
 
 @pytest.mark.gpu

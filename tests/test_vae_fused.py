@@ -60,6 +60,43 @@ def test_frame_by_frame_the_numbers_are_those_of_the_plain_decoder(
     assert relative_error(torch.cat(chunks, dim=2), plain) <= 1e-5
 
 
+@pytest.mark.parametrize("frames", [1, 5])
+@torch.inference_mode()
+def test_attention_reads_rows_that_kernels_can(
+    frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where values of a row lie apart, torch falls back to a matrix of all pairs."""
+    vae, seen = network(VAEConfig(base_dim=8)), []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*tensors: torch.Tensor) -> torch.Tensor:
+        seen.extend(tensor.stride(-1) for tensor in tensors)
+        return attention(*tensors)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    latents = vae.encode(torch.rand(1, 3, frames, 48, 32))
+    list(vae.decode_chunks(latents))
+    list(fused_chunks(vae.to(torch.bfloat16), latents.bfloat16(), Ops()))
+    assert len(seen) == 9 * latents.shape[2]
+    assert set(seen) == {1}
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_on_a_gpu_attention_takes_no_matrix_of_all_pairs(vae: VAE) -> None:
+    block = vae.decoder.mid_block.attentions[0].to(DEVICE, torch.bfloat16)
+    channels = block.norm.gamma.shape[0]
+    for form in (torch.contiguous_format, torch.channels_last_3d):
+        x = torch.randn(1, channels, 1, 88, 160, device=DEVICE, dtype=torch.bfloat16)
+        x = x.to(memory_format=form)
+        block(x)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        block(x)
+        matrix = 2 * (88 * 160) ** 2
+        assert torch.cuda.max_memory_allocated() - before < matrix / 4
+
+
 @torch.inference_mode()
 def test_kernels_give_what_torch_gives(vae: VAE) -> None:
     latents = torch.randn(1, 16, 3, 1, 2, device=DEVICE)

@@ -62,9 +62,10 @@ class Card:
     """Of its own memory, by the data sheet."""
     bus_bytes_per_second: int
     """From pinned host memory."""
-    context_bytes: int = 820 * MIB
+    context_bytes: int = 860 * MIB
     """The CUDA context and the kernels that a generation loads, which torch knows nothing of. At
-    most so much on an H200 with torch 2.11 for CUDA 13, FlashAttention 3 included."""
+    most 841 MiB on an H200 with torch 2.11 for CUDA 13, FlashAttention 3 included, in a process
+    that streams the 14B; 699 to 795 in others."""
     workspace_bytes: int = 40 * MIB
     """Of torch's allocator: what cuBLAS keeps, what weights are rounded up by, small tensors."""
     products: bool = False

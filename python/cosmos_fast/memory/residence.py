@@ -121,6 +121,8 @@ class Residence:
         """Called before weights change their places on the device: captured graphs are void."""
         self._card = (card or card_of(device)) if self.managed else None
         self._resident: Final = memory == "resident" and not offload
+        self._host_is_stated = False
+        """Else the host's share is what was free of its memory when the engine was made."""
         self._budget = self._read(memory)
         self._owned: dict[str, Owned] = {}
         self._lowered: _Lowered | None = None
@@ -144,6 +146,7 @@ class Residence:
         budget = read_budget(memory, self._card)
         if budget.device is None and self.device.type == "cuda":
             budget = replace(budget, device=free_bytes(self.device, self._card))
+        self._host_is_stated = budget.host is not None
         if budget.host is None and (free := available_host_bytes()) is not None:
             budget = replace(budget, host=int(free * _HOST_SHARE))
         return budget
@@ -222,9 +225,11 @@ class Residence:
     def _solve(self, workload: Workload, card: Card, budget: Budget) -> Plan | None:
         reserved = self.reserved_bytes
         if self.executor is None and not self.offload:
+            # Nothing of it lies in host memory: that little of that is free is no reason against.
+            room = budget if self._host_is_stated else replace(budget, host=None)
             try:
                 return solve(
-                    workload, card, budget, resident=True, host_copies=False, reserved=reserved
+                    workload, card, room, resident=True, host_copies=False, reserved=reserved
                 )
             except MemoryPlanError:
                 if self._resident:
