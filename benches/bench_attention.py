@@ -12,7 +12,6 @@ The last line is one JSON object, also written to ``--out``.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
 import os
@@ -20,64 +19,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from attention_contenders import Attend, contender, designs
+from attention_shapes import CHECKS, DRY_SHAPES, SHAPES, Shape, error, inputs
 from contest import SCHEMA, Row
 from harness import machine
-
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""(q, k, v, out or anything, zero keys) -> out; all (B, S, H, D)."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One attention of the model."""
-
-    queries: int
-    keys: int
-    heads: int
-    zero_keys: int = 0
-
-    @property
-    def name(self) -> str:
-        folded = f"+{self.zero_keys} folded" if self.zero_keys else ""
-        return f"{self.queries} x {self.keys}{folded}, {self.heads} heads"
-
-    @property
-    def flops(self) -> float:
-        """Of the two products; folded keys count as the work they stand for."""
-        return 4.0 * self.queries * (self.keys + self.zero_keys) * self.heads * 128
-
-
-SHAPES = (
-    Shape(27216, 27216, 16),
-    Shape(84480, 84480, 16),
-    Shape(31104, 31104, 16),
-    Shape(27216, 512, 16),
-    Shape(4800, 4800, 16),
-    Shape(27216, 27216, 40),
-    Shape(27216, 128, 16, zero_keys=384),
-)
-"""By importance: what does not fit the budget is dropped from the end."""
-
-DRY_SHAPES = (Shape(200, 300, 2), Shape(100, 64, 2, zero_keys=8))
-
-CHECKS = (
-    Shape(1, 1, 1),
-    Shape(63, 1000, 3),
-    Shape(300, 257, 2),
-    Shape(1000, 129, 2),
-    Shape(4800, 4800, 16),
-    Shape(2000, 200, 16, zero_keys=312),
-)
 
 BEGAN = time.perf_counter()
 
@@ -87,150 +41,6 @@ ERROR_RATIO = 1.1
 
 ERROR_FLOOR = 1e-4
 """Where cuDNN's error is 0, as with one key."""
-
-
-def designs() -> dict[str, Any]:
-    """Our own designs for Hopper, by name."""
-    from cosmos_fast_kernels.attention_hopper_pipeline import HopperConfig
-
-    one: dict[str, Any] = {"q_stages": 1}
-    wide = one | {"tail": 64}
-    named: dict[str, Any] = {"turns": "named"}
-    quiet: dict[str, Any] = {"turns": "none", "free": "named"}
-    skip: dict[str, Any] = {"skip_decay": True}
-    lazy = skip | {"slack": 8.0}
-    registers: dict[str, Any] = {"q_registers": True}
-    early = quiet | named | {"early_values": True}
-    three = one | {"stages": 3}
-    return {
-        "gluon two tiles": HopperConfig(),
-        "gluon two tiles, no turns": HopperConfig(turns="none"),
-        "gluon two tiles, named turns": HopperConfig(turns="named"),
-        "gluon two tiles, late decay, named": HopperConfig(late_decay=True, turns="named"),
-        "gluon turns": HopperConfig(**one),
-        "gluon named turns": HopperConfig(**one, turns="named"),
-        "gluon late decay": HopperConfig(**one, late_decay=True),
-        "gluon late decay, named": HopperConfig(**one, late_decay=True, turns="named"),
-        "gluon wide": HopperConfig(**wide),
-        "gluon wide, named": HopperConfig(**wide, turns="named"),
-        "gluon wide, late decay, named": HopperConfig(**wide, late_decay=True, turns="named"),
-        "gluon wide, no turns": HopperConfig(**wide, turns="none"),
-        "gluon no turns": HopperConfig(**one, turns="none"),
-        "gluon values first": HopperConfig(**one, overlap=False),
-        "gluon quiet": HopperConfig(**quiet),
-        "gluon quiet, named turns": HopperConfig(**quiet | named),
-        "gluon quiet, lazy": HopperConfig(**quiet | lazy),
-        "gluon quiet, lazy, named turns": HopperConfig(**quiet | lazy | named),
-        "gluon quiet, skip": HopperConfig(**quiet | skip),
-        "gluon quiet, three stages": HopperConfig(**quiet | three),
-        "gluon quiet, registers": HopperConfig(**quiet | registers),
-        "gluon quiet, registers, skip": HopperConfig(**quiet | registers | skip),
-        "gluon quiet, lazy, registers": HopperConfig(**quiet | lazy | registers),
-        "gluon early": HopperConfig(**early, late_keys=True),
-        "gluon early, skip": HopperConfig(**early | skip, late_keys=True),
-        "gluon early, registers": HopperConfig(**early | registers),
-        "gluon early, registers, skip": HopperConfig(**early | registers | skip),
-        "gluon early, registers, three stages": HopperConfig(**early | registers | three),
-        "gluon early, 160": HopperConfig(**early, tail=32),
-        "gluon early, 160, skip": HopperConfig(**early | skip, tail=32),
-        "gluon 160, quiet": HopperConfig(**quiet, tail=32),
-        "gluon 160, quiet, lazy": HopperConfig(**quiet | lazy, tail=32),
-        "gluon 160, quiet, lazy, named turns": HopperConfig(**quiet | lazy | named, tail=32),
-        "gluon wide, quiet, lazy": HopperConfig(**wide | quiet | lazy),
-        "gluon no loader": HopperConfig(**one, rows=128, consumers=1, loader=False, turns="none"),
-    }
-
-
-def contender(name: str) -> Attend:
-    """The function that computes attention under this name."""
-    if name.startswith("gluon"):
-        from cosmos_fast_kernels.attention_hopper import hopper_attention
-
-        config = designs()[name]
-        return lambda q, k, v, out, zero_keys: hopper_attention(
-            q, k, v, scale=q.shape[-1] ** -0.5, zero_keys=zero_keys, out=out, config=config
-        )[0]
-    if name == "triton":
-        from cosmos_fast_kernels.attention import attention
-
-        return lambda q, k, v, out, zero_keys: attention(
-            q, k, v, scale=q.shape[-1] ** -0.5, zero_keys=zero_keys, out=out
-        )[0]
-    if name == "fa3":
-        flash_attn_func = importlib.import_module("fa3_fwd_interface").flash_attn_func
-
-        return lambda q, k, v, out, zero_keys: flash_attn_func(q, *padded(k, v, zero_keys))
-    if name == "dry crash":
-        raise RuntimeError("a contender that does not work")
-    if name == "dry hang":
-        threading.Event().wait()
-    if name == "dry wrong":
-        return lambda q, k, v, out, zero_keys: rival(q, k, v, zero_keys, False) * 1.5
-    return lambda q, k, v, out, zero_keys: rival(q, k, v, zero_keys, name == "cudnn")
-
-
-def rival(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, zero_keys: int, cudnn: bool
-) -> torch.Tensor:
-    """torch's attention; cuDNN is called as our engine calls it."""
-    k, v = padded(k, v, zero_keys)
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    if not (cudnn and q.is_cuda):
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-    out = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        q, k, v, None, False, 0.0, False, False, scale=q.shape[-1] ** -0.5
-    )[0]
-    return out.transpose(1, 2)
-
-
-def padded(k: torch.Tensor, v: torch.Tensor, zero_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """k and v with the zero rows that the others have to read; made once per pair."""
-    if not zero_keys:
-        return k, v
-    if not hasattr(k, "padded"):
-        rows = k.new_zeros(k.shape[0], zero_keys, *k.shape[2:])
-        k.padded = (torch.cat([k, rows], 1), torch.cat([v, rows], 1))  # type: ignore[attr-defined]
-    return k.padded  # type: ignore[attr-defined]
-
-
-def inputs(shape: Shape, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q, k, v as a projection leaves them, with what breaks kernels: channels of k far from zero,
-    a few heavy tokens that all queries look at, and a row of large values."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(length: int) -> torch.Tensor:
-        wide = torch.randn(1, length, 3 * shape.heads * 128, device=device, generator=generator)
-        return wide.to(torch.bfloat16).view(1, length, 3, shape.heads, 128)
-
-    q = normal(shape.queries)[:, :, 0]
-    k, v = normal(shape.keys)[:, :, 1:].unbind(2)
-    channels = torch.arange(0, 128, 16, device=device)
-    k[..., channels] += torch.linspace(10, 50, len(channels), device=device, dtype=k.dtype)
-    q[..., 5] += 1.0
-    k[:, :4, :, 5] += 30.0
-    v[:, -1] *= 8
-    return q, k, v
-
-
-def error(
-    out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, zero_keys: int
-) -> float:
-    """Relative error against float32 on some rows, the first and the last among them."""
-    queries = q.shape[1]
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.randint(queries, (min(queries, 96),), generator=generator)
-    rows[0], rows[-1] = 0, queries - 1
-    rows = rows.to(q.device)
-    if out.shape != q.shape or not bool(torch.isfinite(out).all()):
-        return math.inf
-    wrong, right = 0.0, 0.0
-    for head in range(0, q.shape[2], max(1, q.shape[2] // 4)):
-        scores = q[0, rows, head].float() @ k[0, :, head].float().T * q.shape[-1] ** -0.5
-        scores = torch.nn.functional.pad(scores, (0, zero_keys))
-        expected = scores.softmax(-1)[:, : k.shape[1]] @ v[0, :, head].float()
-        wrong += float((out[0, rows, head].float() - expected).norm() ** 2)
-        right += float(expected.norm() ** 2)
-    return math.sqrt(wrong / right)
 
 
 def measured_error(attend: Attend, shape: Shape, device: str) -> float:

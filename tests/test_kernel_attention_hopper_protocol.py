@@ -21,8 +21,10 @@ import pytest
 
 from cosmos_fast_kernels import (
     attention_hopper,
+    attention_hopper_consumer,
     attention_hopper_decay,
     attention_hopper_pipeline,
+    attention_hopper_softmax,
 )
 from cosmos_fast_kernels.attention_hopper_pipeline import HopperConfig
 
@@ -158,6 +160,7 @@ class Machine:
     def translated(self) -> Callable[..., None]:
         """The kernel with this machine in place of Gluon."""
         world = {**vars(attention_hopper_pipeline), **vars(attention_hopper_decay)}
+        world |= {**vars(attention_hopper_softmax), **vars(attention_hopper_consumer)}
         world |= vars(attention_hopper)
         world |= {
             "gl": self.gluon(),

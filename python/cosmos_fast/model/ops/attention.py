@@ -1,0 +1,133 @@
+"""Which attention runs: the table's choice among the backends that pass their test, or torch's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+
+import torch
+
+from cosmos_fast.model.attention import (
+    Attended,
+    Attention,
+    AttentionSpec,
+    cudnn_attention,
+    torch_attention,
+)
+from cosmos_fast.model.attention_table import (
+    ERROR_LIMIT,
+    Backend,
+    preferences,
+    self_test_error,
+    shape_class,
+)
+from cosmos_fast.model.ops.backends import candidates, reachable_by_tma
+from cosmos_fast.model.ops.fallback import needs_gradient, why_wrong
+
+
+class TableAttention:
+    """The attention that the shipped table prefers, for each class of shapes.
+
+    Whatever a backend cannot take where it lies (strides, gradients, other dtypes) goes to the
+    fallback.
+    """
+
+    def __init__(
+        self,
+        capability: tuple[int, int],
+        backends: Mapping[Backend, Attention],
+        fallback: Attention,
+        failures: Mapping[Backend, str] | None = None,
+    ) -> None:
+        self._capability = capability
+        self._backends = dict(backends)
+        self._fallback = fallback
+        self._failures = dict(failures or {})
+
+    @classmethod
+    def tested(
+        cls, device: torch.device, dtype: torch.dtype, head_dim: int, fallback: Attention
+    ) -> TableAttention:
+        """With the backends of ``device`` that pass their test for heads of this size."""
+        capability = torch.cuda.get_device_capability(device)
+        passed: dict[Backend, Attention] = {}
+        failures: dict[Backend, str] = {}
+        for name, attend in candidates(capability, dtype, head_dim).items():
+            with torch.cuda.device(device):
+                failure = _failure(attend, head_dim, dtype, str(device))
+            if failure is None:
+                passed[name] = attend
+            else:
+                failures[name] = failure
+        if failures:
+            warnings.warn(
+                f"attention falls back: {failures}; please report this with your versions",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return cls(capability, passed, fallback, failures)
+
+    def without(self, backend: Backend) -> TableAttention:
+        """The same choice, had this backend not been installed."""
+        others = {name: one for name, one in self._backends.items() if name != backend}
+        return TableAttention(self._capability, others, self._fallback, self._failures)
+
+    @property
+    def folds_padding(self) -> bool:
+        """Whether a prompt's padding is folded by what cross-attention would take."""
+        return self._chosen(AttentionSpec(1.0, "cross", zero_keys=1)) in ("hopper", "portable")
+
+    @property
+    def description(self) -> str:
+        """For the report: what runs self-attention and cross-attention, and what failed."""
+        self_name = self._name(self._chosen(AttentionSpec(1.0)))
+        cross_name = self._name(
+            self._chosen(AttentionSpec(1.0, "cross", zero_keys=int(self.folds_padding)))
+        )
+        failed = "".join(f"; {name} failed: {why}" for name, why in self._failures.items())
+        return f"self {self_name}, cross {cross_name}{failed}"
+
+    def __call__(
+        self,
+        q_BSHD: torch.Tensor,
+        k_BSHD: torch.Tensor,
+        v_BSHD: torch.Tensor,
+        spec: AttentionSpec,
+        /,
+    ) -> Attended:
+        chosen = self._chosen(spec)
+        plain = q_BSHD.shape[-1] in (64, 128) and q_BSHD.dtype in ERROR_LIMIT
+        if chosen is None or not plain or needs_gradient(q_BSHD, k_BSHD, v_BSHD):
+            return self._fallback(q_BSHD, k_BSHD, v_BSHD, spec)
+        if chosen == "hopper" and not reachable_by_tma(q_BSHD, k_BSHD, v_BSHD):
+            return self._fallback(q_BSHD, k_BSHD, v_BSHD, spec)
+        return self._backends[chosen](q_BSHD, k_BSHD, v_BSHD, spec)
+
+    def _chosen(self, spec: AttentionSpec) -> Backend | None:
+        if spec.precision != "input":
+            return None
+        for name in preferences(self._capability, shape_class(spec)):
+            if name in ("cudnn", "sdpa"):
+                return None
+            if name in self._backends:
+                return name
+        return None
+
+    def _name(self, chosen: Backend | None) -> str:
+        if chosen is None:
+            return "cudnn" if self._fallback is cudnn_attention else "torch sdpa"
+        names = {"hopper": "gluon (own, sm_90a)", "portable": "triton (own)"}
+        return names.get(chosen) or f"fa3-fwd {metadata.version('fa3-fwd')}"
+
+
+def _failure(attend: Attention, head_dim: int, dtype: torch.dtype, device: str) -> str | None:
+    """Why this attention must not be used; None if it is right."""
+    return why_wrong(lambda: self_test_error(attend, head_dim, dtype, device), ERROR_LIMIT[dtype])
+
+
+def attention_for(device: torch.device, dtype: torch.dtype) -> tuple[Attention, str]:
+    half = dtype in (torch.bfloat16, torch.float16)
+    if device.type == "cuda" and half and torch.cuda.get_device_capability(device)[0] in (9, 10):
+        return cudnn_attention, "cudnn"
+    return torch_attention, "torch sdpa"
