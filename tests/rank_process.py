@@ -35,6 +35,10 @@ class OneCard:
     def size(self) -> int:
         return int(self._group.size())
 
+    @staticmethod
+    def name() -> str:
+        return "gloo through the host"
+
     def alltoall_base(
         self,
         received: torch.Tensor,
