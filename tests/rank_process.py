@@ -1,6 +1,7 @@
 """One rank of the tests of several processes: ``python rank_process.py PORT RANK SIZE JOB``.
 
-The job, JSON, names a world and what to make of it; what was made goes to ``out``/RANK.pt.
+The job, JSON, names a world and what to make of it; what was made goes to ``out``/RANK.pt. Where a
+case names another one that it should equal, rank 0 prints how far it is from it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ class OneCard:
 
     def size(self) -> int:
         return int(self._group.size())
+
+    @staticmethod
+    def name() -> str:
+        return "gloo through the host"
 
     def alltoall_base(
         self,
@@ -115,6 +120,11 @@ def fault(kind: str, out: Path, rank: int) -> Any:
     return on_step
 
 
+def error_of(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference as a share of the largest value."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
 def outcome(job: dict[str, Any], engine: cf.Video2World, case: dict[str, Any], rank: int) -> Any:
     """What a case came to: a clip's tensors, or the error it raised and when."""
     here, callbacks = case.get("rank") == rank, {}
@@ -137,7 +147,17 @@ def outcome(job: dict[str, Any], engine: cf.Video2World, case: dict[str, Any], r
     }
 
 
+def say(case: dict[str, Any], made: dict[str, Any], began: float) -> None:
+    """Prints at once what is known of a case: a run that is stopped has said how far it came."""
+    line = f"{case['name']}: {time.monotonic() - began:.1f} s"
+    if "equals" in case:
+        of = (made[name]["latents"] for name in (case["name"], case["equals"]))
+        line += f", error {error_of(*of):.1e}"
+    print(line, flush=True)
+
+
 def main() -> None:
+    began = time.monotonic()
     port, rank, size = map(int, sys.argv[1:4])
     job = json.loads(sys.argv[4])
     torch.set_num_threads(1)
@@ -147,13 +167,16 @@ def main() -> None:
         group = OneCard(group)
     # Rounded to TF32, convolutions of fewer rows would come out otherwise.
     torch.backends.cudnn.allow_tf32 = False
-    made, engines = {}, {}
+    if job.get("one_card") and rank == 0:
+        print(f"{size} ranks met: {time.monotonic() - began:.1f} s", flush=True)
+    made: dict[str, Any] = {}
+    engines = {}
     for case in job["cases"]:
-        settings = case.get("parallel", {})
+        began, settings = time.monotonic(), case.get("parallel", {})
         precision = case.get("precision", "auto")
         key = json.dumps([settings, precision])
         if key not in engines:
-            parallel = cf.Parallel(group, **settings)
+            parallel = None if settings is None else cf.Parallel(group, **settings)
             engines[key] = cf.Video2World.from_pretrained(
                 job["world"],
                 device=job.get("device", "cpu"),
@@ -163,6 +186,8 @@ def main() -> None:
                 guardrail=guardrail() if job.get("guarded") else "default",
             )
         made[case["name"]] = outcome(job, engines[key], case, rank)
+        if job.get("one_card") and rank == 0:
+            say(case, made, began)
     torch.save(made, Path(job["out"], f"{rank}.pt"))
     assert not torch.distributed.is_initialized()
     os._exit(0)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
 import cosmos_fast as cf
 from cosmos_fast.model.attention import AttentionSpec, attention_with_sums
+from cosmos_fast.parallel.exchange import backend_of
 from cosmos_fast.parallel.shards import Mesh, Shards, cut
 
 if TYPE_CHECKING:
@@ -99,3 +102,13 @@ def test_attention_with_sums_is_attention(
     torch.testing.assert_close(out.double(), exact, **tolerance[dtype])
     expected = scores.logsumexp(-1).transpose(1, 2)
     torch.testing.assert_close(sums.double(), expected, **tolerance[dtype])
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_the_backend_is_the_group_s_own_whatever_the_device(kind: str) -> None:
+    device = torch.device(kind)
+    gloo = dist.ProcessGroupGloo(dist.HashStore(), 0, 1, timedelta(seconds=10))
+    assert backend_of(gloo, device).name() == "gloo"
+    several = dist.ProcessGroup(dist.HashStore(), 0, 1)
+    several._register_backend(device, dist.ProcessGroup.BackendType.GLOO, gloo)
+    assert backend_of(several, device).name() == "gloo"

@@ -30,6 +30,7 @@ class Group(Protocol):
 
     def rank(self) -> int: ...
     def size(self) -> int: ...
+    def name(self) -> str: ...
     def alltoall_base(
         self,
         output: torch.Tensor,
@@ -38,6 +39,12 @@ class Group(Protocol):
         input_split_sizes: list[int],
         /,
     ) -> Any: ...
+
+
+def backend_of(group: Any, device: torch.device) -> Any:
+    """What carries the group's tensors of ``device``: a group that has several backends names one
+    of them for each kind of device."""
+    return group._get_backend(device) if hasattr(group, "_get_backend") else group
 
 
 class Traffic:

@@ -15,7 +15,7 @@ import torch
 from cosmos_fast.errors import Cancelled, InputError, RankLost
 from cosmos_fast.parallel.attention import SharedAttention
 from cosmos_fast.parallel.cancelling import SharedCancel
-from cosmos_fast.parallel.exchange import Exchange
+from cosmos_fast.parallel.exchange import Exchange, backend_of
 from cosmos_fast.parallel.failures import as_told, telling
 from cosmos_fast.parallel.shards import Mesh, Shards
 from cosmos_fast.parallel.stripes import striped
@@ -282,7 +282,7 @@ class Ranks:
             "guidance_branches": self._mesh.branches,
             "context": context,
             "attention": self._attention.way if context > 1 else "whole",
-            "backend": "nccl" if self._device.type == "cuda" else "gloo",
+            "backend": backend_of(self._parallel.group, self._device).name(),
             "communication_seconds": round(waited, 6),
             "communication_share": round(waited / seconds, 6) if seconds else 0.0,
             "sent_bytes": sent,
@@ -389,5 +389,4 @@ def _bytes_tensor(data: bytes) -> torch.Tensor:
 
 def _abort(group: Any, device: torch.device) -> None:
     """Ends the kernels that wait for a rank that will not come."""
-    backend = group._get_backend(device) if hasattr(group, "_get_backend") else group
-    backend.abort()
+    backend_of(group, device).abort()
