@@ -165,15 +165,14 @@ def test_requests_of_the_text_encoder_are_those_of_its_attention() -> None:
 @pytest.mark.parametrize("width", [64, 384])
 def test_attention_over_rows_that_no_kernel_reads_counts_matrices(width: int) -> None:
     positions = 5184
-    plain = {"device": "meta", "dtype": torch.bfloat16}
-    side_by_side = torch.empty(1, 1, positions, width, **plain)
-    apart_ = torch.empty(1, 1, width, positions, **plain).transpose(2, 3)
+    side_by_side = torch.empty((1, 1, positions, width), device="meta", dtype=torch.bfloat16)
+    apart_ = torch.empty_like(side_by_side.mT, memory_format=torch.contiguous_format).mT
     attend = torch.nn.functional.scaled_dot_product_attention
     row = positions * width * 2
     sums = 2 * row if width > 128 else 0
-    assert peak_bytes(lambda: attend(*[side_by_side] * 3)) == row + sums
+    assert peak_bytes(lambda: attend(side_by_side, side_by_side, side_by_side)) == row + sums
     # Of three matrices in float32 and one of truth values at a time.
-    assert peak_bytes(lambda: attend(*[apart_] * 3)) > 13 * positions**2
+    assert peak_bytes(lambda: attend(apart_, apart_, apart_)) > 13 * positions**2
 
 
 @pytest.mark.gpu
