@@ -94,7 +94,7 @@ def run_of_an_engine(seed: int, words: int) -> None:
         attend(q, k, v, scale=0.1, zero_keys=1)  # a prompt that fills all rows has none
     gated_layernorm_modulate(x, gate, y, shift, scale, None, 1e-6, out=(x, y))
     gated_residual(x, gate, y, None, out=x)
-    products(x[0], some(width, width), some(4 * width, width), gate[0], weight, angles)
+    products(x[0], some(width, width), some(4 * width, width), gate[0], weight)
 
     kept_frames = None
     for count in (1, 2):
@@ -112,7 +112,6 @@ def products(
     wide: torch.Tensor,
     gate: torch.Tensor,
     norm: torch.Tensor,
-    angles: torch.Tensor,
 ) -> None:
     """Those of a block on Hopper."""
     from cosmos_fast.model.linear_table import DESIGNS
@@ -126,9 +125,6 @@ def products(
             linear_hopper.linear_gelu(x, wide, config=config)
         elif epilogue == "norm":
             linear_hopper.linear_head_norm(x, weight, norm, 1e-6, config=config)
-        elif epilogue == "rope":
-            turned = (norm, norm, angles, angles, 1e-6)
-            linear_hopper.linear_qk_norm_rope(x, wide[: 3 * len(weight)], *turned, config=config)
         else:
             for one in (weight, wide):
                 linear_hopper.linear(x, one, config=config)

@@ -27,7 +27,6 @@ from cosmos_fast.model.linear_table import (
     Following,
     Gated,
     Normed,
-    Turned,
     design,
 )
 from cosmos_fast.model.linear_table import self_test_error as product_error
@@ -283,8 +282,6 @@ def rounded_product(
         return reference.linear_gated_residual(x[0], weight, *given)[None]
     if isinstance(following, Normed):
         return reference.linear_head_norm(x[0], weight, *following)[None]
-    if isinstance(following, Turned):
-        return reference.linear_qk_norm_rope(x[0], weight, *following)[None]
     multiply = reference.linear_gelu if epilogue == "gelu" else torch.nn.functional.linear
     return multiply(x, weight)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from cosmos_fast.errors import InputError
 from cosmos_fast.model.attention import Attention, torch_attention
-from cosmos_fast.model.linear_table import Gated, Normed, Turned
+from cosmos_fast.model.linear_table import Gated, Normed
 from cosmos_fast.model.obstacles import obstacle
 from cosmos_fast.model.ops.attention import TableAttention, attention_for
 from cosmos_fast.model.ops.fallback import needs_gradient
@@ -120,13 +120,10 @@ class Ops:
         eps: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q, k and v of x Wᵀ, (B, N, H, D) each, the first two normed and rotated."""
-        turned = Turned(q_weight_D, k_weight_D, cos_NR, sin_NR, eps)
-        out = self.product("rope", x_BNK, weight_EK, turned)
-        alone = self.product("none", x_BNK, weight_EK, None) if out is None else out
-        qkv_BNE = F.linear(x_BNK, weight_EK) if alone is None else alone
+        out = self.product("none", x_BNK, weight_EK, None)
+        qkv_BNE = F.linear(x_BNK, weight_EK) if out is None else out
         q, k, v = qkv_BNE.unflatten(-1, (3, -1, q_weight_D.shape[0])).unbind(2)
-        if out is None:
-            q, k = self.qk_norm_rope(q, k, *turned)
+        q, k = self.qk_norm_rope(q, k, q_weight_D, k_weight_D, cos_NR, sin_NR, eps)
         return q, k, v
 
     def linear_head_norm(

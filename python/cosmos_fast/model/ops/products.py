@@ -15,7 +15,6 @@ from cosmos_fast.model.linear_table import (
     Following,
     Gated,
     Normed,
-    Turned,
     design,
     self_test_error,
 )
@@ -98,9 +97,6 @@ def _hopper_product(
         return following.residual_BND
     if isinstance(following, Normed):
         out_ME = kernels.linear_head_norm(*given, *following, **options)
-    elif isinstance(following, Turned):
-        q_norm, k_norm, cos, sin, eps = following
-        out_ME = kernels.linear_qk_norm_rope(*given, q_norm, k_norm, cos, sin, eps, **options)
     else:
         multiply = kernels.linear_gelu if epilogue == "gelu" else kernels.linear
         out_ME = multiply(*given, **options)
