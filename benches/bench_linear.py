@@ -84,7 +84,7 @@ SHAPES = {
     **of_network("2b_31k", 31_104, 24, 2048, 8192, heads=True),
     **of_network("2b_720p", 84_480, 24, 2048, 8192),
     **of_network("2b_action", 4_800, 4, 2048, 8192),
-    **of_network("14b", 27_216, 21, 5120, 20_480, qkv=True),
+    **of_network("14b", 27_216, 21, 5120, 20_480, qkv=True, heads=True),
     "63_rows": Shape(63, 1, 2048, 8192, "gelu"),
     "one_row": Shape(1, 1, 2048, 8192, "gelu"),
 }

@@ -145,9 +145,10 @@ class Block(nn.Module):
     gate and residual at the end                                   1          3
     ========================================================  ======  =========
 
-    13 in all on Hopper, 27 elsewhere. A product's own write of its result is not counted; the reads
-    of the residual stream that a gated product makes are. At 27,216 tokens of the 2B 13 are 1.4 GB,
-    0.34 ms at the 4.2 TB/s that a copy reaches on an H200, 10 ms of a forward.
+    13 in all on Hopper (15 for the 14B, whose heads are normed by a pass), 27 elsewhere. A
+    product's own write of its result is not counted; the reads of the residual stream that a gated
+    product makes are. At 27,216 tokens of the 2B 13 are 1.4 GB, 0.34 ms at the 4.2 TB/s that a copy
+    reaches on an H200, 10 ms of a forward.
     """
 
     def __init__(self, config: DiTConfig, ops: Ops) -> None:

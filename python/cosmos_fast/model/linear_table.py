@@ -46,9 +46,9 @@ MANY_ROWS: Final = 8192
 """Tokens from which on tiles of 128 x 256 come in enough waves."""
 LONG_SUM: Final = 8192
 """Inputs from which on the end of a tile is short beside its sum."""
-MOST_INPUTS_ALONE: Final = 4096
-"""Inputs up to which a product with nothing behind it is ours; of longer ones, those of the 14B,
-only products with something behind them have been measured."""
+MOST_HEAD_INPUTS: Final = 4096
+"""Inputs up to which products that make heads are ours; longer ones, those of the 14B, have not
+been measured."""
 ERROR_LIMIT: Final = 5e-3
 """Of the self-test, relative to float64: thrice what rounding to bfloat16 gives."""
 
@@ -65,7 +65,7 @@ def design(epilogue: Epilogue, rows: int, inputs: int) -> str | None:
     """
     if rows < LEAST_ROWS:
         return None
-    if epilogue == "none" and inputs > MOST_INPUTS_ALONE:
+    if epilogue in ("none", "norm") and inputs > MOST_HEAD_INPUTS:
         return None
     if rows < MANY_ROWS:
         return "turns"
