@@ -75,19 +75,10 @@ class Activations:
         return segments.peak_allocated
 
 
+@lru_cache(maxsize=8)
 def activations(workload: Workload, cuts: tuple[Cut, ...]) -> Mapping[str, Sequence[Activations]]:
     """Of each stage by name, in the order of its shapes: of decoding the plain way and frame by
-    frame, of the transformer as ``cuts`` say.
-
-    Counted for the profile's own steps where a run has fewer: a longer table of times is all that
-    differs, and every run of a size shares one count.
-    """
-    steps = max(workload.num_steps, workload.profile.num_steps)
-    return _counted(replace(workload, num_steps=steps, offloaded=frozenset()), cuts)
-
-
-@lru_cache(maxsize=8)
-def _counted(workload: Workload, cuts: tuple[Cut, ...]) -> Mapping[str, Sequence[Activations]]:
+    frame, of the transformer as ``cuts`` say."""
     with torch.device("meta"):
         vae = VAE(workload.profile.vae).to(workload.dtype)
     vae.requires_grad_(False)

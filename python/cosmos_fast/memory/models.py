@@ -163,8 +163,13 @@ def stages(workload: Workload, card: Card, *, moves: bool = True) -> tuple[Stage
 
 
 def _taken_in_turn(workload: Workload) -> dict[str, int]:
-    """What the driver counts at the end of each stage, where nothing is given back to it."""
-    counted = activations(workload, tuple(SLOWDOWNS))
+    """What the driver counts at the end of each stage, where nothing is given back to it.
+
+    Counted for the profile's own steps where a run has fewer: a longer table of times is all that
+    differs, and every run of a size shares one count.
+    """
+    steps = max(workload.num_steps, workload.profile.num_steps)
+    counted = activations(replace(workload, num_steps=steps), tuple(SLOWDOWNS))
     names = [name for name, ways in counted.items() if ways]
     taken = in_turn(counted[name][0].trace for name in names)
     return dict(zip(names, taken, strict=True))
