@@ -25,7 +25,7 @@ ShapeClass = Literal["self", "cross", "folded", "listed", "merged"]
 list; results that are going to be merged and need their log-sum-exp."""
 
 TABLE: Final[Mapping[tuple[int, int], Mapping[ShapeClass, tuple[Backend, ...]]]] = {
-    # H200: FA3 664 to 695 TFLOP/s, ours 635 to 640, cuDNN 565 to 615 at 27,216 to 84,480 tokens;
+    # H200: FA3 682 to 707 TFLOP/s, ours 646 to 677, cuDNN 550 to 631 at 27,216 to 84,480 tokens;
     # 512 keys: 517, 513, 500; 128 of 512 keys, the others folded: 625 (not folded), 771, 597.
     (9, 0): {
         "self": ("fa3", "hopper", "cudnn"),
