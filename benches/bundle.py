@@ -25,7 +25,7 @@ GROUPS: Final = {
     "loaders": ("fastsafetensors==0.5.0", "runai-model-streamer==0.17.1", "humanize==4.17.0"),
     # 29 MB; newer ones bring 68.
     "ffmpeg": ("imageio-ffmpeg==0.6.0",),
-    # With glfw and PyOpenGL, which mujoco imports to render.
+    # With what mujoco imports to render; typing_extensions comes with torch.
     "worlds": ("mujoco==3.17.0", "glfw==2.11.0", "PyOpenGL==3.1.10"),
 }
 """What is packed together, and for which benches: worlds for ``tools.pusherworld.evaluate``."""
@@ -43,12 +43,14 @@ def main() -> int:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for group in arguments.group or GROUPS:
         archive = arguments.folder / f"{group}.tar.xz"
+        unfinished = archive.with_name(f".{archive.name}")
         with tempfile.TemporaryDirectory() as site:
             if code := install(GROUPS[group], Path(site), arguments.python):
                 print(f"bundle: pip found not all of {', '.join(GROUPS[group])}", file=sys.stderr)
                 return code
-            with tarfile.open(archive, "w:xz") as tar:
+            with tarfile.open(unfinished, "w:xz") as tar:
                 tar.add(site, arcname=".")
+            unfinished.replace(archive)
         print(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB", flush=True)
     return 0
 

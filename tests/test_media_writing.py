@@ -279,15 +279,22 @@ def test_the_caller_waits_for_a_slow_encoder(tmp_path: Path) -> None:
         for _ in range(count):
             writer.write(frames)
 
-    write(8)
-    # One may leave the ring for the socket.
-    more = threading.Thread(target=write, args=[3])
-    more.start()
+    def begin(count: int) -> threading.Thread:
+        thread = threading.Thread(target=write, args=[count])
+        thread.start()
+        return thread
+
+    first = begin(8)
+    first.join(20)
+    taken = not first.is_alive()
+    more = begin(3)  # one may leave the ring for the socket
     more.join(0.3)
     waited = more.is_alive()
     go.touch()
+    first.join(20)
     more.join(20)
     writer.abort()
+    assert taken
     assert waited
     assert not more.is_alive()
 
