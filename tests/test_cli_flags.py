@@ -11,7 +11,8 @@ import typer
 from cosmos_fast.cli import FLAGS_OF, build_app, main
 from cosmos_fast.cli.exits import UsageError
 from cosmos_fast.cli.flags import Text
-from cosmos_fast.cli.settings import Origin, Settings, resolve
+from cosmos_fast.cli.resolve import resolve
+from cosmos_fast.cli.settings import Origin, Settings
 from cosmos_fast.cli.video2world_flags import EXCLUSIVE_FLAGS, VIDEO2WORLD_FLAGS
 from test_cli_settings import RIGHT
 from test_cli_settings import WRONG as WRONG_OF_VIDEO2WORLD

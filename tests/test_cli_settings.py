@@ -12,13 +12,9 @@ import pytest
 from cosmos_fast.cli.config_file import merge, read_config
 from cosmos_fast.cli.exits import MissingPartError, UsageError
 from cosmos_fast.cli.flags import Flag, in_flags, parse_flags, spread_values
-from cosmos_fast.cli.settings import (
-    Origin,
-    Settings,
-    generation_of,
-    resolve,
-    with_profile,
-)
+from cosmos_fast.cli.resolve import generation_of, resolve
+from cosmos_fast.cli.settings import Origin, Settings
+from cosmos_fast.cli.settings_of_profile import with_profile
 from cosmos_fast.cli.size_classes import FRAMES_OF_RATE, SIZES
 from cosmos_fast.cli.video2world_flags import (
     EXCLUSIVE_FLAGS,

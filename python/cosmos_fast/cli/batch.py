@@ -111,7 +111,7 @@ def run_here(settings: Settings, *, join: int | None = None, quiet: bool = False
 
 def defaults_of(settings: Settings, profile: Profile | None) -> Defaults:
     """What the command says for entries that say nothing."""
-    from cosmos_fast.cli.settings import with_profile
+    from cosmos_fast.cli.settings_of_profile import with_profile
     from cosmos_fast.jobs import Defaults
 
     if profile is not None:

@@ -217,7 +217,7 @@ def _generate(
     """
     from cosmos_fast.cli.media_paths import no_empty_folder
     from cosmos_fast.cli.progress import showing
-    from cosmos_fast.cli.settings import with_profile
+    from cosmos_fast.cli.settings_of_profile import with_profile
     from cosmos_fast.jobs import generate_candidates
     from cosmos_fast.jobs.best_of_n import NUM_GENERATIONS
 

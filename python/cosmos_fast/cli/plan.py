@@ -19,7 +19,7 @@ from cosmos_fast.cli.flags import (
     takes,
 )
 from cosmos_fast.cli.output import print_json, print_rows
-from cosmos_fast.cli.settings import OFFLOADS
+from cosmos_fast.cli.resolve import OFFLOADS
 
 if TYPE_CHECKING:
     from pathlib import Path

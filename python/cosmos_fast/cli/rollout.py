@@ -132,7 +132,7 @@ def _one(
     way: Handover,
     display: Display,
 ) -> Rollout:
-    from cosmos_fast.cli.settings import with_profile
+    from cosmos_fast.cli.settings_of_profile import with_profile
     from cosmos_fast.jobs import rollout as run
     from cosmos_fast.jobs.rollout import NUM_CHUNKS
 

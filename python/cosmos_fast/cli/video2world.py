@@ -78,7 +78,10 @@ def read_settings(flags: dict[str, Any], *, follows_text: bool = True) -> Settin
         UsageError: contradicting or missing flags, or a part that does not exist yet.
     """
     from cosmos_fast.cli.paths import model_problems
-    from cosmos_fast.cli.settings import Origin, require_prompt, resolve, with_profile
+    from cosmos_fast.cli.resolve import resolve
+    from cosmos_fast.cli.settings import Origin
+    from cosmos_fast.cli.settings_checks import require_prompt
+    from cosmos_fast.cli.settings_of_profile import with_profile
 
     config = read_config(flags["config"], VIDEO2WORLD_FLAGS) if "config" in flags else {}
     values = merge(config, flags, EXCLUSIVE_FLAGS)
@@ -257,7 +260,7 @@ def upsampler(settings: Settings) -> PromptUpsampler | None:
 
 def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
     """Makes the video of the settings and writes it with its sidecar and manifest."""
-    from cosmos_fast.cli.settings import with_profile
+    from cosmos_fast.cli.settings_of_profile import with_profile
 
     settings = with_profile(settings, engine.profile)
     assert settings.input is not None
@@ -277,7 +280,7 @@ def generate(engine: Video2World, settings: Settings, display: Display) -> Clip:
 def timed(engine: Video2World, settings: Settings) -> tuple[float, ...]:
     """Seconds of each of three more runs, as the reference counts them: everything from reading the
     input to the checked frames, but neither loading the model nor writing the file."""
-    from cosmos_fast.cli.settings import with_profile
+    from cosmos_fast.cli.settings_of_profile import with_profile
 
     settings = with_profile(settings, engine.profile)
     assert settings.input is not None
