@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import rivals
 import torch
 from contest import ROUNDS, Contender, Contest, Report
-from harness import WrongResult, relative_error
+from harness import relative_error
 
 from cosmos_fast.config import DiTConfig
 from cosmos_fast.model.dit import DiT
@@ -271,18 +271,12 @@ def main() -> int:
     lengths = [arguments.long if index == 0 else arguments.seconds for index in range(len(names))]
     settings = {"dtype": "bfloat16", "shapes": names, "seconds": lengths, "text": TEXT_LENGTH}
     report = Report("forward", device, settings, arguments.save)
-    try:
-        report.run(
-            [
-                partial(contest, name, device, seconds, arguments.rounds, arguments.without)
-                for name, seconds in zip(names, lengths, strict=True)
-            ]
-        )
-    except WrongResult as problem:
-        print(f"bench_forward: {problem}", file=sys.stderr)
-        return 1
-    report.finish()
-    return 0
+    return report.carry_out(
+        [
+            partial(contest, name, device, seconds, arguments.rounds, arguments.without)
+            for name, seconds in zip(names, lengths, strict=True)
+        ]
+    )
 
 
 if __name__ == "__main__":

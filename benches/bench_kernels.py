@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from contest import ROUNDS, Contender, Contest, Report
-from harness import WrongResult, relative_error
+from harness import relative_error
 
 from cosmos_fast_kernels import reference
 from cosmos_fast_kernels.gated_layernorm_modulate import gated_layernorm_modulate, gated_residual
@@ -299,13 +299,7 @@ def main() -> int:
     names = arguments.shape or [name for name in SHAPES if (name == "tiny") == arguments.tiny]
     settings = {"dtype": str(DTYPE), "shapes": names, "seconds": arguments.seconds}
     report = Report("kernels", device, settings, arguments.save)
-    try:
-        report.run(contests(names, device, arguments.seconds, arguments.long))
-    except WrongResult as error:
-        print(f"bench_kernels: {error}", file=sys.stderr)
-        return 1
-    report.finish()
-    return 0
+    return report.carry_out(contests(names, device, arguments.seconds, arguments.long))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.nn.functional as F
 from contest import ROUNDS, Contender, Contest, Report
-from harness import WrongResult
 
 from cosmos_fast_kernels import linear_hopper, reference
 from cosmos_fast_kernels.gated_layernorm_modulate import gated_layernorm_modulate, gated_residual
@@ -306,18 +305,12 @@ def main() -> int:
     report = Report("linear", device, settings, arguments.save)
     times = [arguments.long] + [arguments.seconds] * (len(names) - 1)
     wanted = arguments.contender or []
-    try:
-        report.run(
-            [
-                partial(contest, name, shapes[name], device, wanted, seconds)
-                for name, seconds in zip(names, times, strict=True)
-            ]
-        )
-    except WrongResult as error:
-        print(f"bench_linear: {error}", file=sys.stderr)
-        return 1
-    report.finish()
-    return 0
+    return report.carry_out(
+        [
+            partial(contest, name, shapes[name], device, wanted, seconds)
+            for name, seconds in zip(names, times, strict=True)
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import rivals
 import torch
 from contest import ROUNDS, Contender, Contest, Report
-from harness import WrongResult, relative_error
+from harness import relative_error
 
 from cosmos_fast.config import VAEConfig
 from cosmos_fast.model.ops import Ops
@@ -151,18 +151,12 @@ def main() -> int:
     lengths = [arguments.long if index == 0 else arguments.seconds for index in range(len(names))]
     settings = {"dtype": "bfloat16", "shapes": names, "seconds": lengths}
     report = Report("vae", device, settings, arguments.save)
-    try:
-        report.run(
-            [
-                partial(contest, name, device, seconds, arguments.rounds)
-                for name, seconds in zip(names, lengths, strict=True)
-            ]
-        )
-    except WrongResult as problem:
-        print(f"bench_vae: {problem}", file=sys.stderr)
-        return 1
-    report.finish()
-    return 0
+    return report.carry_out(
+        [
+            partial(contest, name, device, seconds, arguments.rounds)
+            for name, seconds in zip(names, lengths, strict=True)
+        ]
+    )
 
 
 if __name__ == "__main__":

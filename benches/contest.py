@@ -290,6 +290,16 @@ class Report:
                 _reset_peak(self.device)
         self.extra["clocks"] = clocks.summary()
 
+    def carry_out(self, contests: list[Callable[[], Contest]]) -> int:
+        """All of a bench: its contests, its last line, and its exit code, 1 where ours is wrong."""
+        try:
+            self.run(contests)
+        except WrongResult as error:
+            print(f"bench_{self.bench}: {error}", file=sys.stderr)
+            return 1
+        self.finish()
+        return 0
+
     def add(self, rows: list[Row]) -> None:
         """Prints rows, keeps them, and writes the file anew: a run that is cut short has those."""
         self.rows += rows

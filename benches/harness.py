@@ -6,21 +6,18 @@ exact result first, and ends its output with one JSON object.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 FLUSH_BYTES = 512 * 2**20
 """More than the last-level cache of any device: inputs come from memory each time."""
@@ -38,21 +35,6 @@ class Timing:
     p10_ms: float
     p90_ms: float
     repeats: int
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One contender at one shape."""
-
-    operation: str
-    shape: str
-    contender: str
-    timing: Timing
-    error: float
-    """Relative to the exact result."""
-    gigabytes_per_second: float
-    share_of_copy: float
-    """Of the bandwidth that a device-to-device copy reaches in this run."""
 
 
 def measure(
@@ -142,38 +124,6 @@ def machine(device: torch.device) -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
         }
     return facts
-
-
-def report(
-    name: str,
-    figures: list[Figure],
-    *,
-    device: torch.device,
-    settings: Mapping[str, Any],
-    save: Path | None,
-) -> None:
-    """Prints a table and, as the last line, the JSON object; ``save`` keeps the same object."""
-    for one in figures:
-        print(
-            f"{one.operation:22} {one.shape:22} {one.contender:18} "
-            f"{one.timing.median_ms:8.3f} ms [{one.timing.p10_ms:.3f}, {one.timing.p90_ms:.3f}] "
-            f"{one.gigabytes_per_second:7.0f} GB/s {one.share_of_copy:6.1%} of copy, "
-            f"error {one.error:.1e}"
-        )
-    line = json.dumps(
-        {
-            "bench": name,
-            "command": " ".join(sys.argv),
-            "machine": machine(device),
-            "settings": dict(settings),
-            "figures": [asdict(one) for one in figures],
-        }
-    )
-    if save is not None:
-        partial = save.with_name(save.name + ".partial")
-        partial.write_text(line + "\n", "utf-8")
-        partial.replace(save)
-    print(line)
 
 
 def _version(name: str) -> str | None:

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from attacks.checkpoints.fake_hub import FakeHub
+from commands import ran
 from cosmos_fast import __version__
-from cosmos_fast.cli import FLAGS_OF, main
+from cosmos_fast.cli import FLAGS_OF
 from cosmos_fast.cli.download import companions_of
 from cosmos_fast.cli.future_commands import FUTURE_COMMANDS
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
@@ -38,10 +39,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs a command in this process: exit code, stdout, stderr."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        code = main(arguments)
-        sys.stdout.flush()
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
+        return ran(capfd, arguments)
 
     return call
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from commands import ran
 from cosmos_fast.ballworld import parse, render, stage
-from cosmos_fast.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,10 +27,7 @@ def run(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        code = main(["demo", "--num_steps", "1", *arguments])
-        sys.stdout.flush()
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
+        return ran(capfd, ["demo", "--num_steps", "1", *arguments])
 
     return call
 

@@ -13,6 +13,7 @@ import pytest
 
 import cosmos_fast as cf
 from action_world import CHUNK, DIM, HEIGHT, PROFILE, WIDTH, pictures
+from commands import ran
 from cosmos_fast.cli import main
 from cosmos_fast.media import VideoWriter, read_frames, write_png
 from cosmos_fast.world import load_actions, rollout_actions
@@ -43,10 +44,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs a command in this process: exit code, stdout, stderr."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        code = main(["rollout", "--model", "model", *arguments])
-        sys.stdout.flush()
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
+        return ran(capfd, ["rollout", "--model", "model", *arguments])
 
     return call
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosmos_fast.cli import main
+from commands import ran
 from cosmos_fast.config import VAEConfig
 from cosmos_fast.media import read_frames
 from cosmos_fast.types import Size
@@ -40,10 +40,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs a command in this process: exit code, stdout, stderr."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        code = main(arguments)
-        sys.stdout.flush()
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
+        return ran(capfd, arguments)
 
     return call
 

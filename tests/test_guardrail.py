@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 
 import cosmos_fast as cf
+from commands import ran
 from cosmos_fast.cli import main
 from cosmos_fast.types import Frames
 from guarded import MODEL, PROMPT, Check, copied, guarded_world, inverted
@@ -231,10 +231,8 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any, str]
     def call(*arguments: str) -> tuple[int, Any, str]:
         start = ["--checkpoint_dir", "checkpoints", "--input_image_or_video_path", "start.png"]
         size = ["--height", "32", "--width", "48", "--num_video_frames", "9", "--num_steps", "1"]
-        code = main(["video2world", *start, *size, *arguments, "--json"])
-        sys.stdout.flush()
-        captured = capfd.readouterr()
-        return code, json.loads(captured.out), captured.err
+        code, out, err = ran(capfd, ["video2world", *start, *size, *arguments, "--json"])
+        return code, json.loads(out), err
 
     return call
 

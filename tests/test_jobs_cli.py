@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from bad_jobs import job
-from cosmos_fast.cli import main
+from commands import ran
 from cosmos_fast.config import VAEConfig
 from cosmos_fast.jobs.ledger import verified
 from cosmos_fast.media import write_png
@@ -34,10 +34,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs a command in this process: exit code, stdout, stderr."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        code = main([*arguments, *SMALL])
-        sys.stdout.flush()
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
+        return ran(capfd, [*arguments, *SMALL])
 
     return call
 

@@ -2,49 +2,31 @@
 
 This file is also the program that compiles: ``python FILE CAPABILITY FEATURES [DESIGN]`` calls the
 launch wrapper as an engine would, under a driver that knows its target and launches nothing, and
-prints what the machine code uses as one JSON object. Triton's interpreter, which the other tests
-run in, excludes its compiler, so that it takes a process of its own.
+prints what the machine code uses as one JSON object.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ahead_of_time import assembler_log, disassembled, pretend_target, printed_by
+
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """KiB that one program may use, by compute capability."""
-
-
-def compiled(*arguments: object, cache: Path) -> dict[str, Any]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    paths = os.pathsep.join(sys.path)
-    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": paths}
-    done = subprocess.run(
-        [sys.executable, __file__, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
 def test_portable_attention_compiles_without_spills(capability: int, tmp_path: Path) -> None:
-    report = compiled(capability, 128, cache=tmp_path)
+    report = printed_by(__file__, capability, 128, cache=tmp_path)
     assert report["shared"] <= SHARED_MEMORY[capability] * 1024
     assert report["spills"] == 0
     assert report["tensor_core_instructions"] > 0
@@ -70,7 +52,7 @@ LAZY = {"turns": "none", "free": "named", "skip_decay": True, "slack": 8.0}
 def test_hopper_attention_keeps_its_design_in_machine_code(
     features: int, design: dict[str, Any], tmp_path: Path
 ) -> None:
-    report = compiled(90, features, json.dumps(design), cache=tmp_path)
+    report = printed_by(__file__, 90, features, json.dumps(design), cache=tmp_path)
     assert report["shared"] <= SHARED_MEMORY[90] * 1024
     assert report["spills"] == 0
     assert "serialized" not in report["assembler"]
@@ -86,23 +68,6 @@ def test_hopper_attention_keeps_its_design_in_machine_code(
     assert report["votes"] == (2 if design.get("skip_decay") else 0)
 
 
-def disassembled(cubin: bytes, folder: Path) -> str:
-    from triton import knobs
-
-    (folder / "kernel.cubin").write_bytes(cubin)
-    command = [knobs.nvidia.nvdisasm.path, "-c", str(folder / "kernel.cubin")]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def assembler_log(ptx: str, folder: Path) -> str:
-    from triton import knobs
-
-    (folder / "kernel.ptx").write_text(ptx)
-    command = [knobs.nvidia.ptxas.path, "-v", "--gpu-name=sm_90a", "-o", os.devnull]
-    command += [str(folder / "kernel.ptx")]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
-
-
 def under_values(sass: str) -> dict[str, list[int]]:
     """Exponentials and maxima between waiting for all products but one and waiting for that one."""
     parts = re.split(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x1", sass)[1:]
@@ -114,15 +79,7 @@ def compile_one(
     capability: int, features: int, design: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     hopper = design is not None
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    driver = types.SimpleNamespace(
-        get_current_target=lambda: GPUTarget("cuda", capability, 32),
-        get_current_device=lambda: 0,
-        get_current_stream=lambda device: 0,
-    )
-    triton.runtime.driver.set_active(driver)
+    pretend_target(capability)
     from cosmos_fast_kernels import attention, attention_hopper
 
     made: list[Any] = []
@@ -137,9 +94,6 @@ def compile_one(
 
     qkv = torch.empty(2, 300, 3, 4, features, dtype=torch.bfloat16).unbind(2)
     if hopper:
-        cuda: Any = torch.cuda
-        cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=132)
-        cuda.device = lambda device: contextlib.nullcontext()
         only_compiling(attention_hopper._attention_kernel)
         config = attention_hopper.HopperConfig(head_dim=features, **(design or {}))
         attention_hopper.hopper_attention(*qkv, scale=0.1, config=config)

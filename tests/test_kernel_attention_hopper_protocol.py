@@ -24,6 +24,7 @@ from cosmos_fast_kernels import (
     attention_hopper_consumer,
     attention_hopper_decay,
     attention_hopper_pipeline,
+    attention_hopper_products,
     attention_hopper_softmax,
 )
 from cosmos_fast_kernels.attention_hopper_pipeline import HopperConfig
@@ -160,8 +161,8 @@ class Machine:
     def translated(self) -> Callable[..., None]:
         """The kernel with this machine in place of Gluon."""
         world = {**vars(attention_hopper_pipeline), **vars(attention_hopper_decay)}
-        world |= {**vars(attention_hopper_softmax), **vars(attention_hopper_consumer)}
-        world |= vars(attention_hopper)
+        world |= {**vars(attention_hopper_softmax), **vars(attention_hopper_products)}
+        world |= {**vars(attention_hopper_consumer), **vars(attention_hopper)}
         world |= {
             "gl": self.gluon(),
             "mbarrier": types.SimpleNamespace(

@@ -7,36 +7,16 @@ what the machine code uses as one JSON object.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from test_kernel_attention_compile import assembler_log, disassembled
-
-
-def compiled(design: str, epilogue: str, cache: Path) -> dict[str, Any]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    paths = os.pathsep.join(sys.path)
-    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": paths}
-    done = subprocess.run(
-        [sys.executable, __file__, design, epilogue],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report
+from ahead_of_time import assembler_log, disassembled, pretend_target, printed_by
 
 
 @pytest.mark.slow
@@ -57,7 +37,7 @@ def compiled(design: str, epilogue: str, cache: Path) -> dict[str, Any]:
 def test_design_is_kept_in_machine_code(
     design: str, epilogue: str, product: str, tmp_path: Path
 ) -> None:
-    report = compiled(design, epilogue, tmp_path)
+    report = printed_by(__file__, design, epilogue, cache=tmp_path)
     assert report["shared"] <= report["expected_shared"]
     assert report["spills"] == 0
     assert "serialized" not in report["assembler"]
@@ -81,15 +61,7 @@ def waits_before_products(sass: str) -> int:
 
 
 def compile_one(design: str, epilogue: str) -> dict[str, Any]:
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    driver = types.SimpleNamespace(
-        get_current_target=lambda: GPUTarget("cuda", 90, 32),
-        get_current_device=lambda: 0,
-        get_current_stream=lambda device: 0,
-    )
-    triton.runtime.driver.set_active(driver)
+    pretend_target(90)
     import test_kernel_linear_heads
     from cosmos_fast_kernels import linear_hopper
     from test_kernel_linear import fused, given
@@ -100,9 +72,6 @@ def compile_one(design: str, epilogue: str) -> dict[str, Any]:
     kernel.run = lambda *arguments, **options: made.append(
         run(*arguments, **options | {"warmup": True})
     )
-    cuda: Any = torch.cuda
-    cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=132)
-    cuda.device = lambda device: contextlib.nullcontext()
     config = linear_hopper.DESIGNS[design]
     if epilogue in test_kernel_linear_heads.EPILOGUES:
         one = test_kernel_linear_heads.Case(3, 100, 256, 2, 128).given(epilogue)

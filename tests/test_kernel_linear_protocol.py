@@ -18,6 +18,7 @@ import torch
 from cosmos_fast_kernels import (
     attention_hopper_pipeline,
     linear_hopper,
+    linear_hopper_consumer,
     linear_hopper_epilogue,
     linear_hopper_heads,
     linear_hopper_pipeline,
@@ -71,7 +72,7 @@ class ProductMachine(Machine):
     def translated(self) -> Callable[..., None]:
         world = {**vars(attention_hopper_pipeline), **vars(linear_hopper_pipeline)}
         world |= {**vars(linear_hopper_epilogue), **vars(linear_hopper_heads)}
-        world |= vars(linear_hopper)
+        world |= {**vars(linear_hopper_consumer), **vars(linear_hopper)}
         for name, value in list(world.items()):
             if type(value).__name__ == "GluonJITFunction":
                 world[name] = types.FunctionType(value.fn.__code__, world, name)

@@ -6,16 +6,13 @@ its target and launches nothing, and prints the keys by which Triton tells compi
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
-import types
 from typing import Any
 
 import pytest
 import torch
+
+from ahead_of_time import pretend_target, printed_by
 
 MOST_VARIANTS = 24
 """Of a whole engine: at about two seconds each, below the minute that a first run may wait."""
@@ -23,13 +20,8 @@ MOST_VARIANTS = 24
 
 @pytest.fixture(scope="module")
 def keys_of_runs() -> list[dict[str, list[str]]]:
-    environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run(
-        [sys.executable, __file__], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    runs: list[dict[str, list[str]]] = printed_by(__file__)
+    return runs
 
 
 def test_other_prompts_seeds_and_pictures_compile_nothing(
@@ -131,19 +123,7 @@ def products(
 
 
 def main() -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    driver = types.SimpleNamespace(
-        get_current_target=lambda: GPUTarget("cuda", 90, 32),
-        get_current_device=lambda: 0,
-        get_current_stream=lambda device: 0,
-    )
-    triton.runtime.driver.set_active(driver)
-    cuda: Any = torch.cuda
-    cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=132)
-    cuda.device = lambda device: contextlib.nullcontext()
-
+    pretend_target(90)
     from cosmos_fast_kernels import (
         attention,
         attention_hopper,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import pytest
 from PIL import Image
 from tools.random_companions import SENTENCES
 
-from cosmos_fast.cli import main
+from commands import ran
 from cosmos_fast.media import VideoWriter, read_frames
 from cosmos_fast.types import Size
 from released_folders import NEGATIVE, make_released_folders
@@ -81,10 +80,8 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[[str], Done]:
     """Runs a command line of ``cosmos-fast`` with ``--json``."""
 
     def call(line: str) -> Done:
-        code = main([*shlex.split(line), "--json"])
-        sys.stdout.flush()
-        captured = capfd.readouterr()
-        return Done(code, json.loads(captured.out), captured.err)
+        code, out, err = ran(capfd, [*shlex.split(line), "--json"])
+        return Done(code, json.loads(out), err)
 
     return call
 

@@ -22,7 +22,8 @@ from cosmos_fast.memory.plan import parse_amount, solve
 from cosmos_fast.memory.request import GIB, MIB, Block, Link, Machine, Request, Shape, Stage
 from cosmos_fast.model.attention import Attended
 from cosmos_fast.model.cuts import Cut
-from cosmos_fast.model.dit import DiT, Placement
+from cosmos_fast.model.dit import DiT
+from cosmos_fast.model.dit_layers import Placement
 from cosmos_fast.model.ops import Ops
 from cosmos_fast.types import Size, TokenLayout
 from cosmos_fast.weights.released import ARCHITECTURES

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from tools.random_companions import SENTENCES
 
+from commands import ran
 from cosmos_fast.cli import main
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
 from cosmos_fast.media import VideoWriter, read_frames
@@ -64,10 +65,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs a command as the document writes it, small: exit code, stdout, stderr."""
 
     def call(command: str, *more: str) -> tuple[int, str, str]:
-        code = main(["video2world", *shlex.split(command), *SMALL, *more])
-        sys.stdout.flush()
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
+        return ran(capfd, ["video2world", *shlex.split(command), *SMALL, *more])
 
     return call
 

@@ -10,7 +10,8 @@ from diffusers import AutoencoderKLWan
 
 from cosmos_fast.config import VAEConfig
 from cosmos_fast.errors import InputError
-from cosmos_fast.model.vae import VAE, Past
+from cosmos_fast.model.vae import VAE
+from cosmos_fast.model.vae_layers import Past
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,8 +11,9 @@ import torch
 from cosmos_fast.config import VAEConfig
 from cosmos_fast.model.attention import torch_attention
 from cosmos_fast.model.ops import Ops, _with_kernels
-from cosmos_fast.model.vae import VAE, FrameAttention, Past
+from cosmos_fast.model.vae import VAE
 from cosmos_fast.model.vae_fused import FusedDecoder
+from cosmos_fast.model.vae_layers import FrameAttention, Past
 from cosmos_fast.types import TEMPORAL_STRIDE
 from test_vae import network, relative_error
 

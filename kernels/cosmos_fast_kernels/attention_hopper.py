@@ -8,9 +8,10 @@ Consumers may take turns: while one issues its two products, the other computes 
 ragged block of keys goes first, so that the loop over the others needs no mask.
 
 Here are the kernel, the design that ships, and the call. :mod:`attention_hopper_consumer` is what
-a consumer does, :mod:`attention_hopper_pipeline` how data moves. What a quantised or a sparse form
-has to change stands in one function each: ``_scores`` and ``_add_values`` of the consumer
-(arithmetic of the two products), ``key_block`` of the pipeline (which keys come next).
+a consumer does, :mod:`attention_hopper_products` its two products, :mod:`attention_hopper_pipeline`
+how data moves. What a quantised or a sparse form has to change stands in one function each:
+``_scores`` and ``_add_values`` of the products (their arithmetic), ``key_block`` of the pipeline
+(which keys come next).
 
 Axes: B batch, S positions, H heads, D features of a head.
 """

@@ -241,23 +241,13 @@ def load_tiles(descs, buffers, bars, sizes, CONFIG: gl.constexpr):
 
 
 @gluon.jit
-def release_slot(
-    turn,
-    descs,
-    rings,
-    ready,
-    free,
-    slot,
-    place,
-    key_blocks,
-    OF_VALUES: gl.constexpr,
-    CONFIG: gl.constexpr,
-):
+def release_slot(turn, ring, slot, blocks, OF_VALUES: gl.constexpr, CONFIG: gl.constexpr):
     """A slot was read: tell the loader, or, where there is none, load the next block into it."""
+    descs, rings, ready, free = ring
+    batch, head, key_blocks = blocks
     if CONFIG.loader:
         announce_free(free, slot, OF_VALUES, CONFIG)
     elif turn + CONFIG.stages < key_blocks:
-        batch, head = place
         row = key_block(turn + CONFIG.stages, key_blocks) * (CONFIG.keys + CONFIG.tail)
         start_load(descs, rings, ready.index(slot), slot, batch, head, row, CONFIG)
 

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+from cosmos_fast_kernels.modulation_checks import check_layout, check_modulation
 
 
 @triton.jit(do_not_specialize=["tokens_per_frame"])
@@ -180,35 +180,14 @@ def _check(
     vectors_BTD: dict[str, torch.Tensor],
     frame_N: torch.Tensor | None,
 ) -> None:
-    x_BND, gate_BTD = tokens_BND["x"], vectors_BTD["gate"]
+    x_BND = tokens_BND["x"]
     if x_BND.ndim != 3:
         raise ValueError(f"x of shape {tuple(x_BND.shape)}: (B, N, D) is needed")
-    batch, tokens, features = x_BND.shape
     for name, one in tokens_BND.items():
         if one.shape != x_BND.shape or one.dtype != x_BND.dtype:
             raise ValueError(
                 f"{name} of shape {tuple(one.shape)} and {one.dtype} beside x of shape "
                 f"{tuple(x_BND.shape)} and {x_BND.dtype}: both alike are needed"
             )
-    for name, one in vectors_BTD.items():
-        if one.shape != gate_BTD.shape or one.ndim != 3 or one.shape[2] != features:
-            raise ValueError(f"{name} of shape {tuple(one.shape)}: (B, T, {features}) is needed")
-        if one.shape[0] not in (1, batch):
-            raise ValueError(f"{name} of batch {one.shape[0]}: 1 or {batch} is needed")
-    if frame_N is None and tokens % gate_BTD.shape[1]:
-        raise ValueError(f"{tokens} tokens do not share {gate_BTD.shape[1]} frames evenly")
-    if frame_N is not None and (
-        frame_N.shape != (tokens,)
-        or frame_N.dtype not in (torch.int32, torch.int64)
-        or not frame_N.is_contiguous()
-    ):
-        raise ValueError(
-            f"frame_N of shape {tuple(frame_N.shape)} and {frame_N.dtype}: contiguous int32 or "
-            f"int64 of shape ({tokens},) is needed"
-        )
-    for name, one in (tokens_BND | vectors_BTD).items():
-        if one.dtype not in _DTYPES or one.stride(-1) != 1 or one.device != x_BND.device:
-            raise ValueError(
-                f"{name} of {one.dtype} and strides {one.stride()} on {one.device}: bfloat16, "
-                f"float16 or float32 with a contiguous last axis on {x_BND.device}"
-            )
+    check_modulation(x_BND, vectors_BTD, frame_N)
+    check_layout(tokens_BND | vectors_BTD, x_BND.device)

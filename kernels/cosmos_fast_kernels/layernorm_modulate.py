@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+from cosmos_fast_kernels.modulation_checks import check_layout, check_modulation
 
 
 @triton.jit
@@ -122,26 +122,6 @@ def _check(
             f"x of shape {tuple(x_BND.shape)} and {x_BND.dtype}, out of shape {tuple(out.shape)} "
             f"and {out.dtype}: (B, N, D), both alike, is needed"
         )
-    batch, tokens, features = x_BND.shape
-    for name, vector in (("shift", shift_BTD), ("scale", scale_BTD)):
-        if vector.shape != shift_BTD.shape or vector.ndim != 3 or vector.shape[2] != features:
-            raise ValueError(f"{name} of shape {tuple(vector.shape)}: (B, T, {features}) is needed")
-        if vector.shape[0] not in (1, batch):
-            raise ValueError(f"{name} of batch {vector.shape[0]}: 1 or {batch} is needed")
-    if frame_N is None and tokens % shift_BTD.shape[1]:
-        raise ValueError(f"{tokens} tokens do not share {shift_BTD.shape[1]} frames evenly")
-    if frame_N is not None and (
-        frame_N.shape != (tokens,)
-        or frame_N.dtype not in (torch.int32, torch.int64)
-        or not frame_N.is_contiguous()
-    ):
-        raise ValueError(
-            f"frame_N of shape {tuple(frame_N.shape)} and {frame_N.dtype}: contiguous int32 or "
-            f"int64 of shape ({tokens},) is needed"
-        )
-    for name, tensor in (("x", x_BND), ("shift", shift_BTD), ("scale", scale_BTD), ("out", out)):
-        if tensor.dtype not in _DTYPES or tensor.stride(-1) != 1 or tensor.device != x_BND.device:
-            raise ValueError(
-                f"{name} of {tensor.dtype} and strides {tensor.stride()} on {tensor.device}: "
-                f"bfloat16, float16 or float32 with a contiguous last axis on {x_BND.device}"
-            )
+    vectors = {"shift": shift_BTD, "scale": scale_BTD}
+    check_modulation(x_BND, vectors, frame_N)
+    check_layout({"x": x_BND, **vectors, "out": out}, x_BND.device)

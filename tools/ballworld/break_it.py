@@ -151,7 +151,7 @@ def vae_statistics_missing() -> None:
 
 def vae_forgets() -> None:
     """Each chunk is decoded as if nothing had come before it."""
-    from cosmos_fast.model.vae import Past
+    from cosmos_fast.model.vae_layers import Past
 
     def nothing(self: Any, module: Any, x: torch.Tensor, frames: int) -> torch.Tensor:
         return torch.nn.functional.pad(x, (0, 0, 0, 0, frames, 0))

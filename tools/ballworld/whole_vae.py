@@ -18,8 +18,8 @@ from tools.ballworld.norm_silu import norm_silu, norm_silu_reference
 if TYPE_CHECKING:
     from torch import nn
 
-    from cosmos_fast.model.vae import (
-        VAE,
+    from cosmos_fast.model.vae import VAE
+    from cosmos_fast.model.vae_layers import (
         CausalConv3d,
         Downsample,
         FrameAttention,

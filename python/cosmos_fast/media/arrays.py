@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from cosmos_fast.errors import InputError
 from cosmos_fast.media.fitting import fit_tensor
 from cosmos_fast.media.limits import Fit, MediaLimits
 from cosmos_fast.media.pil import is_pil, pixels_of
-from cosmos_fast.media.reading import reading
+from cosmos_fast.media.reading import at_once, reading
 from cosmos_fast.types import Frames, Size
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ _EXPECTED = (
 )
 
 
-def frames_from(
+@contextlib.contextmanager
+def frames_ahead(
     source: Any,
     *,
     size: Size,
@@ -39,8 +40,8 @@ def frames_from(
     ffmpeg: Ffmpeg | Path | None = None,
     limits: MediaLimits | None = None,
     notes: list[str] | None = None,
-) -> Frames:
-    """The last ``num_frames`` frames of ``source``, fitted to ``size``.
+) -> Iterator[Frames | Callable[[], Frames]]:
+    """The last ``num_frames`` frames of ``source``, fitted to ``size``, beside a body.
 
     Args:
         source: a path; ``Frames``; a PIL image; a NumPy array, a torch tensor on any device or
@@ -54,43 +55,15 @@ def frames_from(
         limits: what reading a path may cost.
         notes: gets a sentence for each thing done to a picture, such as a turn by its EXIF data.
 
-    Returns:
+    Gives the body:
         Frames where the source was: a device tensor is fitted on its device and never visits the
-        host, everything else is on the host.
+        host, everything else is on the host. Or, where ``source`` is the path of a picture, which
+        ffmpeg then decodes beside the body, what waits for them: to be called at most once, and
+        only in the body.
 
     Raises:
         InputError: wrong type, dtype, shape or value, or too few frames in an array.
-        MediaError: as ``read_frames``, for a path.
-    """
-    with frames_ahead(
-        source,
-        size=size,
-        num_frames=num_frames,
-        fit=fit,
-        fps=fps,
-        ffmpeg=ffmpeg,
-        limits=limits,
-        notes=notes,
-    ) as frames:
-        return frames if isinstance(frames, Frames) else frames()
-
-
-@contextlib.contextmanager
-def frames_ahead(
-    source: Any,
-    *,
-    size: Size,
-    num_frames: int,
-    fit: Fit,
-    fps: float,
-    ffmpeg: Ffmpeg | Path | None = None,
-    limits: MediaLimits | None = None,
-    notes: list[str] | None = None,
-) -> Iterator[Frames | Callable[[], Frames]]:
-    """:func:`frames_from` for a body that has other things to do meanwhile.
-
-    Gives the body the frames; or, where ``source`` is the path of a picture, which ffmpeg then
-    decodes beside the body, what waits for them: to be called at most once, and only in the body.
+        MediaError: as :func:`reading`, for a path.
     """
     if isinstance(source, str | os.PathLike):
         with reading(
@@ -106,6 +79,10 @@ def frames_ahead(
             yield frames
     else:
         yield _fitted(source, size, num_frames, fit, fps, [] if notes is None else notes)
+
+
+frames_from: Final = at_once(frames_ahead)
+"""The frames of :func:`frames_ahead`, waited for; same arguments and errors."""
 
 
 def _fitted(

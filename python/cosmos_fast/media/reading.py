@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, ParamSpec
 
 import numpy as np
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_P = ParamSpec("_P")
 _LOG = logging.getLogger(__name__)
 
 _STILLS: Final = ("jpeg", "png", "webp")
@@ -40,7 +42,21 @@ _LISTING_BYTES: Final = 64 << 20
 """Room for the packets of a day at 10 frames a second."""
 
 
-def read_frames(
+def at_once(
+    ahead: Callable[_P, contextlib.AbstractContextManager[Frames | Callable[[], Frames]]],
+) -> Callable[_P, Frames]:
+    """The frames that ``ahead`` gives its body, for who has nothing else to do meanwhile."""
+
+    @functools.wraps(ahead)
+    def frames(*args: _P.args, **options: _P.kwargs) -> Frames:
+        with ahead(*args, **options) as found:
+            return found if isinstance(found, Frames) else found()
+
+    return frames
+
+
+@contextlib.contextmanager
+def reading(
     path: str | os.PathLike[str],
     *,
     size: Size,
@@ -50,13 +66,17 @@ def read_frames(
     ffmpeg: Ffmpeg | Path | None = None,
     limits: MediaLimits | None = None,
     notes: list[str] | None = None,
-) -> Frames:
-    """The last ``num_frames`` frames of a video, or a picture, fitted to ``size``.
+) -> Iterator[Frames | Callable[[], Frames]]:
+    """The last ``num_frames`` frames of a video, or a picture, fitted to ``size``, beside a body.
 
     Pictures are JPEG, PNG or WebP, of any depth; transparency is shown on black, and the camera's
     orientation is honoured. Videos are MP4, MOV, MKV, WebM or AVI; only their tail is decoded, and
     the frames are the file's own: no frame is resampled in time. What a file is, its content says,
     not its name.
+
+    A picture is being decoded when the body begins, which gets what waits for it: to be called at
+    most once, and only in the body. Where it is not called, decoding is stopped at the end. A video
+    has been read when the body begins.
 
     Args:
         path: the file.
@@ -75,42 +95,8 @@ def read_frames(
     Raises:
         InputError: an argument is wrong.
         MediaError: the file is missing, damaged, of another kind, beyond ``limits``, or has too
-            few frames; a picture has one.
-    """
-    with reading(
-        path,
-        size=size,
-        num_frames=num_frames,
-        fit=fit,
-        fps=fps,
-        ffmpeg=ffmpeg,
-        limits=limits,
-        notes=notes,
-    ) as frames:
-        return frames if isinstance(frames, Frames) else frames()
-
-
-@contextlib.contextmanager
-def reading(
-    path: str | os.PathLike[str],
-    *,
-    size: Size,
-    num_frames: int,
-    fit: Fit = "cover",
-    fps: float | None = None,
-    ffmpeg: Ffmpeg | Path | None = None,
-    limits: MediaLimits | None = None,
-    notes: list[str] | None = None,
-) -> Iterator[Frames | Callable[[], Frames]]:
-    """:func:`read_frames` for a body that has other things to do meanwhile.
-
-    A picture is being decoded when the body begins, which gets what waits for it: to be called at
-    most once, and only in the body. Where it is not called, decoding is stopped at the end. A video
-    has been read when the body begins.
-
-    Raises:
-        InputError, MediaError: as :func:`read_frames`; a picture whose content turns out to be
-            damaged raises when it is waited for.
+            few frames; a picture has one. A picture whose content turns out to be damaged raises
+            when it is waited for.
     """
     path, target = Path(path), _target(num_frames, size)
     with _reader(path, target, fit, ffmpeg, limits) as reader:
@@ -126,6 +112,10 @@ def reading(
         yield Frames(target, fps or reader.rate) if begun is None else wait
     finally:
         reader.stop()
+
+
+read_frames: Final = at_once(reading)
+"""The frames of :func:`reading`, waited for; same arguments and errors."""
 
 
 def read_span(

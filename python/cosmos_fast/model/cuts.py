@@ -16,7 +16,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cosmos_fast.model.dit import Block, Placement
+    from cosmos_fast.model.dit_layers import Block, Placement
 
 LAYER_NORM_EPS: Final = 1e-6
 """Of the norms that AdaLN modulates."""

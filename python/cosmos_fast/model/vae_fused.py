@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 
-from cosmos_fast.model.vae import Decoder, Past, ResidualBlock, UpBlock, Upsample
+from cosmos_fast.model.vae_layers import Decoder, Past, ResidualBlock, UpBlock, Upsample
 
 if TYPE_CHECKING:
     from torch import nn
 
     from cosmos_fast.model.ops import Ops
-    from cosmos_fast.model.vae import CausalConv3d, MidBlock, RMSNorm
+    from cosmos_fast.model.vae_layers import CausalConv3d, MidBlock, RMSNorm
 
 _CHANNELS_OF_PIXELS = 8
 """cuDNN's channels-last kernels want outputs in eights: three colours and five zeros."""
