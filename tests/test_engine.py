@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import cosmos_fast as cf
+from cosmos_fast.sampling import noise, reference_noise
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -132,8 +133,8 @@ def test_steps_and_stages_are_told(engine):
     assert [name for name, state in stages if state == "end"] == [
         "read",
         "text",
-        "noise",
         "encode",
+        "noise",
         "denoise",
         "decode",
     ]
@@ -148,6 +149,36 @@ def test_cancelling_raises_and_the_next_call_works(engine):
     with pytest.raises(cf.Cancelled):
         run(engine, on_step=on_step, cancel=stop)
     run(engine)
+
+
+def test_noise_is_drawn_beside_what_comes_before_it(engine, monkeypatch):
+    """Its thread is kept from drawing until the picture is encoded: nothing waits for it before."""
+    alone, encoded, ends = run(engine).report.latents_sha256, threading.Event(), []
+
+    def draw(shape, seed):
+        assert encoded.wait(60), "the picture is encoded only once the noise is there"
+        return reference_noise(shape, seed)
+
+    def on_stage(name, state, seconds):
+        if state == "end":
+            ends.append(name)
+        if ends[-1:] == ["encode"]:
+            encoded.set()
+
+    monkeypatch.setattr(noise, "reference_noise", draw)
+    assert run(engine, on_stage=on_stage).report.latents_sha256 == alone
+    assert ends[:4] == ["read", "text", "encode", "noise"]
+
+
+@pytest.mark.parametrize("stage", ["read", "text", "encode", "noise", "denoise"])
+def test_an_error_leaves_no_thread_that_draws(engine, stage):
+    def on_stage(name, state, seconds):
+        if name == stage:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(engine, on_stage=on_stage)
+    assert not [one for one in threading.enumerate() if one.name.startswith("cosmos-fast noise")]
 
 
 def test_threads_queue_and_get_what_they_would_alone(engine):
