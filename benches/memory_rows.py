@@ -10,7 +10,6 @@ import gc
 import json
 import resource
 import sys
-import threading
 import time
 import traceback
 from contextlib import suppress
@@ -18,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from harness import machine
 from memory_offload import inputs, offloaded
+from memory_stages import SHAPES, generate, short_stages
 from memory_watch import Account, Watch, taken_of_card, tidy, wait, watched
 
 import cosmos_fast as cf
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 MIB = 1 << 20
-PICTURE = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-SHAPES = {"480p": ((432, 768), 81), "720p": ((704, 1280), 93), "tiny": ((32, 48), 9)}
 WARM_FRAMES = {"480p": 29, "720p": 13, "tiny": 9}
 """Of the clip that goes before: more tokens than graphs are captured for, and every kind of chunk
 of the decoder."""
@@ -204,7 +201,7 @@ class Bench:
             generate(engine, row, watch, num_frames=WARM_FRAMES[row.shape], num_steps=1)
             self._warm.add(row.shape)
         context = self._suit(residence, row, watch)
-        _begin(engine, row, watch)
+        short = short_stages(engine, row, watch)
         warmed = time.perf_counter() - start
         tidy()
         watch.prefix = ""
@@ -221,6 +218,7 @@ class Bench:
             "forward_s": sum(counted) / len(counted),
             "step_forward_s": per_step,
             "stages_s": {stage.name: stage.seconds for stage in report.stages},
+            "short_stages": short,
             "latents_sha256": report.latents_sha256,
             "memory": report.memory,
             "planned_context_bytes": context,
@@ -351,48 +349,6 @@ class Bench:
         plan, took = engine.memory_plan, time.perf_counter() - start
         streamed = plan and plan.stage("denoise").streamed
         return {"load_s": loaded, "seen": seen, "seconds_each": took / count, "streamed": streamed}
-
-
-def generate(engine: cf.Video2World, row: Row, watch: Watch, **more: Any) -> cf.Clip:
-    """A clip of the row's size."""
-    size, frames = SHAPES[row.shape]
-    arguments: dict[str, Any] = {
-        "prompt": "a red cube on a steel table",
-        "negative_prompt": "blurred",
-        "size": size,
-        "num_frames": frames,
-        "num_steps": row.steps,
-        "guidance": 7.0,
-    }
-    return engine.generate(PICTURE, on_stage=watch.on_stage, **(arguments | more))
-
-
-def _begin(engine: cf.Video2World, row: Row, watch: Watch) -> None:
-    """A clip of the row's size up to its first forward: its plan is made and what it keeps on the
-    device is there, as for any but an engine's first call."""
-    stop = threading.Event()
-
-    def on_stage(name: str, state: str, seconds: float | None) -> None:
-        watch.on_stage(name, state, seconds)
-        if name == "denoise":
-            stop.set()
-
-    size, frames = SHAPES[row.shape]
-    try:
-        engine.generate(
-            PICTURE,
-            "a red cube on a steel table",
-            "blurred",
-            size=size,
-            num_frames=frames,
-            num_steps=row.steps,
-            guidance=7.0,
-            cancel=stop,
-            on_stage=on_stage,
-        )
-    except cf.Cancelled:
-        return
-    raise RuntimeError("a generation was cancelled and went on")
 
 
 class SlowCopies:

@@ -50,14 +50,25 @@ def compare(rows: list[dict[str, Any]]) -> None:
                 row["same_latents"] = row["latents_sha256"] == home["latents_sha256"]
 
 
+def measured_stages(row: dict[str, Any]) -> dict[str, float]:
+    """Seconds of a row's stages: the median of those that were repeated, else as its clip had
+    them."""
+    short = {name: found["median_s"] for name, found in row.get("short_stages", {}).items()}
+    return row["stages_s"] | short
+
+
 def _whole(row: dict[str, Any]) -> float:
     """Seconds of a run of 35 steps: the stages around its forwards, and so many of those."""
-    around = sum(seconds for name, seconds in row["stages_s"].items() if name != "denoise")
+    stages = measured_stages(row)
+    around = sum(seconds for name, seconds in stages.items() if name != "denoise")
     return float(around + FORWARDS * row["forward_s"])
 
 
 def predictions(row: dict[str, Any]) -> dict[str, Any] | None:
-    """Predicted and measured of a row that has a plan: [predicted, measured, ratio], or None."""
+    """Predicted and measured of a row that has a plan: [predicted, measured, ratio], or None.
+
+    Of stages that were repeated the median counts, alone; how far they lay apart stands beside it.
+    """
     memory = row.get("memory")
     if not memory or "timed_peak_bytes" not in row:
         return None
@@ -65,9 +76,15 @@ def predictions(row: dict[str, Any]) -> dict[str, Any] | None:
         "peak_gib": (memory["predicted_peak_bytes"] / GIB, row["timed_peak_bytes"] / GIB),
         "forward_s": (row["predicted_forward_s"], row["forward_s"]),
     }
+    measured_s = measured_stages(row)
     for name, stage in memory["stages"].items():
-        pairs[f"{name}_s"] = (stage["predicted_seconds"], stage["measured_seconds"])
+        pairs[f"{name}_s"] = (stage["predicted_seconds"], measured_s[name])
     found: dict[str, Any] = {"row": row["row"], "outside": []}
+    found["medians"] = {
+        f"{name}_s": {"of": one["repeats"], "spread": one["spread"]}
+        for name, one in row.get("short_stages", {}).items()
+        if f"{name}_s" in pairs
+    }
     for name, (predicted, measured) in pairs.items():
         ratio = predicted / measured
         found[name] = [predicted, measured, ratio]
@@ -93,6 +110,12 @@ def line(row: dict[str, Any]) -> str:
         parts.append(f"forward {row['forward_s']:.4f} s")
     if row.get("predicted_forward_s"):
         parts.append(f"(planned {row['predicted_forward_s']:.4f})")
+    for name, one in row.get("short_stages", {}).items():
+        if name in memory.get("stages", {}):
+            parts.append(
+                f"{name} {one['median_s']:.4f} s (median of {one['repeats']}, spread "
+                f"{one['spread']:.0%})"
+            )
     if "slowdown" in row:
         parts.append(f"{row['slowdown']:+.1%} to resident")
     if "whole_slowdown" in row:
@@ -120,6 +143,15 @@ def _apart(row: dict[str, Any]) -> str:
     return f"latents {row.get('latents_apart', float('nan')):.1e} apart"
 
 
+def _medians(found: dict[str, Any]) -> str:
+    """Of how many a point's short stages are medians, and how far those lay apart."""
+    if not found:
+        return "each once"
+    return ", ".join(
+        f"{name} median of {one['of']}, spread {one['spread']:.0%}" for name, one in found.items()
+    )
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Predicted and measured of every row with a plan; then peaks beside the reference's."""
     points = [point for row in rows if (point := predictions(row))]
@@ -136,6 +168,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             mark = "*" if name in point["outside"] else " "
             cells.append(f"{predicted:.3f} / {measured:.3f} {ratio - 1:+.1%}{mark}")
         lines.append(f"{point['row']:22}" + "".join(f"{cell:>24}" for cell in cells))
+        lines[-1] += f"  {_medians(point['medians'])}"
     within = sum(point["within"] for point in points)
     lines.append(f"{within} of {len(points)} points within the bounds in all figures")
     for model, peaks in REFERENCE_GB.items():

@@ -49,13 +49,24 @@ class Watch:
         """By stage: most bytes taken by the driver's count, reserved and allocated by torch's, as
         seen every few milliseconds."""
         self._stage = "load"
+        self._rests = False
 
     @property
     def context(self) -> int:
         return self._account.context
 
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Does not look, for a body that is timed: counting takes the interpreter from it, and the
+        driver's lock."""
+        self._rests = True
+        try:
+            yield
+        finally:
+            self._rests = False
+
     def look(self) -> None:
-        if not torch.cuda.is_initialized():
+        if self._rests or not torch.cuda.is_initialized():
             return
         # Torch's own peaks are the process's, and the report's; they are not reset for this.
         reserved = torch.cuda.memory_reserved()

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import cosmos_fast as cf
+from cosmos_fast.config import DiTConfig
+from random_world import RANDOM_PROFILE, make_random_world
+
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 1 << 30
+DIT = DiTConfig(
+    num_layers=8, num_heads=4, head_dim=64, adaln_rank=32, text_dim=64, rope_scale=(1, 1, 1)
+)
+"""Eight blocks of 4 MiB."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +70,95 @@ def test_predictions_are_held_to_their_bounds(more: dict[str, Any], outside: lis
     kept = document([row("2b_480p_6GiB", **more), {"row": "flat", "error": "gone"}], {})
     assert kept["points_within_bounds"] == (not outside)
     assert f"{int(not outside)} of 1 points" in table(kept["rows"])
+
+
+@pytest.mark.parametrize(
+    ("once", "each", "outside"),
+    [
+        pytest.param(0.2, [0.1, 0.101, 0.099, 0.3, 0.1], [], id="a clip that was disturbed"),
+        pytest.param(0.1, [0.2, 0.2, 0.1, 0.2, 0.2], ["text_s"], id="a clip that was lucky"),
+    ],
+)
+def test_short_stages_count_by_their_median_alone(
+    once: float, each: list[float], outside: list[str]
+) -> None:
+    from memory_stages import spread
+    from memory_table import compare, document, line, predictions, table
+
+    found = row("2b_480p_6GiB", stages_s={"text": once, "denoise": 1.64, "decode": 0.72})
+    found["memory"]["stages"]["text"] = {"predicted_seconds": 0.1, "measured_seconds": once}
+    before = predictions(found)
+    assert before is not None
+    assert before["text_s"][1] == once
+    found["short_stages"] = {"text": spread(each), "noise": spread([1e-5] * 5)}
+    point = predictions(found)
+    assert point is not None
+    assert point["text_s"][1] == sorted(each)[2]
+    assert point["outside"] == outside
+    assert point["medians"].keys() == {"text_s"}
+    assert point["medians"]["text_s"]["of"] == 5
+    assert point["medians"]["text_s"]["spread"] == pytest.approx(
+        (max(each) - min(each)) / sorted(each)[2]
+    )
+    kept = document([found], {})["rows"][0]["short_stages"]["text"]
+    assert kept["each_s"] == each
+    for said in (table([found]), line(found)):
+        assert "median of 5, spread" in said
+    resident = row("2b_480p_resident", asked="resident")
+    compare([found, resident])
+    assert found["whole_s"] == pytest.approx(72 * 0.41 + 0.72 + sorted(each)[2] + 1e-5)
+
+
+def test_short_stages_are_repeated_without_a_forward(tmp_path: Path) -> None:
+    """Of a plan that streams: nothing stays of the clips that end where their forward begins."""
+    from memory_rows import Row
+    from memory_stages import LEAST, REPEATS, generate, short_stages
+    from memory_watch import Account, Watch
+
+    checkpoint = make_random_world(tmp_path / "world", replace(RANDOM_PROFILE, dit=DIT))
+    engine = cf.Video2World.from_pretrained(
+        checkpoint, device="cpu", memory="24MiB", prompt_cache=False
+    )
+    row, watch = Row("tiny_24MiB", "run", "tiny", "tiny", "24MiB"), Watch(Account())
+    before = generate(engine, row, watch)
+    moving = engine._parts.residence.executor
+    assert moving is not None
+    assert before.report.memory is not None
+    assert before.report.memory["stages"]["denoise"]["streamed"]
+    forwards: list[None] = []
+    engine._parts.dit.blocks[0].register_forward_hook(lambda *_: forwards.append(None))
+    found = short_stages(engine, row, watch)
+    assert forwards == []
+    assert found.keys() == {"read", "text", "encode", "noise"}
+    for name, one in found.items():
+        assert LEAST <= one["repeats"] <= REPEATS
+        assert len(one["each_s"]) == one["repeats"]
+        assert one["median_s"] > 0, name
+    assert moving._running is None
+    assert generate(engine, row, watch).report.latents_sha256 == before.report.latents_sha256
+    assert forwards
+
+
+@pytest.mark.parametrize(
+    ("free", "looks"),
+    [
+        pytest.param([9, 9, 9, 0], 3, id="at rest"),
+        pytest.param([9, 7, 5, 3, 3, 3, 0], 6, id="being filled"),
+        pytest.param([None, None, None], 3, id="not told"),
+    ],
+)
+def test_a_host_whose_memory_is_being_filled_is_waited_for(
+    free: list[int | None], looks: int
+) -> None:
+    from bench_memory import settled
+
+    left = [one and one * GIB for one in free]
+    settled(lambda: left.pop(0), pause=0.0)
+    assert len(left) == len(free) - looks
+    start = time.perf_counter()
+    moving = iter(range(0, 1 << 60, GIB))
+    assert settled(lambda: next(moving), pause=0.01, most=0.1) >= 0.1
+    assert time.perf_counter() - start < 30
 
 
 def test_rows_stand_beside_the_resident_one_of_their_shape() -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 import cosmos_fast as cf
+from cosmos_fast.parts import Later
+from cosmos_fast.sampling import noise, reference_noise
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -132,8 +135,8 @@ def test_steps_and_stages_are_told(engine):
     assert [name for name, state in stages if state == "end"] == [
         "read",
         "text",
-        "noise",
         "encode",
+        "noise",
         "denoise",
         "decode",
     ]
@@ -148,6 +151,55 @@ def test_cancelling_raises_and_the_next_call_works(engine):
     with pytest.raises(cf.Cancelled):
         run(engine, on_step=on_step, cancel=stop)
     run(engine)
+
+
+def test_noise_is_drawn_beside_what_comes_before_it(engine, monkeypatch):
+    """Its thread is kept from drawing until the picture is encoded: nothing waits for it before."""
+    alone, encoded, ends = run(engine).report.latents_sha256, threading.Event(), []
+
+    def draw(shape, seed):
+        assert encoded.wait(60), "the picture is encoded only once the noise is there"
+        return reference_noise(shape, seed)
+
+    def on_stage(name, state, seconds):
+        if state == "end":
+            ends.append(name)
+        if ends[-1:] == ["encode"]:
+            encoded.set()
+
+    monkeypatch.setattr(noise, "reference_noise", draw)
+    assert run(engine, on_stage=on_stage).report.latents_sha256 == alone
+    assert ends[:4] == ["read", "text", "encode", "noise"]
+
+
+@pytest.mark.parametrize("stage", ["read", "text", "encode", "noise", "denoise"])
+def test_an_error_leaves_no_thread_that_draws(engine, stage):
+    def on_stage(name, state, seconds):
+        if name == stage:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(engine, on_stage=on_stage)
+    assert not [one for one in threading.enumerate() if one.name.startswith("cosmos-fast noise")]
+
+
+def test_a_clip_is_begun_before_the_checkpoint_has_been_hashed(engine, tmp_path, monkeypatch):
+    known, decoded = engine._parts.digests.get(), threading.Event()
+
+    def hashed():
+        assert decoded.wait(60), "the clip waits for digests of files that it does not need yet"
+        return known
+
+    digests = Later(hashed)
+    monkeypatch.setattr(engine, "_parts", replace(engine._parts, digests=digests))
+    monkeypatch.setattr(engine, "_studio", replace(engine._studio, parts=engine._parts))
+    clip = engine.generate_to(
+        tmp_path / "clip.mp4", PICTURE, cf.NO_TEXT, num_steps=1, num_frames=5, size=(32, 48),
+        on_stage=lambda name, state, seconds: decoded.set() if name == "decode" else None,
+    )  # fmt: skip
+    assert clip.report.model["sha256"] == known
+    manifest = json.loads((tmp_path / "clip.json").read_text())
+    assert manifest["model"]["sha256"] == known
 
 
 def test_threads_queue_and_get_what_they_would_alone(engine):

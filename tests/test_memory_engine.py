@@ -21,6 +21,7 @@ from cosmos_fast.memory import CARDS, Budget
 from cosmos_fast.memory.cards import card_of
 from cosmos_fast.memory.host import HostBlock
 from cosmos_fast.memory.plan import smallest
+from cosmos_fast.sampling import noise, reference_noise
 from random_world import RANDOM_PROFILE, make_random_world
 
 MIB = 1 << 20
@@ -251,11 +252,20 @@ def test_cancelling_anywhere_leaves_the_pool_whole(tight: cf.Video2World, plain:
     assert same(run(tight), plain)
 
 
-def test_out_of_memory_means_one_smaller_plan(world: Path, plain: cf.Clip) -> None:
+def test_out_of_memory_means_one_smaller_plan(
+    world: Path, plain: cf.Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = load(world, 64 * MIB)
     before = run(engine).report.memory
     assert before is not None
     failures: list[int] = []
+    draws: list[int] = []
+
+    def draw(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+        draws.append(seed)
+        return reference_noise(shape, seed)
+
+    monkeypatch.setattr(noise, "reference_noise", draw)
 
     def once(step: int, total: int, x0: torch.Tensor) -> None:
         if not failures:
@@ -270,6 +280,7 @@ def test_out_of_memory_means_one_smaller_plan(world: Path, plain: cf.Clip) -> No
     assert after["predicted_peak_bytes"] < before["predicted_peak_bytes"]
     assert [stage.name for stage in clip.report.stages].count("denoise") == 1
     assert len(clip.report.step_seconds) == 2
+    assert len(draws) == 1, "the noise of the run that failed is still there"
     assert whole(engine)
 
 

@@ -14,6 +14,7 @@ from cosmos_fast.sampling import (
     denoiser,
     flow_time,
     guided,
+    noise_ahead,
     reference_noise,
     sigmas,
 )
@@ -52,6 +53,33 @@ def test_noise_equals_the_reference(shape, seed, last, digest, parity):
 def test_a_bad_seed_is_refused(seed):
     with pytest.raises(InputError, match="seed"):
         reference_noise((1, 2), seed)
+
+
+def test_noise_ahead_is_the_same_and_leaves_the_body_alone():
+    """The body begins while 16 million numbers are being drawn: NumPy holds no lock on it."""
+    shape = (1, 16, 10, 320, 320)
+    with noise_ahead(shape, 3) as drawn:
+        assert not drawn.done()
+        noise = drawn.result()
+    assert torch.equal(noise, reference_noise(shape, 3))
+
+
+def test_noise_ahead_leaves_no_thread_behind():
+    def fail():
+        with noise_ahead((16, 100_000), 0):
+            assert drawing()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not drawing()
+    with noise_ahead((1, 2), -1) as drawn, pytest.raises(InputError, match="seed"):
+        drawn.result()
+    assert not drawing()
+
+
+def drawing():
+    return [one for one in threading.enumerate() if one.name.startswith("cosmos-fast noise")]
 
 
 def test_schedule_has_the_reference_values():

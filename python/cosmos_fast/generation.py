@@ -26,13 +26,14 @@ from cosmos_fast.sampling import (
     denoiser,
     frame_times,
     guided,
-    reference_noise,
+    noise_ahead,
 )
 from cosmos_fast.types import NO_TEXT, Conditioning, Frames, Prompt, TextEmbedding, TokenLayout
 from cosmos_fast.wording import CHECKED_TOGETHER, Desk, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+    from concurrent.futures import Future
 
     from cosmos_fast.memory.plan import Plan
     from cosmos_fast.memory.residence import StageForm
@@ -122,15 +123,17 @@ class Generation:
 
     def latents(self) -> torch.Tensor:
         """float32 (1, 16, T', h, w): the clean latents of the whole clip."""
-        self._studio.desk.admit(self._request, self._inspection, self._clock)
-        self._place()
-        try:
-            return self._sampled()
-        except torch.OutOfMemoryError:
-            if not self._may_start_again:
-                raise
-        self._lower()
-        return self._sampled()
+        request = self._request
+        with noise_ahead(request.latent_shape, request.seed) as noise:
+            self._studio.desk.admit(request, self._inspection, self._clock)
+            self._place()
+            try:
+                return self._sampled(noise)
+            except torch.OutOfMemoryError:
+                if not self._may_start_again:
+                    raise
+            self._lower()
+            return self._sampled(noise)
 
     def frames(self, latents: torch.Tensor, at_once: int = CHECKED_TOGETHER) -> Generator[Frames]:
         """The decoded video as the guardrail lets it through, 1 frame and then 4 at a time.
@@ -189,7 +192,8 @@ class Generation:
         logger.warning(self._clock.notes[-1])
 
     @torch.no_grad()
-    def _sampled(self) -> torch.Tensor:
+    def _sampled(self, drawn: Future[torch.Tensor]) -> torch.Tensor:
+        """Each stage in its turn; ``drawn`` is waited for where it is needed, and not before."""
         request, clock, residence = self._request, self._clock, self._parts.residence
         with self._reading() as frames:
             if self._wording is None:  # a run that starts again has its words already
@@ -197,11 +201,11 @@ class Generation:
             prompts = [] if self._wording is None else request.prompts(self._wording.prompt)
             with clock.stage("text"):
                 texts = self._texts(prompts)
-            with clock.stage("noise"):
-                noise = reference_noise(request.latent_shape, request.seed)
             known = self._ranks.on_first(frames)
         with clock.stage("encode"):
             given = self._condition(known)
+        with clock.stage("noise"):
+            noise = drawn.result()
         with clock.stage("denoise"), residence.stage("denoise") as form:
             sampled = adams_bashforth(
                 self._predictor(texts, given, form),

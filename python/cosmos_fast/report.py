@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import platform
 import resource
@@ -205,10 +206,13 @@ def peak_host_bytes() -> int:
 
 def versions() -> dict[str, str]:
     """Versions of everything that can change a number."""
-    found = {"python": platform.python_version()}
-    for package in ("cosmos-fast", "torch", "triton", "numpy", "transformers"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found
+    packages = ("cosmos-fast", "torch", "triton", "numpy", "transformers")
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+@functools.cache  # every report asks, and looking takes milliseconds a package
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed as a package"

@@ -50,7 +50,7 @@ FLOAT: Final = 4
 
 _ELEMENTWISE_PASSES: Final = {False: 27, True: 13}
 """Reads and writes of a token tensor in a block beside attention and linear layers, without and
-with products of ours; counted in ``model/dit.py``."""
+with products of ours; counted in ``model/dit_layers.py``."""
 _PIXEL_FLOPS_FIRST: Final = (10.85e6, 6.78e6)
 """Operations a pixel to decode and to encode the first frame."""
 _PIXEL_FLOPS_NEXT: Final = (33.9e6, 20.0e6)

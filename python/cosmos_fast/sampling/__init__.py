@@ -4,7 +4,7 @@ Solvers see only the predictor. Guidance, guidance thinning, step caching and ot
 parameterisations are functions that take predictors and return predictors.
 """
 
-from cosmos_fast.sampling.noise import reference_noise
+from cosmos_fast.sampling.noise import noise_ahead, reference_noise
 from cosmos_fast.sampling.predictor import (
     Predictor,
     Velocity,
@@ -26,6 +26,7 @@ __all__ = [
     "flow_time",
     "frame_times",
     "guided",
+    "noise_ahead",
     "reference_noise",
     "sigmas",
 ]

@@ -1,9 +1,19 @@
 """The reference's noise: the same numbers for the same seed on every machine."""
 
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
 from cosmos_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
 
 MAX_SEED = 2**32 - 1
 
@@ -35,3 +45,22 @@ def reference_noise(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """
     generator = np.random.RandomState(check_seed(seed))
     return torch.from_numpy(generator.standard_normal(shape).astype(np.float32))
+
+
+@contextmanager
+def noise_ahead(shape: tuple[int, ...], seed: int) -> Iterator[Future[torch.Tensor]]:
+    """:func:`reference_noise` for a body that has other things to do meanwhile.
+
+    Its millions of numbers come one after another, on one core: 0.04 s of a clip at 480p, 0.1 to
+    0.2 s at 720p. NumPy lets go of the interpreter while it draws them, so that they cost a body
+    nothing that waits for files or a device.
+
+    Args:
+        shape, seed: as for :func:`reference_noise`.
+
+    Yields:
+        The noise, or the error that drawing it met, once ``result()`` is asked for it. Its thread
+        has ended when the body has, by an error too: what is left to draw is waited for.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="cosmos-fast noise") as thread:
+        yield thread.submit(reference_noise, shape, seed)

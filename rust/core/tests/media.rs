@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use cosmos_fast_core::media::{
@@ -119,6 +120,91 @@ fn stopping_wakes_a_caller_that_waits() {
         writer.stop();
         assert!(matches!(waiting.join().unwrap(), Err(Error::Cancelled)));
     });
+}
+
+/// What a program prints, by a host whose thread blocks signals, ignores some and handles others.
+fn said_under_a_host_with_signals(program: Program) -> Result<String> {
+    extern "C" fn never(_: libc::c_int) {}
+    let capture = std::thread::spawn(move || {
+        // SAFETY: signals that nothing else in these tests uses; the sets are filled by the calls.
+        unsafe {
+            let mut blocked: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut blocked);
+            libc::sigaddset(&raw mut blocked, libc::SIGTERM);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut());
+            libc::signal(libc::SIGUSR1, never as *const () as libc::sighandler_t);
+            libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+            libc::signal(libc::SIGUSR2, libc::SIG_IGN);
+        }
+        Capture::start(program, 10_000, PATIENCE)
+    });
+    let capture = capture.join().expect("it starts a program, or says why not")?;
+    Ok(String::from_utf8_lossy(&wait(|| capture.wait(SLICE))?).into_owned())
+}
+
+#[test]
+fn a_program_starts_with_signals_as_it_expects_them() {
+    let said = said_under_a_host_with_signals(shell("cat /proc/self/status")).unwrap();
+    let set = |name: &str| {
+        let line = said.lines().find(|line| line.starts_with(name)).unwrap();
+        u64::from_str_radix(line.split_whitespace().last().unwrap(), 16).unwrap()
+    };
+    let bit = |signal: i32| 1_u64 << (signal - 1);
+    assert_eq!(set("SigBlk"), 0);
+    assert_eq!(set("SigCgt"), 0);
+    assert_eq!(set("SigIgn") & bit(libc::SIGPIPE), 0, "it ends where nobody reads it");
+    assert_ne!(set("SigIgn") & bit(libc::SIGUSR2), 0, "what the host ignores stays ignored");
+}
+
+#[test]
+fn a_start_copies_nothing_of_this_process() {
+    static FORKS: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn count() {
+        FORKS.fetch_add(1, Ordering::Relaxed);
+    }
+    // SAFETY: the handler may run at any fork.
+    assert_eq!(unsafe { libc::pthread_atfork(Some(count), None, None) }, 0);
+    assert_eq!(said_under_a_host_with_signals(shell("echo here")).unwrap(), "here\n");
+    assert_eq!(FORKS.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_program_has_its_streams_its_root_and_its_group_and_nothing_else() {
+    let open = File::open("/dev/null").unwrap();
+    rustix::io::fcntl_setfd(&open, rustix::io::FdFlags::empty()).unwrap(); // no CLOEXEC
+    let said = said_under_a_host_with_signals(shell(
+        "pwd; tr '\\0' '\\n' </proc/$$/environ | sort; \
+         cut -d' ' -f5 /proc/$$/stat | grep -qw $$ && echo leader; \
+         readlink /proc/$$/fd/0; exec ls /proc/self/fd",
+    ))
+    .unwrap();
+    // 3 is what ls reads.
+    let expected =
+        "/\nLANG=C.UTF-8\nPATH=/usr/local/bin:/usr/bin:/bin\nleader\n/dev/null\n0\n1\n2\n3\n";
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn what_cannot_be_started_is_told_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = folder.path().join("plain");
+    std::fs::write(&plain, "echo no first line").unwrap();
+    let program = |name: &str| {
+        let argv = vec![name.into()];
+        Program { argv, stdin: None, stdout: None, limits: Limits::default() }
+    };
+    let start = |name: &str| said_under_a_host_with_signals(program(name));
+    for (name, kind) in [
+        ("/no/such/program", std::io::ErrorKind::NotFound),
+        ("no-such-program", std::io::ErrorKind::NotFound),
+        (plain.to_str().unwrap(), std::io::ErrorKind::PermissionDenied),
+    ] {
+        let Err(Error::Spawn { source, .. }) = start(name) else { panic!("{name} started") };
+        assert_eq!(source.kind(), kind, "{name}");
+    }
+    assert_eq!(start("true").unwrap(), "", "found in the fixed PATH");
+    std::fs::set_permissions(&plain, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    assert_eq!(start(plain.to_str().unwrap()).unwrap(), "no first line\n", "a shell's script");
 }
 
 #[test]

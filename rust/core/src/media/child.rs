@@ -3,20 +3,22 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getrlimit,
-    kill_process_group, pidfd_open, set_parent_process_death_signal, setrlimit, waitid,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, WaitOptions, getrlimit,
+    kill_process_group, pidfd_open, set_parent_process_death_signal, setrlimit, waitid, waitpid,
 };
 
+use super::spawn::spawn;
 use crate::{Error, Result};
 
 /// The largest pipe an unprivileged process may have.
@@ -63,7 +65,6 @@ pub(super) struct Ends {
 
 /// A running child. Dropping it kills it and everything it started.
 pub(super) struct Child {
-    process: std::process::Child,
     pid: Pid,
     /// Becomes readable when the process ends; absent on kernels before 5.3.
     pub ended: Option<OwnedFd>,
@@ -78,37 +79,24 @@ impl Child {
     /// child when the *thread* that started it ends.
     pub fn start(program: Program, ends: Ends) -> Result<Self> {
         let Program { argv, stdin, stdout, limits } = program;
-        let (name, arguments) =
-            argv.split_first().ok_or_else(|| Error::argument("an empty command line"))?;
-        let mut command = Command::new(name);
-        command.args(arguments).env_clear().current_dir("/").process_group(0);
-        command.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LANG", "C.UTF-8");
-
-        let (errors, stderr) = readable_pipe().map(|(theirs, ours)| (theirs, Some(ours)))?;
-        command.stderr(errors);
-        let (theirs, stdin) = match (stdin, ends.feed) {
-            (Some(file), _) => (Stdio::from(file), None),
+        let name = argv.first().ok_or_else(|| Error::argument("an empty command line"))?;
+        let (errors, stderr) = readable_pipe()?;
+        let (input, stdin) = match (stdin, ends.feed) {
+            (Some(file), _) => (file, None),
             (None, true) => fed_socket().map(|(theirs, ours)| (theirs, Some(ours)))?,
-            (None, false) => (Stdio::null(), None),
+            (None, false) => (nowhere()?, None),
         };
-        command.stdin(theirs);
-        let (theirs, stdout) = match (stdout, ends.read) {
-            (Some(file), _) => (Stdio::from(file), None),
+        let (output, stdout) = match (stdout, ends.read) {
+            (Some(file), _) => (file, None),
             (None, true) => readable_pipe().map(|(theirs, ours)| (theirs, Some(ours)))?,
-            (None, false) => (Stdio::null(), None),
+            (None, false) => (nowhere()?, None),
         };
-        command.stdout(theirs);
 
         let parent = rustix::process::getpid();
-        // SAFETY: the closure runs between fork and exec; it allocates nothing, takes no lock and
-        // makes system calls only.
-        unsafe { command.pre_exec(move || prepare(parent, limits)) };
-        let process = command
-            .spawn()
+        let pid = spawn(&argv, [input, output, errors], &|| prepare(parent, limits))
             .map_err(|source| Error::Spawn { program: PathBuf::from(name), source })?;
-        let pid = Pid::from_child(&process);
         let ended = pidfd_open(pid, PidfdFlags::empty()).ok();
-        Ok(Self { process, pid, ended, stdin, stdout, stderr, reaped: false })
+        Ok(Self { pid, ended, stdin, stdout, stderr: Some(stderr), reaped: false })
     }
 
     /// Whether the process has ended; it stays a zombie, so that its number keeps its meaning.
@@ -126,7 +114,9 @@ impl Child {
     pub fn reap(&mut self) -> io::Result<ExitStatus> {
         self.kill_group();
         self.reaped = true;
-        self.process.wait()
+        let found = retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()))?;
+        let (_, status) = found.ok_or(io::ErrorKind::NotFound)?;
+        Ok(ExitStatus::from_raw(status.as_raw()))
     }
 
     /// Ends the process: politely, then for certain.
@@ -182,11 +172,11 @@ impl Drop for Child {
     }
 }
 
-/// In the child, before exec.
-fn prepare(parent: Pid, limits: Limits) -> io::Result<()> {
+/// In the child, before exec, in the memory of this process: system calls only.
+fn prepare(parent: Pid, limits: Limits) -> rustix::io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if rustix::process::getppid() != Some(parent) {
-        return Err(io::ErrorKind::BrokenPipe.into()); // the parent died before the line above
+        return Err(Errno::PIPE); // the parent died before the line above
     }
     lower(Resource::Core, 0)?;
     for (resource, limit) in [
@@ -205,31 +195,37 @@ fn prepare(parent: Pid, limits: Limits) -> io::Result<()> {
     Ok(())
 }
 
-fn lower(resource: Resource, limit: u64) -> io::Result<()> {
+fn lower(resource: Resource, limit: u64) -> rustix::io::Result<()> {
     let allowed = getrlimit(resource).maximum.unwrap_or(u64::MAX);
     let limit = limit.min(allowed);
     // Processor time ends with SIGXCPU, which says why, and a second later with SIGKILL.
     let last = if resource == Resource::Cpu { (limit + 1).min(allowed) } else { limit };
-    Ok(setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(last) })?)
+    setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(last) })
 }
 
-fn readable_pipe() -> Result<(Stdio, OwnedFd)> {
+/// Nothing to read, and what is written goes nowhere.
+fn nowhere() -> Result<OwnedFd> {
+    open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(Error::system("/dev/null could not be opened"))
+}
+
+fn readable_pipe() -> Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) =
         pipe_with(PipeFlags::CLOEXEC).map_err(Error::system("a pipe could not be opened"))?;
     // A smaller pipe works too, only slower.
     let _ = fcntl_setpipe_size(&ours, PIPE_BYTES);
     set_nonblocking(ours.as_fd())?;
-    Ok((theirs.into(), ours))
+    Ok((theirs, ours))
 }
 
 /// A socket and not a pipe: its end can be announced even while a forked child of the host program
 /// still holds a copy of our side.
-fn fed_socket() -> Result<(Stdio, OwnedFd)> {
+fn fed_socket() -> Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(Error::system("a socket could not be opened"))?;
     set_nonblocking(ours.as_fd())?;
-    Ok((theirs.into(), ours))
+    Ok((theirs, ours))
 }
 
 fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<()> {

@@ -1,8 +1,8 @@
 //! Pictures and videos through ffmpeg, as a supervised child process.
 //!
-//! `child` starts and ends the process, `supervisor` moves bytes between it and the rest in one
-//! poll loop on the thread of a `worker`, `ring` is the bounded queue between that thread and the
-//! caller. [`FrameReader`], [`FrameWriter`] and [`Capture`] are the three uses.
+//! `spawn` starts the process, `child` holds and ends it, `supervisor` moves bytes between it and
+//! the rest in one poll loop on the thread of a `worker`, `ring` is the bounded queue between that
+//! thread and the caller. [`FrameReader`], [`FrameWriter`] and [`Capture`] are the three uses.
 
 mod capture;
 mod child;
@@ -11,6 +11,7 @@ mod inspect;
 mod pnm;
 mod reader;
 mod ring;
+mod spawn;
 mod supervisor;
 mod tail;
 mod worker;
