@@ -161,7 +161,7 @@ class PositionBias(nn.Module):
         by_distance_HR = self.weight[bucket_R].T
         bias_HNN = by_distance_HR.index_select(1, index_NN.flatten()).view(-1, rows, rows)
         if length < rows:
-            bias_HNN[..., length:] = torch.finfo(bias_HNN.dtype).min
+            bias_HNN[..., length:].fill_(torch.finfo(bias_HNN.dtype).min)
         return bias_HNN[None]
 
     def _buckets(self, distance_R: torch.Tensor) -> torch.Tensor:
