@@ -61,11 +61,11 @@ def make_random_world(folder: Path, profile: Profile = RANDOM_PROFILE, seed: int
     """
     from cosmos_fast.weights.diffusers_folder import write_descriptions
     from cosmos_fast.weights.dit_keys import diffusers_keys as dit_keys
-    from cosmos_fast.weights.text_keys import TextShape, text_keys
+    from cosmos_fast.weights.text_keys import read_config, text_keys
     from cosmos_fast.weights.vae_keys import diffusers_keys as vae_keys
 
     generator = torch.Generator().manual_seed(seed)
-    text = text_keys(TextShape.from_json(_T5, folder), ())
+    text = text_keys(read_config(_T5, folder), ())
     for name, shapes in (
         ("transformer/diffusion_pytorch_model", dit_keys(profile.dit).file_names()),
         ("vae/diffusion_pytorch_model", vae_keys(profile.vae).file_names()),

@@ -91,7 +91,9 @@ def test_files_are_readable_by_diffusers_and_transformers(made: Path, tmp_path: 
     vae = diffusers.AutoencoderKLWan.from_pretrained(folder / "vae")
     assert equal(dict(vae.state_dict()), load_vae(start, "cpu", torch.float32))
     text = transformers.T5EncoderModel.from_pretrained(folder / "text_encoder")
-    assert equal(dict(text.state_dict()), load_text_encoder(start, "cpu")[1])
+    theirs = dict(text.state_dict())
+    assert theirs.pop("encoder.embed_tokens.weight") is not None  # the same tensor once more
+    assert equal(theirs, load_text_encoder(start, "cpu")[1])
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
     assert scheduler.config.use_karras_sigmas
     index = json.loads((folder / "model_index.json").read_text())

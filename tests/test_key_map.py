@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosmos_fast.config import DiTConfig, VAEConfig
+from cosmos_fast.config import DiTConfig, T5Config, VAEConfig
 from cosmos_fast.errors import CheckpointError
 from cosmos_fast.weights import dit_keys, text_keys, vae_keys
 from cosmos_fast.weights.key_map import KeyMap
@@ -171,7 +171,7 @@ def test_wan_weights_mean_the_same_as_diffusers_own_conversion() -> None:
 
 def test_text_names_are_those_of_the_t5_encoder() -> None:
     transformers: Any = pytest.importorskip("transformers")
-    shape = text_keys.TextShape(50, 16, 4, 24, 3, 2, 32)
+    shape = T5Config(50, 16, 4, 24, 3, 2, 32)
     config = transformers.T5Config(
         vocab_size=50, d_model=16, d_kv=4, d_ff=24, num_layers=3, num_heads=2
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cosmos_fast.config import DiTConfig, VAEConfig
+from cosmos_fast.config import DiTConfig, T5Config, VAEConfig
 from cosmos_fast.errors import CosmosFastError, InputError
 from cosmos_fast.memory.components import dit_blocks, text_blocks, vae_blocks
 from cosmos_fast.memory.engines import HostEngines
@@ -21,6 +21,7 @@ from cosmos_fast.memory.request import Block, Link, Machine, Request, Residency,
 from cosmos_fast.memory.schedule import Schedule
 from cosmos_fast.model.dit import DiT, TextContext
 from cosmos_fast.model.ops import Ops
+from cosmos_fast.model.t5 import T5Encoder
 from cosmos_fast.model.vae import VAE
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -277,21 +278,26 @@ def test_stages_of_several_components_follow_one_another() -> None:
                 assert torch.equal(vae.decode(latents), expected[2])
 
 
-def test_the_text_encoder_streams_layer_by_layer() -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.T5Config(
-        vocab_size=50, d_model=16, d_kv=4, num_heads=4, d_ff=32, num_layers=5, dropout_rate=0.0
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_text_encoder_streams_layer_by_layer_once_for_all_prompts(device: str) -> None:
+    config = T5Config(
+        vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=5, num_heads=4, buckets=8
     )
-    t5 = transformers.T5EncoderModel(config).eval().requires_grad_(False)
-    tokens = torch.randint(50, (1, 12))
-    with torch.no_grad():
-        expected = t5(tokens).last_hidden_state
-    blocks = text_blocks(t5)
-    schedule = _schedule((_stage("text", "text encoder", blocks, 2, residency="drop"),), 2)
+    t5 = T5Encoder(config)
+    for parameter in t5.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    t5.requires_grad_(False)
+    tokens, lengths = torch.randint(50, (3, 16), device=device), [3, 16, 9]
+    expected = [rows.cpu() for rows in t5.to(device)(tokens, lengths)]
+    blocks = text_blocks(t5.cpu())
+    schedule = _schedule((_stage("text", "text encoder", blocks, 1, residency="drop"),), 2)
     assert schedule.stage("text").streamed > 2
-    executor = Executor(schedule, {"text encoder": blocks}, torch.device("cpu"), poison=True)
-    with torch.no_grad(), executor.stage("text"):
-        assert all(torch.equal(t5(tokens).last_hidden_state, expected) for _ in range(2))
+    executor = Executor(schedule, {"text encoder": blocks}, torch.device(device), poison=True)
+    with executor.stage("text"):
+        found = t5(tokens, lengths)
+        with pytest.raises(CosmosFastError, match="more often"):
+            t5(tokens, lengths)
+    assert all(torch.equal(x.cpu(), y) for x, y in zip(found, expected, strict=True))
 
 
 def test_weights_that_were_read_into_place_are_not_copied() -> None:

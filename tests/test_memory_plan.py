@@ -336,7 +336,24 @@ def test_predictions_are_within_a_tenth_of_what_an_h200_took(
         assert found.stage("denoise").pass_seconds == pytest.approx(seconds, rel=0.1)
     if decode is not None:
         assert found.stage("decode").seconds == pytest.approx(decode, rel=0.1)
-    assert found.stage("text").seconds == pytest.approx(0.0916, rel=0.1)
+
+
+@pytest.mark.parametrize("memory", [None, "6GiB"])
+def test_texts_go_through_their_encoder_together(memory: str | None) -> None:
+    """Twice the operations, and no weight twice; streamed, the bus decides."""
+    budget = Budget() if memory is None else Budget(parse_amount(memory))
+    one, two = (
+        solve(replace(_workload(SMALL), guided=guided), CARDS["h200"], budget).stage("text")
+        for guided in (False, True)
+    )
+    assert one.passes == two.passes == 1
+    if memory is None:
+        assert two.seconds == pytest.approx(2 * one.seconds, rel=1e-6)
+    else:
+        assert two.seconds == pytest.approx(
+            4.865e9 * 2 / CARDS["h200"].bus_bytes_per_second, rel=0.1
+        )
+        assert two.seconds < 1.02 * one.seconds
 
 
 def test_one_size_is_counted_once_however_long_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

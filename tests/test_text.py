@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,8 @@ from safetensors.torch import save_file
 
 from attacks.checkpoints.small import MODEL, small_checkpoint
 from cosmos_fast.errors import CheckpointError, InputError
-from cosmos_fast.model.text import (
-    CachedTextEncoder,
-    PromptCache,
-    TextEncoder,
-    load_tokenizer,
-)
+from cosmos_fast.model.text import CachedTextEncoder, PromptCache, TextEncoder
+from cosmos_fast.model.tokens import load_tokenizer, tokenize
 from cosmos_fast.types import TextEmbedding
 from cosmos_fast.weights import find_checkpoint, load_text_encoder
 
@@ -76,21 +73,21 @@ def rows_by_transformers(root: Path, prompt: str, dtype: torch.dtype) -> tuple[t
 @pytest.mark.parametrize("prompt", PROMPTS, ids=IDS)
 def test_rows_are_those_of_transformers(made: Path, prompt: str, dtype: torch.dtype) -> None:
     expected, length = rows_by_transformers(made, prompt, dtype)
-    ours = encoder_of(made, dtype).embed(prompt)
+    ours = encoder_of(made, dtype).embed([prompt])[0]
     assert ours.length == length
     assert torch.equal(ours.rows, expected)
 
 
 def test_rows_are_those_of_transformers_row(made: Path, parity: Any) -> None:
     expected, _ = rows_by_transformers(made, PROMPTS[0], torch.float32)
-    ours = encoder_of(made, torch.float32).embed(PROMPTS[0]).rows
+    ours = encoder_of(made, torch.float32).embed(PROMPTS[:1])[0].rows
     error = float((ours.float() - expected.float()).norm() / expected.float().norm())
     parity("T5 rows", "transformers' T5EncoderModel", error, 0)
     assert error == 0
 
 
 def test_rows_past_the_end_token_are_zero_and_its_own_is_not(made: Path) -> None:
-    embedding = encoder_of(made).embed("the bus")
+    embedding = encoder_of(made).embed(["the bus"])[0]
     assert embedding.rows.shape == (512, 32)
     assert embedding.rows.dtype == torch.bfloat16
     assert embedding.length == 3
@@ -102,18 +99,18 @@ def test_a_prompt_beyond_512_tokens_is_cut_with_a_warning(
     made: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "cosmos_fast"):
-        embedding = encoder_of(made).embed(PROMPTS[-1])
+        embedding = encoder_of(made).embed(PROMPTS[-1:])[0]
     assert embedding.length == 512
     assert "its last 689 of 1201 tokens are not read" in caplog.text
     with caplog.at_level(logging.WARNING, "cosmos_fast"):
         caplog.clear()
-        encoder_of(made).embed(PROMPTS[0])
+        encoder_of(made).embed(PROMPTS[:1])
     assert not caplog.text
 
 
 def test_text_that_is_no_unicode_is_refused(made: Path) -> None:
     with pytest.raises(InputError, match="Unicode"):
-        encoder_of(made).embed("half a \ud83d pair")
+        encoder_of(made).embed(["half a \ud83d pair"])
 
 
 def test_values_that_are_not_finite_are_refused(made: Path) -> None:
@@ -123,7 +120,7 @@ def test_values_that_are_not_finite_are_refused(made: Path) -> None:
     _, folder = files.require_text()
     broken = TextEncoder.from_parameters(config, parameters, load_tokenizer(folder))
     with pytest.raises(CheckpointError, match="not finite"):
-        broken.embed("word")
+        broken.embed(["word"])
 
 
 def test_parameters_are_used_where_they_lie(made: Path) -> None:
@@ -159,7 +156,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (root / "old").mkdir()
     (root / "old" / "spiece.model").write_bytes(model.getvalue())
-    load_tokenizer(root / "old").save_pretrained(root / "new")
+    (root / "new").mkdir()
+    load_tokenizer(root / "old").save(str(root / "new" / "tokenizer.json"))
     return root
 
 
@@ -168,8 +166,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tokens_are_those_of_sentencepiece(trained: Path, form: str, prompt: str) -> None:
     pieces = sentencepiece.SentencePieceProcessor(str(trained / "old" / "spiece.model"))
     tokenizer = load_tokenizer(trained / form)
-    assert tokenizer(prompt)["input_ids"] == [*pieces.encode(prompt), 1]
-    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1)
+    found = tokenize(tokenizer, prompt)
+    assert found.ids[: found.length] == [*pieces.encode(prompt), 1]
+    assert found.ids[found.length :] == [0] * (512 - found.length)
 
 
 def damaged_tokenizer(folder: Path, fault: str) -> Path:
@@ -293,7 +292,7 @@ def test_a_damaged_entry_is_made_again(
     assert "is made again" in caplog.text
     if damage != "folder":
         encoder = CachedTextEncoder(lambda: Fixed(embedding(1)), cache)
-        assert same(encoder.embed("word"), embedding(1))
+        assert same(encoder.embed(["word"])[0], embedding(1))
         assert same(cache.get("word"), embedding(1))
 
 
@@ -355,9 +354,9 @@ class Fixed:
         self.value = value
         self.asked: list[str] = []
 
-    def embed(self, prompt: str) -> TextEmbedding:
-        self.asked.append(prompt)
-        return self.value
+    def embed(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        self.asked += prompts
+        return [self.value] * len(prompts)
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["cache", "no cache"])
@@ -374,12 +373,12 @@ def test_the_encoder_is_loaded_once_and_only_when_needed(tmp_path: Path, kept: b
     first = again()
     assert not first.loaded
     for prompt in ("a", "b", "a"):
-        assert same(first.embed(prompt), embedding(3))
+        assert same(first.embed([prompt])[0], embedding(3))
     assert len(loads) == 1
     assert loads[0].asked == (["a", "b"] if kept else ["a", "b", "a"])
     first.release()
     assert not first.loaded
-    again().embed("b")
+    again().embed(["b"])
     assert len(loads) == (1 if kept else 2)
 
 
@@ -392,7 +391,7 @@ def test_a_hit_imports_no_transformers(tmp_path: Path) -> None:
         def load():
             raise AssertionError("a hit loads nothing")
         cache = PromptCache(Path({str(tmp_path)!r}), "t5")
-        embedding = CachedTextEncoder(load, cache).embed("word")
+        embedding = CachedTextEncoder(load, cache).embed(["word"])[0]
         assert embedding.length == 5, embedding
         print([name for name in ("transformers", "tokenizers") if name in sys.modules])
     """
@@ -406,5 +405,5 @@ def test_a_hit_imports_no_transformers(tmp_path: Path) -> None:
 
 def test_embedding_leaves_the_process_as_it_was(made: Path, unchanged_globals: Any) -> None:
     with unchanged_globals():
-        embedding = encoder_of(made).embed("the bus moves")
+        embedding = encoder_of(made).embed(["the bus moves"])[0]
     assert embedding.rows.any()

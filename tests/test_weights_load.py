@@ -86,7 +86,7 @@ def test_text_encoder_keeps_its_stored_dtype(made: Path) -> None:
     _, wide = load_text_encoder(original(made), "cpu", torch.float32)
     assert {tensor.dtype for tensor in stored_as.values()} == {torch.bfloat16}
     assert {tensor.dtype for tensor in wide.values()} == {torch.float32}
-    assert stored_as["shared.weight"] is stored_as["encoder.embed_tokens.weight"]
+    assert "encoder.embed_tokens.weight" not in stored_as, "one tensor has one name"
     assert stored_as["shared.weight"].shape == (config.vocab_size, config.d_model)
 
 

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from cosmos_fast.config import DiTConfig, Profile, VAEConfig
+from cosmos_fast.config import DiTConfig, Profile, T5Config, VAEConfig
 from cosmos_fast.types import NO_TEXT, Size
 from cosmos_fast.weights import dit_keys, text_keys, vae_keys
 from cosmos_fast.weights.action_files import RELEASED_ACTIONS
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 
     from cosmos_fast.weights.key_map import KeyMap
 
-T5_11B = text_keys.TextShape(32128, 1024, 128, 65536, 24, 128, 32)
-TINY_T5 = text_keys.TextShape(512, 32, 8, 64, 2, 4, 32)
+T5_11B = T5Config(32128, 1024, 128, 65536, 24, 128, 32)
+TINY_T5 = T5Config(512, 32, 8, 64, 2, 4, 32)
 TINY = Profile(
     name="random/tiny",
     size=Size(96, 160),
@@ -199,7 +199,7 @@ def vae_gain(name: str) -> float:
     return 0.5 if ".conv2." in name or ".proj." in name else 1.4
 
 
-def text_gain(shape: text_keys.TextShape) -> Callable[[str], float]:
+def text_gain(shape: T5Config) -> Callable[[str], float]:
     """As T5 is initialised: attention is not scaled by 1 / sqrt(d), so queries are."""
 
     def gain(name: str) -> float:
@@ -315,7 +315,7 @@ def _from_files(pipeline: Path, profile: Profile) -> Callable[[str, Spec, float]
 
 def _write_text(
     folder: Path,
-    shape: text_keys.TextShape,
+    shape: T5Config,
     make: Generator,
     threads: int,
     say: Callable[[str], None],
@@ -340,15 +340,15 @@ def _write_text(
     say(f"{folder}: {_gigabytes(specs)}")
 
 
-def _text_json(shape: text_keys.TextShape) -> dict[str, object]:
-    sizes = {**dataclasses.asdict(shape), "relative_attention_num_buckets": shape.buckets}
-    del sizes["buckets"]
+def _text_json(shape: T5Config) -> dict[str, object]:
+    sizes = dataclasses.asdict(shape)
     return {
         "architectures": ["T5EncoderModel"],
         "model_type": "t5",
         "feed_forward_proj": "relu",
-        "layer_norm_epsilon": 1e-06,
-        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": sizes.pop("epsilon"),
+        "relative_attention_num_buckets": sizes.pop("buckets"),
+        "relative_attention_max_distance": sizes.pop("max_distance"),
         "dropout_rate": 0.0,
         "pad_token_id": 0,
         "eos_token_id": 1,

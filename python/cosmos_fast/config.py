@@ -109,6 +109,24 @@ class VAEConfig:
 
 
 @dataclass(frozen=True)
+class T5Config:
+    """Architecture of a T5 v1.0 encoder."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    buckets: int
+    """Of distances between tokens, half of them for either direction."""
+    max_distance: int = 128
+    """From here on all distances share a bucket."""
+    epsilon: float = 1e-6
+    """Of the norms."""
+
+
+@dataclass(frozen=True)
 class Profile:
     """What a checkpoint implies: the defaults of ``generate`` and the limits it enforces."""
 

@@ -421,11 +421,9 @@ class Video2World:
         """
         with self._run(None):
             self._desk.check("prompt", prompt, inspection or self.inspection())
-            texts = self._parts.unknown([prompt])
-            if texts:
+            if self._parts.unknown([prompt]):
                 self._parts.place_for_texts()
-            with self._studio.text_encoder(texts):
-                return self._studio.embedding(prompt)
+            return self._studio.embeddings([prompt])[0]
 
     @contextmanager
     def _making(

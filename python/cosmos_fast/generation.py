@@ -32,7 +32,7 @@ from cosmos_fast.types import NO_TEXT, Conditioning, Frames, Prompt, TextEmbeddi
 from cosmos_fast.wording import CHECKED_TOGETHER, Desk, Wording
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from concurrent.futures import Future
 
     from cosmos_fast.memory.plan import Plan
@@ -59,22 +59,30 @@ class Studio:
     dit: GraphedDiT
     """The transformer, replayed from graphs where that pays."""
 
+    def embeddings(self, prompts: Sequence[Prompt]) -> list[TextEmbedding]:
+        """What the transformer attends to in place of each of ``prompts``.
+
+        Raises:
+            InputError: an embedding of another width, or no prompt at all.
+        """
+        given = [self._given(prompt) for prompt in prompts]
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        with self._text_encoder(self.parts.unknown(texts)):
+            read = iter(self.parts.text.embed(texts))
+        return [next(read) if embedding is None else embedding for embedding in given]
+
     @contextmanager
-    def text_encoder(self, unknown: list[str]) -> Iterator[None]:
+    def _text_encoder(self, unknown: list[str]) -> Iterator[None]:
         """The text encoder's weights are there for the body, where texts need it."""
         if not unknown or not self.ranks.first:
             yield
             return
         self.parts.text.load()
-        with self.parts.residence.stage("text", passes=len(unknown)):
+        with self.parts.residence.stage("text"):
             yield
 
-    def embedding(self, prompt: Prompt) -> TextEmbedding:
-        """What the transformer attends to in place of ``prompt``.
-
-        Raises:
-            InputError: an embedding of another width, or no prompt at all.
-        """
+    def _given(self, prompt: Prompt) -> TextEmbedding | None:
+        """The embedding that ``prompt`` is, None where it is a text; errors as above."""
         profile = self.parts.profile
         width = profile.dit.text_dim
         if prompt is NO_TEXT:
@@ -88,7 +96,7 @@ class Studio:
             return prompt
         if not isinstance(prompt, str):
             raise InputError(f"{prompt = !r}: a str, a TextEmbedding or NO_TEXT is needed")
-        return self.parts.text.embed(prompt)
+        return None
 
 
 class Generation:
@@ -259,8 +267,7 @@ class Generation:
         """What the network attends to in place of the first rank's ``prompts``."""
 
         def embedded() -> list[torch.Tensor]:
-            with self._studio.text_encoder(self._parts.unknown(prompts)):
-                made = [self._studio.embedding(prompt) for prompt in prompts]
+            made = self._studio.embeddings(prompts)
             lengths = torch.tensor([each.length for each in made])
             return [torch.stack([each.rows.to(self._parts.device) for each in made]), lengths]
 

@@ -16,13 +16,9 @@ from cosmos_fast.memory.models import T5_11B, Workload
 from cosmos_fast.memory.residence import Owned, Residence
 from cosmos_fast.model.dit import DiT
 from cosmos_fast.model.ops import Ops
-from cosmos_fast.model.text import (
-    CachedTextEncoder,
-    PromptCache,
-    TextEncoder,
-    empty_encoder,
-    load_tokenizer,
-)
+from cosmos_fast.model.t5 import T5Encoder
+from cosmos_fast.model.text import CachedTextEncoder, PromptCache, TextEncoder
+from cosmos_fast.model.tokens import load_tokenizer
 from cosmos_fast.model.vae import VAE
 from cosmos_fast.types import Size
 from cosmos_fast.weights import digests, find_checkpoint, load_dit, load_text_encoder, load_vae
@@ -31,7 +27,6 @@ from cosmos_fast.weights.load import (
     locate_dit,
     locate_text_encoder,
     locate_vae,
-    text_config,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from cosmos_fast.config import Environment, Profile, RopeTable
+    from cosmos_fast.config import Environment, Profile, RopeTable, T5Config
     from cosmos_fast.memory.components import Components
     from cosmos_fast.memory.plan import Plan
     from cosmos_fast.parallel import Ranks
@@ -49,7 +44,6 @@ if TYPE_CHECKING:
     from cosmos_fast.types import Prompt
     from cosmos_fast.weights import CheckpointFiles
     from cosmos_fast.weights.load import Place, Sources
-    from cosmos_fast.weights.text_keys import TextShape
 
 Precision = Literal["bf16", "fp32"]
 """Of the transformer and the VAE."""
@@ -105,7 +99,7 @@ class Parts:
     profile: Profile
     device: torch.device
     dtype: torch.dtype
-    text_stage: tuple[TextShape | None, torch.dtype]
+    text_stage: tuple[T5Config | None, torch.dtype]
     """Sizes and dtype of the text encoder, for planning; no sizes where there is none."""
     dit: DiT
     vae: VAE
@@ -291,7 +285,7 @@ def _multiplies(ops: Ops) -> bool:
 def _first_workload(
     profile: Profile,
     dtype: torch.dtype,
-    text: tuple[TextShape | None, torch.dtype],
+    text: tuple[T5Config | None, torch.dtype],
     ops: Ops,
     *,
     fused: bool,
@@ -314,7 +308,7 @@ def _first_workload(
 
 def _text_stage(
     files: CheckpointFiles, wanted: torch.dtype | None
-) -> tuple[TextShape | None, torch.dtype]:
+) -> tuple[T5Config | None, torch.dtype]:
     """The text encoder's sizes and dtype, as far as it is on this machine.
 
     Args:
@@ -380,16 +374,10 @@ def _load_text(
     wanted: torch.dtype | None,
 ) -> TextEncoder:
     _, tokenizer = files.require_text()
-    config = text_config(files)
-    _, dtype = describe_text_encoder(files, wanted)
-
-    def adopt(t5: Any) -> Any:
-        t5.encoder.set_input_embeddings(t5.shared)  # one parameter, which may move
-        return t5
-
+    config, dtype = describe_text_encoder(files, wanted)
     t5 = _loaded(
         residence,
-        lambda: adopt(empty_encoder(config)),
+        lambda: T5Encoder(config),
         lambda network: {"text encoder": text_blocks(network)},
         lambda place: load_text_encoder(files, _place_of(device, place), dtype, place)[1],
         lambda: locate_text_encoder(files, dtype),

@@ -1,7 +1,7 @@
 """What the stages of a generation ask of a device beside their weights, request by request.
 
 The networks run on torch's meta device, with operations that allocate what the kernels do and
-compute nothing. The text encoder is transformers' own: its requests are written down here.
+compute nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from cosmos_fast.model.linear_table import Gated, design
 from cosmos_fast.model.ops import Ops
 from cosmos_fast.model.pixels import to_pixels
 from cosmos_fast.model.rope import Rope
+from cosmos_fast.model.t5 import T5Encoder
 from cosmos_fast.model.vae import VAE
 from cosmos_fast.model.vae_fused import FusedDecoder
 from cosmos_fast.sampling import adams_bashforth, denoiser, guided
@@ -36,12 +37,12 @@ from cosmos_fast.types import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cosmos_fast.config import T5Config
     from cosmos_fast.memory.models import Workload
     from cosmos_fast.memory.segments import Trace
     from cosmos_fast.model.attention import AttentionSpec
     from cosmos_fast.model.cuts import Cut
     from cosmos_fast.model.linear_table import Epilogue, Following
-    from cosmos_fast.weights.text_keys import TextShape
 
 _LAYERS: Final = 4
 """Blocks of a transformer that stand for all: they ask for the same."""
@@ -98,41 +99,15 @@ def activations(workload: Workload, cuts: tuple[Cut, ...]) -> Mapping[str, Seque
     return {name: [Activations(one) for one in found] for name, found in requests.items()}
 
 
-def text_requests(shape: TextShape, dtype: torch.dtype, prompts: int) -> Trace:
-    """T5 of transformers 5: attention with a bias as torch's plain form computes it, in float32."""
-    pairs = (1, shape.num_heads, TEXT_ROWS, TEXT_ROWS)
-    heads = (1, shape.num_heads, TEXT_ROWS, shape.d_kv)
-    wide = torch.float32
+def text_requests(config: T5Config, dtype: torch.dtype, prompts: int) -> Trace:
+    """All prompts in one pass."""
+    with torch.device("meta"):
+        network = T5Encoder(replace(config, num_layers=min(_LAYERS, config.num_layers))).to(dtype)
 
-    def layer(x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (_empty(heads, dtype) for _ in range(3))
-        exact = [_empty(heads, wide) for _ in range(3)]
-        scaled = [_empty(heads, wide) for _ in range(2)]
-        scores = _empty(pairs, wide)
-        del scaled
-        softmax = _empty(pairs, wide)
-        hopeless = _empty(pairs, torch.bool)
-        checked = _empty(pairs, wide)
-        del scores, softmax, hopeless
-        attended = _empty(heads, wide)
-        results = _empty(heads, dtype), _empty(pairs, dtype)
-        del checked, exact, attended, q, k, v
-        x = x + _empty(x.shape, dtype)
-        del results
-        hidden = _empty((TEXT_ROWS, shape.d_ff), dtype)
-        active = _empty(hidden.shape, dtype)
-        del hidden
-        x = x + _empty(x.shape, dtype)
-        del active
-        return x
-
-    def encode() -> None:
-        for _ in range(prompts):
-            x = _empty((1, TEXT_ROWS, shape.d_model), dtype)
-            bias, masked = (_empty(pairs, dtype) for _ in range(2))
-            for _ in range(_LAYERS):
-                x = layer(x)
-            del bias, masked
+    def encode() -> list[torch.Tensor]:
+        ids = _empty((prompts, TEXT_ROWS), torch.int64)
+        rows = network(ids, [1] * prompts)
+        return [rows_NC.to(torch.bfloat16) for rows_NC in rows]
 
     return trace(encode)
 

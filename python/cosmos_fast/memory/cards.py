@@ -31,7 +31,8 @@ PCIE_4_X8: Final = 12_500_000_000
 """Bytes a second; estimate."""
 
 # Shares of the data sheet's rates (989 TFLOP/s in dense bfloat16, 4.8 TB/s) that an H200 at its
-# power limit kept up for seconds, with torch 2.11 and our kernels. For other cards: estimates.
+# power limit kept up for seconds, with torch 2.11 and our kernels, but for one that says otherwise.
+# For other cards: estimates.
 ATTENTION_SHARE: Final = 0.68
 """FA3 reached 690 to 702 TFLOP/s, our own attention 625 to 649: between the two."""
 LINEAR_SHARE: Final = 0.70
@@ -45,8 +46,9 @@ DECODER_SHARE: Final = 0.325
 """VAE decode between kernels: 229 TFLOP in 0.70 to 0.73 s, 717 TFLOP in 2.27 s."""
 CONVOLUTION_SHARE: Final = 0.14
 """The VAE without them: 229 TFLOP of decoding in 1.53 to 1.59 s, a frame encoded in 17 ms."""
-TEXT_SHARE: Final = 0.119
-"""T5-11B, 512 rows a prompt: 10.7 TFLOP in 90 to 93 ms."""
+TEXT_SHARE: Final = 0.40
+"""T5-11B, 512 rows a prompt: 10.7 TFLOP in 27 ms. A prediction, not measured: ``benches/LOG.md`` has
+the arithmetic. transformers' encoder took 90 to 200 ms, waiting for the host."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 if TYPE_CHECKING:
-    from transformers import T5EncoderModel
-
     from cosmos_fast.model.dit import DiT
+    from cosmos_fast.model.t5 import T5Encoder
     from cosmos_fast.model.vae import VAE
 
 Blocks = Mapping[str, Sequence[nn.Module]]
@@ -34,7 +33,7 @@ def vae_blocks(vae: VAE) -> Components:
     }
 
 
-def text_blocks(t5: T5EncoderModel) -> Blocks:
+def text_blocks(t5: T5Encoder) -> Blocks:
     """ "embedding" (with the last norm) and "layer 0", "layer 1", ..."""
     embedding: list[nn.Module] = [t5.shared, t5.encoder.final_layer_norm]
     return {"embedding": embedding} | {

@@ -42,7 +42,8 @@ def peak_bytes(compute: Callable[[], object]) -> int:
 class _AsOnDevices(TorchFunctionMode):
     """Attention as devices do it: no matrix of all pairs, where rows lie as kernels read them.
 
-    And the shape of a convolution straight away: torch's own way to it takes 50 ms a time.
+    Norms without a weight in one pass. And the shape of a convolution straight away: torch's own
+    way to it takes 50 ms a time.
     """
 
     def __torch_function__(
@@ -54,6 +55,8 @@ class _AsOnDevices(TorchFunctionMode):
     ) -> Any:
         if function is torch.nn.functional.scaled_dot_product_attention:
             return _attended(*args[:3])
+        if function is torch.rms_norm:
+            return _normed(args[0])
         if function in (torch.conv2d, torch.conv3d):
             return _convolution(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
@@ -71,7 +74,8 @@ def _attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> to
     704 x 1280 frame by frame that way, 14,080 positions: 2.4 GiB of matrices, and the process took
     2.2 GiB more than planned.
     """
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    # The heads of a row side by side.
+    out = query.new_empty(query.transpose(1, 2).shape).transpose(1, 2)
     if all(tensor.stride(-1) == 1 for tensor in (query, key, value)):
         if value.shape[-1] > _WIDEST_HEAD:
             query.new_empty(out.shape, dtype=torch.float32)
@@ -84,6 +88,14 @@ def _attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> to
     del scores, softmax, hopeless
     sums, rounded = torch.empty_like(out, dtype=wide), torch.empty_like(checked, dtype=out.dtype)
     del exact, checked, sums, rounded
+    return out
+
+
+def _normed(x: torch.Tensor) -> torch.Tensor:
+    """A root mean square norm as devices do it, in one pass that keeps what each row was divided
+    by."""
+    out = torch.empty_like(x)
+    x.new_empty(x.shape[:-1], dtype=torch.float32)
     return out
 
 
@@ -173,13 +185,18 @@ _ELEMENTWISE: Final = frozenset(
         "mul",
         "div",
         "pow",
+        "abs",
+        "clamp",
         "clamp_min",
+        "log",
         "rsqrt",
         "silu",
         "gelu",
+        "where",
         "_to_copy",
     )
 )
+_COMPARISONS: Final = frozenset({"aten::lt", "aten::gt"})
 
 
 def _elementwise(
@@ -189,12 +206,15 @@ def _elementwise(
 
     torch's own way to it, by decompositions in Python, takes milliseconds and seconds of imports.
     """
-    if function._schema.name not in _ELEMENTWISE:
+    name = function._schema.name
+    if name not in _ELEMENTWISE and name not in _COMPARISONS:
         return None
     given = [leaf for leaf in args if _is_tensor(leaf)]
     dtype = kwargs.get("dtype") or given[0].dtype
     for other in given[1:]:
         dtype = torch.promote_types(dtype, other.dtype)
+    if name in _COMPARISONS:
+        dtype = torch.bool
     shape = torch.broadcast_shapes(*(one.shape for one in given))
     return torch.empty(shape, dtype=dtype, device="meta")
 

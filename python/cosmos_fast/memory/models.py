@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from cosmos_fast.config import check_size
+from cosmos_fast.config import T5Config, check_size
 from cosmos_fast.errors import InputError
 from cosmos_fast.memory.activations import activations
 from cosmos_fast.memory.components import dit_blocks
@@ -35,7 +35,6 @@ from cosmos_fast.types import (
     Size,
     latent_frames,
 )
-from cosmos_fast.weights.text_keys import TextShape
 
 if TYPE_CHECKING:
     from cosmos_fast.config import DiTConfig, Profile
@@ -56,7 +55,7 @@ _PIXEL_FLOPS_FIRST: Final = (10.85e6, 6.78e6)
 _PIXEL_FLOPS_NEXT: Final = (33.9e6, 20.0e6)
 """Operations a pixel to decode and to encode each further latent frame (four frames)."""
 
-T5_11B: Final = TextShape(
+T5_11B: Final = T5Config(
     vocab_size=32128,
     d_model=1024,
     d_kv=128,
@@ -100,7 +99,7 @@ class Workload:
     """The VAE's decoder runs between kernels; see ``model/vae_fused.py``."""
     products: bool = False
     """The transformer's products are ours; see ``model/linear_table.py``."""
-    text: TextShape | None = T5_11B
+    text: T5Config | None = T5_11B
     """None: no prompt has to be encoded."""
     text_dtype: torch.dtype = torch.bfloat16
     """What the text encoder is stored in."""
@@ -214,14 +213,14 @@ def _shapes(
     return tuple(found)
 
 
-def text_stage(workload: Workload, shape: TextShape, card: Card, shapes: ShapesOf) -> Stage:
-    """T5, one pass a prompt; its layers may stream."""
+def text_stage(workload: Workload, shape: T5Config, card: Card, shapes: ShapesOf) -> Stage:
+    """T5, one pass for all prompts; its layers may stream."""
     inner, width = shape.num_heads * shape.d_kv, workload.text_dtype.itemsize
     matrices = [shape.d_model * inner] * 4 + [shape.d_model * shape.d_ff] * 2
     norms = [shape.d_model] * 2
     layer = _packed([*matrices, *norms], width)
     flops = 2 * TEXT_ROWS * sum(matrices) + 4 * TEXT_ROWS**2 * inner
-    nanos = _nanos(flops, card.text_flops)
+    nanos = _nanos(workload.branches * flops, card.text_flops)
     embedding = _packed([shape.vocab_size * shape.d_model, shape.d_model], width)
     blocks = [Block("embedding", embedding, 0, hold=True)]
     bias = _packed([shape.num_heads * shape.buckets], width)
@@ -233,7 +232,7 @@ def text_stage(workload: Workload, shape: TextShape, card: Card, shapes: ShapesO
         "text",
         "text encoder",
         tuple(blocks),
-        workload.branches,
+        1,
         shapes("text", _WHOLE),
         workload.residency("text encoder"),
     )

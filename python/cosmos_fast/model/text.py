@@ -1,7 +1,7 @@
 """Prompts become the rows that the transformer attends to: through T5 v1.0, or from the cache.
 
 The encoder is the largest part of the model and most jobs repeat a handful of prompts, so finished
-embeddings are kept on disk under their content. A hit imports no transformers and loads no T5.
+embeddings are kept on disk under their content. A hit loads neither tokenizer nor T5.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,30 +18,30 @@ from safetensors.torch import save
 
 from cosmos_fast.errors import CheckpointError, InputError
 from cosmos_fast.files import write_atomically
-from cosmos_fast.imports import untraced
+from cosmos_fast.model.t5 import T5Encoder
+from cosmos_fast.model.tokens import tokenize
 from cosmos_fast.types import TEXT_ROWS, TextEmbedding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel
+    from tokenizers import Tokenizer
+
+    from cosmos_fast.config import T5Config
+    from cosmos_fast.model.tokens import Tokens
 
 logger = logging.getLogger(__name__)
-
-PAD_TOKEN: Final = "<pad>"
-END_TOKEN: Final = "</s>"
-UNKNOWN_TOKEN: Final = "<unk>"
 
 _FORMAT: Final = "cosmos-fast prompt 1"
 _ENTRY_LIMIT: Final = 64 << 20
 
 
 class Embeds(Protocol):
-    """Anything that turns a prompt into rows."""
+    """Anything that turns prompts into rows."""
 
-    def embed(self, prompt: str) -> TextEmbedding:
-        """The rows of ``prompt``, on the host."""
+    def embed(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """The rows of each of ``prompts``, on the host."""
         ...
 
 
@@ -49,27 +49,25 @@ class TextEncoder:
     """T5 v1.0's encoder and its tokenizer, as the reference runs them."""
 
     def __init__(
-        self,
-        t5: T5EncoderModel,
-        tokenizer: PreTrainedTokenizerBase,
-        device: torch.device | None = None,
+        self, t5: T5Encoder, tokenizer: Tokenizer, device: torch.device | None = None
     ) -> None:
         """
         Args:
-            t5: in evaluation mode, in the dtype its checkpoint is stored in.
-            tokenizer: a fast tokenizer of transformers, from :func:`load_tokenizer`.
+            t5: with all parameters in one dtype.
+            tokenizer: from :func:`cosmos_fast.model.tokens.load_tokenizer`.
             device: where it runs; None: where its weights are.
 
         Raises:
             CheckpointError: the tokenizer knows tokens that the encoder has no embedding for.
         """
-        if (tokens := len(tokenizer)) > t5.config.vocab_size:
+        rows = t5.shared.weight
+        if (tokens := tokenizer.get_vocab_size()) > len(rows):
             raise CheckpointError(
-                f"the tokenizer has {tokens} tokens and the text encoder {t5.config.vocab_size} "
+                f"the tokenizer has {tokens} tokens and the text encoder {len(rows)} "
                 f"embeddings: they do not belong together"
             )
         self.t5: Final = t5
-        self._device = device or t5.device
+        self._device = device or rows.device
         self._tokenizer = tokenizer
 
     @classmethod
@@ -77,7 +75,7 @@ class TextEncoder:
         cls,
         config: T5Config,
         parameters: Mapping[str, torch.Tensor],
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Tokenizer,
         device: torch.device | None = None,
     ) -> Self:
         """An encoder around parameters that are already where they should be; nothing is copied.
@@ -85,107 +83,53 @@ class TextEncoder:
         Args:
             config: of the encoder.
             parameters: every parameter under transformers' names.
-            tokenizer: from :func:`load_tokenizer`.
+            tokenizer: from :func:`cosmos_fast.model.tokens.load_tokenizer`.
             device: where it runs; None: where the parameters are.
         """
-        t5 = empty_encoder(config)
+        with torch.device("meta"):
+            t5 = T5Encoder(config)
         t5.load_state_dict(parameters, strict=True, assign=True)
-        t5.encoder.set_input_embeddings(t5.shared)  # one parameter, which may move
-        return cls(t5.eval().requires_grad_(False), tokenizer, device)
+        return cls(t5.requires_grad_(False), tokenizer, device)
 
-    def embed(self, prompt: str) -> TextEmbedding:
-        """The last hidden state of ``prompt``, on the host: rows past its end token are zero.
+    def embed(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """The last hidden state of each prompt, on the host: rows past its end token are zero.
+
+        All go through the encoder together, and each comes out as it would alone.
 
         Args:
-            prompt: any text; what is beyond 512 tokens is cut off, with a warning in the log.
+            prompts: any texts; what is beyond 512 tokens is cut off, with a warning in the log.
 
         Raises:
-            InputError: the text is no valid Unicode.
+            InputError: a text is no valid Unicode.
             CheckpointError: the encoder gives values that are not finite.
         """
+        tokens = [self._tokens(prompt) for prompt in prompts]
+        if not tokens:
+            return []
+        ids_PN = torch.tensor([each.ids for each in tokens]).to(self._device)
+        lengths = [each.length for each in tokens]
+        with torch.no_grad():
+            found = [rows_NC.to("cpu", torch.bfloat16) for rows_NC in self.t5(ids_PN, lengths)]
+        for rows_NC, length in zip(found, lengths, strict=True):
+            rows_NC[length:] = 0
+            if not torch.isfinite(rows_NC).all():
+                raise CheckpointError(
+                    f"the text encoder gives values that are not finite in "
+                    f"{self.t5.shared.weight.dtype}; run it in bfloat16 or float32"
+                )
+        return list(map(TextEmbedding, found, lengths))
+
+    def _tokens(self, prompt: str) -> Tokens:
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the prompt is no valid Unicode text: {error}") from error
-        tokens = self._tokenizer(
-            [prompt],
-            padding="max_length",
-            truncation=True,
-            max_length=TEXT_ROWS,
-            return_tensors="pt",
-        )
-        if cut := sum(map(_words_of, tokens.encodings[0].overflowing)):
+        tokens = tokenize(self._tokenizer, prompt)
+        if cut := tokens.cut:
             logger.warning(
                 "prompt too long: its last %d of %d tokens are not read", cut, cut + TEXT_ROWS
             )
-        mask = tokens["attention_mask"]
-        length = int(mask.sum())
-        device = self._device
-        with torch.no_grad():
-            rows_BSC = self.t5(
-                input_ids=tokens["input_ids"].to(device), attention_mask=mask.to(device)
-            ).last_hidden_state
-        rows_SC = rows_BSC[0].to("cpu", torch.bfloat16)
-        rows_SC[length:] = 0
-        if not torch.isfinite(rows_SC).all():
-            raise CheckpointError(
-                f"the text encoder gives values that are not finite in {self.t5.dtype}; "
-                f"run it in bfloat16 or float32"
-            )
-        return TextEmbedding(rows_SC, length)
-
-
-def empty_encoder(config: T5Config) -> Any:
-    """A ``T5EncoderModel`` of ``config`` without memory, on the meta device."""
-    with untraced():
-        from transformers import T5EncoderModel  # costs seconds: only a cache miss pays them
-
-    with torch.device("meta"):
-        return T5EncoderModel(config)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """T5's fast tokenizer, from ``tokenizer.json`` as it stands or from an older ``spiece.model``.
-
-    Raises:
-        CheckpointError: neither is there, it is damaged, or it is not T5's.
-    """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-        # transformers would make up an empty tokenizer.
-        raise CheckpointError(f"{folder}: neither tokenizer.json nor spiece.model is there")
-    special = {"pad_token": PAD_TOKEN, "eos_token": END_TOKEN, "unk_token": UNKNOWN_TOKEN}
-    try:
-        tokenizer = _read_tokenizer(folder, special)
-    except Exception as error:
-        # The tokenizers library raises bare Exceptions for files it cannot read.
-        raise CheckpointError(f"{folder}: no readable T5 tokenizer: {error}") from error
-    if missing := [token for token in special.values() if token not in tokenizer.get_vocab()]:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has no {', '.join(missing)}; T5's tokenizer is needed"
-        )
-    if tokenizer("a")["input_ids"][-1:] != [tokenizer.eos_token_id]:
-        raise CheckpointError(
-            f"{folder}: the tokenizer does not end a text with {END_TOKEN}; T5's is needed"
-        )
-    return tokenizer
-
-
-def _read_tokenizer(folder: Path, special: Mapping[str, str]) -> PreTrainedTokenizerBase:
-    with untraced():
-        import tokenizers
-        import transformers
-
-    if not (folder / "tokenizer.json").is_file():
-        old: PreTrainedTokenizerBase = transformers.T5Tokenizer.from_pretrained(
-            str(folder), local_files_only=True
-        )
-        return old
-    own = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    # transformers would invent tokens that the file lacks.
-    known = {kind: token for kind, token in special.items() if own.token_to_id(token) is not None}
-    fast: Any = transformers.PreTrainedTokenizerFast
-    tokenizer: PreTrainedTokenizerBase = fast(tokenizer_object=own, **known)
-    return tokenizer
+        return tokens
 
 
 class PromptCache:
@@ -293,26 +237,32 @@ class CachedTextEncoder:
         """Whether the embedding of ``prompt`` is in the cache: no encoder is needed for it."""
         return self._cache is not None and self._cache.get(prompt) is not None
 
-    def embed(self, prompt: str) -> TextEmbedding:
-        """The rows of ``prompt``, on the host; errors as ``load`` and :meth:`TextEncoder.embed`."""
-        if self._cache is not None and (known := self._cache.get(prompt)) is not None:
-            return known
-        self.load()
-        assert self._encoder is not None
-        embedding = self._encoder.embed(prompt)
-        if self._cache is not None:
-            self._cache.put(prompt, embedding)
-        return embedding
+    def embed(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """The rows of each prompt, on the host; errors as ``load`` and :meth:`TextEncoder.embed`.
+
+        Those that the cache does not have go through the encoder together, each once.
+        """
+        found: dict[str, TextEmbedding] = {}
+        unknown: list[str] = []
+        for prompt in dict.fromkeys(prompts):
+            known = None if self._cache is None else self._cache.get(prompt)
+            if known is None:
+                unknown.append(prompt)
+            else:
+                found[prompt] = known
+        if unknown:
+            self.load()
+            assert self._encoder is not None
+            made = self._encoder.embed(unknown)
+            found |= zip(unknown, made, strict=True)
+            for prompt, embedding in zip(unknown, made, strict=True):
+                if self._cache is not None:
+                    self._cache.put(prompt, embedding)
+        return [found[prompt] for prompt in prompts]
 
     def release(self) -> None:
         """Lets go of the encoder and its memory; the next unknown prompt loads it again."""
         self._encoder = None
-
-
-def _words_of(encoding: Any) -> int:
-    """Tokens of a part that stand for text: no padding, no end token."""
-    pairs = zip(encoding.attention_mask, encoding.special_tokens_mask, strict=True)
-    return sum(1 for read, special in pairs if read and not special)
 
 
 def _content(rows: torch.Tensor) -> str:

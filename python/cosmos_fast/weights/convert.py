@@ -178,7 +178,7 @@ def _write_text(
     encoder = folder / "text_encoder"
     encoder.mkdir()
     config = read_json(source / "config.json")
-    shape = text_keys.TextShape.from_json(config, source / "config.json")
+    shape = text_keys.read_config(config, source / "config.json")
     weights = layout.text_weights(source)
     with open_tensors(weights) as file:
         present = text_keys.text_keys(shape, file.entries)

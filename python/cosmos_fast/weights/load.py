@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from cosmos_fast.errors import CheckpointError
-from cosmos_fast.imports import untraced
 from cosmos_fast.weights import dit_keys, text_keys, vae_keys
 from cosmos_fast.weights.bring import Piece, bring
 from cosmos_fast.weights.companions import weights_in
@@ -21,8 +20,7 @@ from cosmos_fast.weights.tensor_files import open_tensors, read_json
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers import T5Config
-
+    from cosmos_fast.config import T5Config
     from cosmos_fast.weights.extents import Extent
     from cosmos_fast.weights.find import CheckpointFiles
     from cosmos_fast.weights.key_map import KeyMap
@@ -115,8 +113,7 @@ def load_text_encoder(
 ) -> tuple[T5Config, dict[str, torch.Tensor]]:
     """The text encoder's configuration and parameters under transformers' names.
 
-    ``shared.weight`` and ``encoder.embed_tokens.weight`` are one tensor. Where the checkpoint is a
-    hub repository whose encoder was not needed so far, it is fetched now.
+    Where the checkpoint is a hub repository whose encoder was not needed so far, it is fetched now.
 
     Args:
         files: from :func:`find_checkpoint`.
@@ -130,15 +127,13 @@ def load_text_encoder(
     with _text(files) as (file, key_map):
         dtype = dtype or _stored_dtype(file, key_map)
         parameters = read_parameters(file, key_map, device, dtype, place)
-        embedding = parameters[text_keys.EMBEDDING]
         both = {text_keys.EMBEDDING, text_keys.TIED_EMBEDDING}
         if both <= file.entries.keys() and not torch.equal(*map(file.read, sorted(both))):
             raise CheckpointError(
                 f"{file.path}: shared.weight and {text_keys.TIED_EMBEDDING} differ; in T5 they are "
                 f"one tensor, so one of them is wrong"
             )
-    parameters[text_keys.TIED_EMBEDDING] = embedding
-    return text_config(files), parameters
+    return _text_config(files), parameters
 
 
 def locate_text_encoder(files: CheckpointFiles, dtype: torch.dtype) -> Sources:
@@ -149,32 +144,26 @@ def locate_text_encoder(files: CheckpointFiles, dtype: torch.dtype) -> Sources:
 
 def describe_text_encoder(
     files: CheckpointFiles, dtype: torch.dtype | None = None
-) -> tuple[text_keys.TextShape, torch.dtype]:
+) -> tuple[T5Config, torch.dtype]:
     """The text encoder's sizes and, unless given, stored dtype; no weight is read."""
     with _text(files) as (file, key_map):
-        folder, _ = files.require_text()
-        path = folder / "config.json"
-        shape = text_keys.TextShape.from_json(read_json(path), path)
-        return shape, dtype or _stored_dtype(file, key_map)
+        return _text_config(files), dtype or _stored_dtype(file, key_map)
 
 
-def text_config(files: CheckpointFiles) -> T5Config:
+def _text_config(files: CheckpointFiles) -> T5Config:
     """The text encoder's configuration."""
     folder, _ = files.require_text()
-    config = read_json(folder / "config.json")
-    with untraced():
-        from transformers import T5Config  # costs a second; only those who need the encoder pay it
-
-    return T5Config.from_dict(config)
+    path = folder / "config.json"
+    return text_keys.read_config(read_json(path), path)
 
 
 @contextmanager
 def _text(files: CheckpointFiles) -> Iterator[tuple[TensorFile, KeyMap]]:
     folder, _ = files.require_text()
     weights = text_weights(folder)
-    shape = text_keys.TextShape.from_json(read_json(folder / "config.json"), folder / "config.json")
+    config = _text_config(files)
     with open_tensors(weights) as file:
-        yield file, text_keys.text_keys(shape, file.entries)
+        yield file, text_keys.text_keys(config, file.entries)
 
 
 def read_parameters(

@@ -260,7 +260,7 @@ class _Chunks:
         if guidance != 0 and negative != "":
             if isinstance(negative, str):
                 self.inspection.prompt("negative prompt", negative)
-            against = parts.text.embed(negative) if isinstance(negative, str) else NO_TEXT
+            against = parts.text.embed([negative])[0] if isinstance(negative, str) else NO_TEXT
             unconditional = branch([against])
         own = branch([self.texts[id(state.script)] for state in states])
         return guided(own, unconditional, guidance)
