@@ -47,8 +47,8 @@ DECODER_SHARE: Final = 0.325
 CONVOLUTION_SHARE: Final = 0.14
 """The VAE without them: 229 TFLOP of decoding in 1.53 to 1.59 s, a frame encoded in 17 ms."""
 TEXT_SHARE: Final = 0.40
-"""T5-11B, 512 rows a prompt: 10.7 TFLOP in 27 ms. A prediction, not measured: ``benches/LOG.md`` has
-the arithmetic. transformers' encoder took 90 to 200 ms, waiting for the host."""
+"""T5-11B, 512 rows a prompt: 10.7 TFLOP in 27 ms. A prediction, not measured: ``benches/LOG.md``
+has the arithmetic. transformers' encoder took 90 to 200 ms, waiting for the host."""
 
 
 @dataclass(frozen=True)
