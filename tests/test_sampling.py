@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -76,6 +78,28 @@ def test_noise_ahead_leaves_no_thread_behind():
     with noise_ahead((1, 2), -1) as drawn, pytest.raises(InputError, match="seed"):
         drawn.result()
     assert not drawing()
+
+
+def test_noise_is_drawn_where_no_thread_can_be_had():
+    """A thread of the host may go on after its main one has ended; pools refuse work from then."""
+    script = """
+import contextlib, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from cosmos_fast.sampling import noise_ahead, reference_noise
+
+def late():
+    with contextlib.suppress(RuntimeError), ThreadPoolExecutor(1) as pool:
+        while True:
+            pool.submit(int)
+            time.sleep(0.01)
+    with noise_ahead((1, 2), 3) as drawn, noise_ahead((1, 2), -1) as refused:
+        print(bool((drawn.result() == reference_noise((1, 2), 3)).all()))
+        print(type(refused.exception()).__name__)
+
+threading.Thread(target=late).start()
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.split() == ["True", "InputError"], ran.stderr
 
 
 def drawing():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ from cosmos_fast.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from concurrent.futures import Future
 
 MAX_SEED = 2**32 - 1
 
@@ -60,7 +59,16 @@ def noise_ahead(shape: tuple[int, ...], seed: int) -> Iterator[Future[torch.Tens
 
     Yields:
         The noise, or the error that drawing it met, once ``result()`` is asked for it. Its thread
-        has ended when the body has, by an error too: what is left to draw is waited for.
+        has ended when the body has, by an error too: what is left to draw is waited for. Where a
+        thread cannot be had, it is drawn before the body begins.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="cosmos-fast noise") as thread:
-        yield thread.submit(reference_noise, shape, seed)
+        try:
+            drawn = thread.submit(reference_noise, shape, seed)
+        except RuntimeError:  # no thread is to be had: its host's main thread has ended, say
+            drawn = Future()
+            try:
+                drawn.set_result(reference_noise(shape, seed))
+            except Exception as error:
+                drawn.set_exception(error)
+        yield drawn

@@ -122,6 +122,15 @@ fn stopping_wakes_a_caller_that_waits() {
     });
 }
 
+#[test]
+fn the_largest_limits_are_no_limits() {
+    let limits = Limits { memory: Some(u64::MAX), cpu_seconds: Some(u64::MAX), file: None };
+    let capture = Capture::start(Program { limits, ..shell("ulimit -t") }, 100, PATIENCE).unwrap();
+    let most = rustix::process::getrlimit(rustix::process::Resource::Cpu).maximum;
+    let expected = most.map_or("unlimited".into(), |seconds| seconds.to_string()) + "\n";
+    assert_eq!(wait(|| capture.wait(SLICE)).unwrap(), expected.as_bytes());
+}
+
 /// What a program prints, by a host whose thread blocks signals, ignores some and handles others.
 fn said_under_a_host_with_signals(program: Program) -> Result<String> {
     extern "C" fn never(_: libc::c_int) {}

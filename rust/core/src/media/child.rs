@@ -93,7 +93,8 @@ impl Child {
         };
 
         let parent = rustix::process::getpid();
-        let pid = spawn(&argv, [input, output, errors], &|| prepare(parent, limits))
+        // SAFETY: what `prepare` does is system calls and sums that cannot overflow.
+        let pid = unsafe { spawn(&argv, [input, output, errors], &|| prepare(parent, limits)) }
             .map_err(|source| Error::Spawn { program: PathBuf::from(name), source })?;
         let ended = pidfd_open(pid, PidfdFlags::empty()).ok();
         Ok(Self { pid, ended, stdin, stdout, stderr: Some(stderr), reaped: false })
@@ -199,7 +200,7 @@ fn lower(resource: Resource, limit: u64) -> rustix::io::Result<()> {
     let allowed = getrlimit(resource).maximum.unwrap_or(u64::MAX);
     let limit = limit.min(allowed);
     // Processor time ends with SIGXCPU, which says why, and a second later with SIGKILL.
-    let last = if resource == Resource::Cpu { (limit + 1).min(allowed) } else { limit };
+    let last = if resource == Resource::Cpu { limit.saturating_add(1).min(allowed) } else { limit };
     setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(last) })
 }
 
