@@ -23,7 +23,7 @@ class Rerun(GraphedDiT):
 
     recordings = 0
 
-    def replays(self, layout: TokenLayout, device: torch.device) -> bool:
+    def replays(self, layout: TokenLayout, device: torch.device, batch: int = 1) -> bool:
         return layout.raster_index is None
 
     def _captured(
@@ -92,13 +92,13 @@ def test_replays_follow_samples_times_and_prompts(dit: DiT) -> None:
 @torch.inference_mode()
 def test_other_shapes_are_other_graphs_and_old_ones_go(dit: DiT) -> None:
     graphed = Rerun(dit)
-    clips = [Clip(dit, 1, frames) for frames in range(1, 6)]
+    clips = [Clip(dit, 1, frames) for frames in range(1, 10)]
     for clip in (*clips, clips[-1], clips[0]):
         assert torch.equal(clip.run(graphed, 1), clip.run(dit, 1))
-    assert graphed.recordings == 6, "five shapes, and the first again after it had to go"
+    assert graphed.recordings == 10, "nine shapes, and the first again after it had to go"
     graphed.clear()
     clips[0].run(graphed, 0)
-    assert graphed.recordings == 7
+    assert graphed.recordings == 11
 
 
 @torch.inference_mode()
@@ -112,7 +112,7 @@ def test_a_clip_without_text_has_a_graph_of_its_own(dit: DiT) -> None:
 @torch.inference_mode()
 def test_a_graph_that_cannot_be_made_is_one_warning(dit: DiT) -> None:
     class Refused(GraphedDiT):
-        def replays(self, layout: TokenLayout, device: torch.device) -> bool:
+        def replays(self, layout: TokenLayout, device: torch.device, batch: int = 1) -> bool:
             return self._most_tokens > 0
 
         def _captured(self, run: object, device: torch.device) -> None:  # type: ignore[override]
@@ -129,6 +129,7 @@ def test_the_table_goes_by_device_and_tokens(dit: DiT) -> None:
     graphed = GraphedDiT(dit)
     small, large = TokenLayout((4, 30, 40)), TokenLayout((21, 27, 48))
     assert graphed.replays(small, torch.device("cuda"))
+    assert not graphed.replays(small, torch.device("cuda"), 2), "two hide their launches"
     assert not graphed.replays(large, torch.device("cuda"))
     assert not graphed.replays(small, torch.device("cpu"))
     order = TokenLayout((1, 2, 2), torch.randperm(4))

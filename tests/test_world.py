@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +68,27 @@ def test_step_gives_a_chunk_of_every_world(
         assert (report.steps, report.frames) == (1, 2 * CHUNK)
         assert report.latency_p99 >= report.latency_p50 > 0
         assert report.frames_per_second > 0
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_chunks_that_are_replayed_are_the_same(guidance: float, engine: cf.Video2World) -> None:
+    """By a stand-in for CUDA graphs that runs again over the same places."""
+    from test_graphs import Rerun
+
+    def chunks(engine: cf.Video2World) -> list[torch.Tensor]:
+        world, made = started(engine, 2, seed=5), []
+        for seed in range(2):
+            made.append(world.step(actions(2, seed), guidance=guidance).latents.tensor)
+            made.append(world.fork(0, 1).step(actions(1), guidance=guidance).latents.tensor)
+        return made
+
+    replayed = cf.Video2World(engine._parts, engine._desk)
+    dit = Rerun(engine._parts.dit)
+    replayed._studio = replace(replayed._studio, dit=dit)
+    for one, other in zip(chunks(replayed), chunks(engine), strict=True):
+        assert torch.equal(one, other)
+    branches = 1 if guidance == 0 else 2
+    assert dit.recordings == branches, "one future at a time on a CPU: all have one shape"
 
 
 def test_the_first_chunk_is_that_of_generate_written_out(engine: cf.Video2World) -> None:

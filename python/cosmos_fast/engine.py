@@ -409,6 +409,12 @@ class Video2World:
             self._parts.residence.require_resident()
             yield self._parts
 
+    @property
+    def transformer(self) -> GraphedDiT:
+        """The transformer as this engine's own calls run it, replayed where that pays: for a
+        caller that :meth:`lend` has given its turn to. A result holds until the next call."""
+        return self._studio.dit
+
     def embed(self, prompt: Prompt, *, inspection: Inspection | None = None) -> TextEmbedding:
         """What the transformer attends to in place of ``prompt``; from the cache where it is.
 

@@ -26,8 +26,9 @@ GRAPH_TOKENS: Final = 8192
 """Up to this many tokens a forward is replayed. One of 4,800 tokens takes about 36 ms on an H200,
 a slow host's launches a third of it; one of 27,216 takes 420 ms, and launches hide behind it."""
 
-_MOST_GRAPHS: Final = 4
-"""Shapes and prompts kept at a time: two guided clips."""
+_MOST_GRAPHS: Final = 8
+"""Shapes kept at a time: four guided clips, or a batch of worlds, its search and their tails. They
+share the memory between their kernels."""
 
 
 @dataclass
@@ -62,9 +63,9 @@ class GraphedDiT:
         self._recorded.clear()
         self._pool = None
 
-    def replays(self, layout: TokenLayout, device: torch.device) -> bool:
-        """Whether clips of this size are replayed on ``device``."""
-        tokens = math.prod(layout.grid)
+    def replays(self, layout: TokenLayout, device: torch.device, batch: int = 1) -> bool:
+        """Whether ``batch`` clips of this size at a time are replayed on ``device``."""
+        tokens = batch * math.prod(layout.grid)
         return device.type == "cuda" and layout.raster_index is None and tokens <= self._most_tokens
 
     def __call__(
@@ -84,7 +85,7 @@ class GraphedDiT:
         Args:
             slot: callers that alternate, as the branches of guidance do, have one each.
         """
-        if not self.replays(layout, x_BCTHW.device):
+        if not self.replays(layout, x_BCTHW.device, len(x_BCTHW)):
             return self._run(x_BCTHW, t_BT, mask_B1THW, text, layout, rope, modulations)
         blocks_LKBTE, final_BTE = modulations
         assert isinstance(blocks_LKBTE, torch.Tensor), "weights that come and go are not replayed"

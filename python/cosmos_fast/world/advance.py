@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from cosmos_fast.engine import Video2World
     from cosmos_fast.model.dit import Modulations
+    from cosmos_fast.model.graphs import GraphedDiT
     from cosmos_fast.parts import Parts
     from cosmos_fast.prompt import Inspection
     from cosmos_fast.sampling import Predictor
@@ -118,7 +119,9 @@ def advance(
     scripts = {id(state.script): state.script for state in states}
     texts = {key: script.admitted(engine, inspection) for key, script in scripts.items()}
     with engine.lend() as parts, torch.no_grad():
-        return _Chunks(parts, tuple(states), texts, chunk, plan, inspection).step()
+        return _Chunks(
+            parts, engine.transformer, tuple(states), texts, chunk, plan, inspection
+        ).step()
 
 
 class _Chunks:
@@ -127,13 +130,14 @@ class _Chunks:
     def __init__(
         self,
         parts: Parts,
+        transformer: GraphedDiT,
         states: tuple[WorldState, ...],
         texts: dict[int, TextEmbedding | NoText],
         chunk: Chunk | None,
         plan: Plan,
         inspection: Inspection,
     ) -> None:
-        self.texts = texts
+        self.texts, self.transformer = texts, transformer
         self.parts, self.states, self.chunk, self.plan = parts, states, chunk, plan
         self.inspection = inspection
         profile, first = parts.profile, states[0]
@@ -240,18 +244,17 @@ class _Chunks:
         action = dit.action_context(actions)
         modulations = _OncePerStep(lambda times: dit.modulations(times, action))
 
-        def branch(texts: list[TextEmbedding | NoText]) -> Predictor:
+        def branch(texts: list[TextEmbedding | NoText], slot: int) -> Predictor:
             length = max(0 if isinstance(text, NoText) else text.length for text in texts)
             context = dit.text_context(self._rows(texts), length)
 
             def velocity(
                 x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
             ) -> torch.Tensor:
-                flow: torch.Tensor = dit(
-                    x, times, mask, context, self.layout, rope=rope,
-                    modulations=modulations(times, step),
-                )  # fmt: skip
-                return flow
+                now = modulations(times, step)
+                return self.transformer(
+                    x, times, mask, context, self.layout, rope=rope, modulations=now, slot=slot
+                )
 
             return denoiser(velocity, given)
 
@@ -261,8 +264,8 @@ class _Chunks:
             if isinstance(negative, str):
                 self.inspection.prompt("negative prompt", negative)
             against = parts.text.embed([negative])[0] if isinstance(negative, str) else NO_TEXT
-            unconditional = branch([against])
-        own = branch([self.texts[id(state.script)] for state in states])
+            unconditional = branch([against], 1)
+        own = branch([self.texts[id(state.script)] for state in states], 0)
         return guided(own, unconditional, guidance)
 
     def _rows(self, texts: list[TextEmbedding | NoText]) -> torch.Tensor:
