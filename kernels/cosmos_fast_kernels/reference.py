@@ -143,12 +143,14 @@ def rms_silu(
     history: int,
     *,
     keep_total: bool,
+    kept_BTHWC: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """The end of one causal convolution and the way into the next.
 
     The sum x + bias + residual + its bias, rounded; of that the SiLU of each position's channel
     vector, scaled to length √C and by gamma (or the sum itself, where gamma is None), behind the
-    ``history`` frames before it (zeros where ``earlier`` is None); and the last frames of that.
+    ``history`` frames before it (zeros where ``earlier`` is None); and the last frames of that, in
+    ``kept`` where it is given.
     """
     total = x_BTHWC.float()
     for addend in (bias_C, residual_bias_C, residual_BTHWC):
@@ -162,7 +164,9 @@ def rms_silu(
     if earlier_BTHWC is None:
         earlier_BTHWC = value.new_zeros((value.shape[0], history, *value.shape[2:]))
     padded = torch.cat((earlier_BTHWC, value), dim=1)
-    return total if keep_total else None, padded, padded[:, padded.shape[1] - history :].clone()
+    last = padded[:, padded.shape[1] - history :]
+    kept = last.clone() if kept_BTHWC is None else kept_BTHWC.copy_(last)
+    return total if keep_total else None, padded, kept
 
 
 def upsample(x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: bool) -> torch.Tensor:

@@ -108,6 +108,7 @@ def rms_silu(
     history: int,
     *,
     keep_total: bool,
+    kept_BTHWC: torch.Tensor | None = None,
     out: Assembled | None = None,
 ) -> Assembled:
     """``reference.rms_silu`` in one launch.
@@ -120,17 +121,21 @@ def rms_silu(
         earlier_BTHWC: ``kept`` of the chunk before; None: zeros, at the start of a clip.
         history: frames that the convolution sees before the first one.
         keep_total: whether the sum is wanted too.
-        out: where to write, contiguous tensors of the shapes of :class:`Assembled` and x's dtype.
-            None: new ones.
+        kept_BTHWC: where the last frames go, contiguous, like ``earlier`` and not the same memory;
+            None: a new tensor.
+        out: where to write all of it, contiguous tensors of the shapes of :class:`Assembled` and
+            x's dtype. None: new ones.
 
     Raises:
         ValueError: shapes, dtypes, devices or strides that the kernel cannot take.
     """
     _check(x_BTHWC, gamma_C, bias_C, residual_BTHWC, residual_bias_C, earlier_BTHWC, history)
     batch, frames, height, width, channels = x_BTHWC.shape
-    out = _made(x_BTHWC, history, keep_total) if out is None else out
+    out = _made(x_BTHWC, history, keep_total, kept_BTHWC) if out is None else out
     _check_out(x_BTHWC, history, keep_total, out)
     total, padded, kept = out
+    if earlier_BTHWC is not None and kept.data_ptr() == earlier_BTHWC.data_ptr() and history:
+        raise ValueError("kept: earlier is read while it is written; another tensor is needed")
     if x_BTHWC.numel() == 0:
         return out
     block_c = triton.next_power_of_2(channels)
@@ -165,12 +170,14 @@ def rms_silu(
     return out
 
 
-def _made(x_BTHWC: torch.Tensor, history: int, keep_total: bool) -> Assembled:
+def _made(
+    x_BTHWC: torch.Tensor, history: int, keep_total: bool, kept_BTHWC: torch.Tensor | None
+) -> Assembled:
     batch, frames, *rest = x_BTHWC.shape
     return Assembled(
         torch.empty_like(x_BTHWC) if keep_total else None,
         x_BTHWC.new_empty((batch, history + frames, *rest)),
-        x_BTHWC.new_empty((batch, history, *rest)),
+        x_BTHWC.new_empty((batch, history, *rest)) if kept_BTHWC is None else kept_BTHWC,
     )
 
 

@@ -212,12 +212,13 @@ def _empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> torch.Ten
 
 
 def _metered_rms_silu(
-    x: torch.Tensor, *others: Any, keep_total: bool
+    x: torch.Tensor, *others: Any, keep_total: bool, kept_BTHWC: torch.Tensor | None = None
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     history: int = others[-1]
     padded = x.new_empty((x.shape[0], history + x.shape[1], *x.shape[2:]))
-    kept = x.new_empty((x.shape[0], history, *x.shape[2:]))
-    return (torch.empty_like(x) if keep_total else None), padded, kept
+    if kept_BTHWC is None:
+        kept_BTHWC = x.new_empty((x.shape[0], history, *x.shape[2:]))
+    return (torch.empty_like(x) if keep_total else None), padded, kept_BTHWC
 
 
 def _metered_upsample(x: torch.Tensor, _: torch.Tensor | None, *, in_time: bool) -> torch.Tensor:
