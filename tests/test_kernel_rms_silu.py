@@ -112,6 +112,19 @@ def test_without_a_norm_the_sum_is_assembled(history: int) -> None:
     assert torch.equal(kept, padded[:, 3:])
 
 
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_last_frames_go_where_they_are_wanted(frames: int) -> None:
+    one = given((2, frames, 2, 3, 24), torch.float32)
+    fresh = run(one)[2]
+    for assemble in (rms_silu, reference.rms_silu):
+        place = torch.full_like(one["earlier"], math.nan)
+        kept = assemble(*one.values(), keep_total=False, kept_BTHWC=place)[2]
+        assert kept is place
+        torch.testing.assert_close(place, fresh)
+    with pytest.raises(ValueError, match="read while it is written"):
+        rms_silu(*one.values(), keep_total=False, kept_BTHWC=one["earlier"])
+
+
 def test_a_vector_of_zeros_stays_finite() -> None:
     one = given((1, 1, 1, 2, 24), torch.float32)
     one |= {"x": torch.zeros_like(one["x"]), "residual": None, "bias": None, "residual_bias": None}

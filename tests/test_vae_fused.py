@@ -109,6 +109,26 @@ def test_kernels_give_what_torch_gives(vae: VAE) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("frame_by_frame", [False, True])
+@torch.inference_mode()
+def test_what_stays_for_a_clip_is_there_before_its_first_chunk(
+    vae: VAE, frame_by_frame: bool
+) -> None:
+    """And is never anywhere else: no history is made among what comes and goes."""
+    decoder = FusedDecoder(vae.decoder, vae.post_quant_conv, Ops(), frame_by_frame=frame_by_frame)
+    z = vae._denormalised(torch.randn(1, 16, 4, 3, 2, device=DEVICE))
+    decoder._histories = histories = decoder._begun(z[:, :, :1])
+
+    def places() -> set[int]:
+        made = [*histories._places.values(), *histories._spare.values()]
+        return {one.data_ptr() for one in (*made, *decoder._weights.values())}
+
+    before = places()
+    for index in range(z.shape[2]):
+        decoder.chunk(z[:, :, index : index + 1])
+        assert places() == before
+
+
 def test_clips_may_alternate(vae: VAE) -> None:
     first, second = torch.randn(2, 1, 16, 2, 2, 2, device=DEVICE).unbind()
     one, two = (fused_chunks(vae, latents, Ops()) for latents in (first, second))

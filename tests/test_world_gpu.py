@@ -38,6 +38,7 @@ def started(engine: cf.Video2World, count: int, **options: Any) -> cf.World:
     return world
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")
 def test_a_step_neither_waits_for_the_device_nor_copies_to_the_host(engine: cf.Video2World) -> None:
     world = started(engine, 2)
     world.step(on_device(2))

@@ -31,8 +31,7 @@ PCIE_4_X8: Final = 12_500_000_000
 """Bytes a second; estimate."""
 
 # Shares of the data sheet's rates (989 TFLOP/s in dense bfloat16, 4.8 TB/s) that an H200 at its
-# power limit kept up for seconds, with torch 2.11 and our kernels, but for one that says otherwise.
-# For other cards: estimates.
+# power limit kept up for seconds, with torch 2.11 and our kernels. For other cards: estimates.
 ATTENTION_SHARE: Final = 0.68
 """FA3 reached 690 to 702 TFLOP/s, our own attention 625 to 649: between the two."""
 LINEAR_SHARE: Final = 0.70
@@ -45,10 +44,12 @@ COPY_SHARE: Final = 0.86
 DECODER_SHARE: Final = 0.325
 """VAE decode between kernels: 229 TFLOP in 0.70 to 0.73 s, 717 TFLOP in 2.27 s."""
 CONVOLUTION_SHARE: Final = 0.14
-"""The VAE without them: 229 TFLOP of decoding in 1.53 to 1.59 s, a frame encoded in 17 ms."""
-TEXT_SHARE: Final = 0.40
-"""T5-11B, 512 rows a prompt: 10.7 TFLOP in 27 ms. A prediction, not measured: ``benches/LOG.md``
-has the arithmetic. transformers' encoder took 90 to 200 ms, waiting for the host."""
+"""The VAE's decoder without them: 229 TFLOP in 1.53 to 1.59 s."""
+ENCODER_SHARE: Final = 0.171
+"""The VAE's encoder, channels last: a frame of 432 x 768 in 14.3 ms, of 704 x 1280 in 36.9; 1.2
+of them whatever the size."""
+TEXT_SHARE: Final = 0.454
+"""T5-11B, 512 rows a prompt: 10.7 TFLOP in 23.9 ms."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,10 @@ class Card:
     @property
     def convolution_flops(self) -> float:
         return self.bf16_flops * CONVOLUTION_SHARE
+
+    @property
+    def encoder_flops(self) -> float:
+        return self.bf16_flops * ENCODER_SHARE
 
     @property
     def text_flops(self) -> float:

@@ -76,9 +76,15 @@ _FRAME_BY_FRAME_SLOWDOWN: Final = 0.1
 as often, for a quarter of the positions each; estimate."""
 _FRAME_BY_FRAME_UNFUSED: Final = 0.14
 """The same of the plain decoder: 1.75 s and 1.53 s."""
-_OPENING_SECONDS: Final = 0.006
-"""What a stage that gives its memory back takes for that, where it is short enough to show; an
-estimate: an encode took 23 ms longer with a dozen segments opened and closed, and has four now."""
+_OPENING_SECONDS: Final = 0.003
+"""What a stage that gives its memory back takes for that, where it is short enough to show: an
+encode took 2 to 4 ms longer."""
+_ENCODING_SECONDS: Final = 0.0017
+"""Of an encode, whatever its size: a picture's way to the device, and the first launches."""
+_TEXT_SECONDS: Final = 0.004
+"""Of the text stage, whatever the encoder: tokens, and rows on their way to the host and back."""
+_TEXT_OPENING_SECONDS: Final = 0.008
+"""What the text stage takes longer where its layers come over the bus, beside the copies."""
 _WHOLE: Final[Mapping[str, tuple[float, bool]]] = MappingProxyType({"whole": (0.0, True)})
 
 
@@ -152,10 +158,13 @@ def stages(workload: Workload, card: Card, *, moves: bool = True) -> tuple[Stage
     shapes = partial(_shapes, workload, card)
     if card.caches and not moves:
         shapes = partial(_grown, workload, _taken_in_turn(workload))
-    text = () if workload.text is None else (text_stage(workload, workload.text, card, shapes),)
+    opens = moves and card.caches
+    text: tuple[Stage, ...] = ()
+    if workload.text is not None:
+        text = (text_stage(workload, workload.text, card, shapes, opens=opens),)
     return (
         *text,
-        encode_stage(workload, card, vae, shapes, opens=moves and card.caches),
+        encode_stage(workload, card, vae, shapes, opens=opens),
         denoise_stage(workload, card, shapes),
         decode_stage(workload, card, vae, shapes),
     )
@@ -213,8 +222,10 @@ def _shapes(
     return tuple(found)
 
 
-def text_stage(workload: Workload, shape: T5Config, card: Card, shapes: ShapesOf) -> Stage:
-    """T5, one pass for all prompts; its layers may stream."""
+def text_stage(
+    workload: Workload, shape: T5Config, card: Card, shapes: ShapesOf, *, opens: bool
+) -> Stage:
+    """T5, one pass for all prompts; its layers may stream. ``opens`` as for an encode."""
     inner, width = shape.num_heads * shape.d_kv, workload.text_dtype.itemsize
     matrices = [shape.d_model * inner] * 4 + [shape.d_model * shape.d_ff] * 2
     norms = [shape.d_model] * 2
@@ -222,10 +233,16 @@ def text_stage(workload: Workload, shape: T5Config, card: Card, shapes: ShapesOf
     flops = 2 * TEXT_ROWS * sum(matrices) + 4 * TEXT_ROWS**2 * inner
     nanos = _nanos(workload.branches * flops, card.text_flops)
     embedding = _packed([shape.vocab_size * shape.d_model, shape.d_model], width)
+    # On the last layer: it is before or behind all copies, and hides none of them.
+    around = _nanos(_TEXT_SECONDS + _TEXT_OPENING_SECONDS * opens, 1)
     blocks = [Block("embedding", embedding, 0, hold=True)]
     bias = _packed([shape.num_heads * shape.buckets], width)
     blocks += [
-        Block(f"layer {index}", layer + bias * (index == 0), nanos)
+        Block(
+            f"layer {index}",
+            layer + bias * (index == 0),
+            nanos + around * (index == shape.num_layers - 1),
+        )
         for index in range(shape.num_layers)
     ]
     return Stage(
@@ -272,6 +289,7 @@ def encode_stage(
         opens: device memory is taken for the stage, and given back.
     """
     nanos = _vae_nanos(workload, card, 1, workload.num_conditional_frames)
+    nanos += _nanos(_ENCODING_SECONDS, 1)
     return _vae_stage(
         workload,
         ("encode", "vae encoder", "encoder"),
@@ -324,10 +342,11 @@ def _vae_stage(
 
 def _vae_nanos(workload: Workload, card: Card, way: int, frames: int) -> int:
     pixels = workload.size.height * workload.size.width
-    fused = workload.fused and way == 0
     further = int(latent_frames(frames)) - 1
     flops = pixels * (_PIXEL_FLOPS_FIRST[way] + further * _PIXEL_FLOPS_NEXT[way])
-    return _nanos(flops, card.decoder_flops if fused else card.convolution_flops)
+    if way:
+        return _nanos(flops, card.encoder_flops)
+    return _nanos(flops, card.decoder_flops if workload.fused else card.convolution_flops)
 
 
 def _nanos(work: float, rate: float) -> int:
