@@ -8,7 +8,8 @@ raises in the middle of a chunk. After each exception the worlds must stand wher
 on with the same bytes as if nothing had been. On a GPU the simulator has a CUDA context of its own
 beside torch's, as engines of physics have, and works in it between and within the chunks. Memory
 that grows, torch's, the card's or the host's, or a descriptor, thread or child process that stays
-behind, is a failure. The last line of the output is one JSON object.
+behind, is a failure. The last line of the output is one JSON object; its "megabytes" are the
+process's own memory from the start to the end, so that the shape of a leak can be seen.
 
     python -m tools.soak_world --seconds 3600 --limit 60
 """
@@ -39,6 +40,8 @@ SIZE: Final = (32, 48)
 MEGABYTES_AN_HOUR: Final = 20.0
 WARM_UP: Final = 0.2
 """Share of the steps in which allocators and caches may still grow."""
+TOLD: Final = 20
+"""Values of the process's own memory in the result, from the first to the last."""
 SAMPLED: Final = 5
 """Steps from one look at the process to the next."""
 
@@ -262,7 +265,14 @@ def verdict(samples: list[Sample], on_device: list[Held], steps: int) -> dict[st
     return {
         "ok": ok, "megabytes_over_the_run": round(slope, 2),
         "device_megabytes": torchs, "card_megabytes": cards, **grown,
+        "megabytes": [round(samples[at].megabytes, 2) for at in spread(len(samples))],
     }  # fmt: skip
+
+
+def spread(count: int) -> list[int]:
+    """At most ``TOLD`` of ``range(count)``, evenly, the first and the last among them."""
+    told = min(count, TOLD)
+    return [round(at * (count - 1) / max(told - 1, 1)) for at in range(told)]
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from cosmos_fast.request import Options, Recipe, Request, resolve
 from cosmos_fast.turns import Turns
 from cosmos_fast.types import Frames, Latents, Prompt, TextEmbedding
 from cosmos_fast.wording import Desk
+from cosmos_fast.worker import Worker
 
 if TYPE_CHECKING:
     import os
@@ -59,6 +60,7 @@ class Video2World:
         parts.residence.on_move = dit.clear
         self._studio = Studio(parts, desk, self._ranks, dit)
         self._turns = Turns()
+        self._worker = Worker("cosmos-fast world")
         self._lost: str | None = None
 
     @classmethod
@@ -385,6 +387,11 @@ class Video2World:
         """
         with self._ranks.together(what):
             yield self._ranks
+
+    @property
+    def worker(self) -> Worker:
+        """The thread of what the rooms above are given to do later; it lives as long as this."""
+        return self._worker
 
     @property
     def ranks(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -28,6 +27,7 @@ from cosmos_fast.world.timing import History, WorldReport
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from concurrent.futures import Future
     from types import TracebackType
 
     from cosmos_fast.engine import Video2World
@@ -81,7 +81,7 @@ class World:
         self._states: tuple[WorldState, ...] | None = None
         self._history = History()
         self._turn = threading.Lock()
-        self._worker: ThreadPoolExecutor | None = None
+        self._line = engine.worker.line()
         self._closed = False
 
     @property
@@ -178,16 +178,18 @@ class World:
                 decode=decode,
                 **{**self._options, **options},
             )
-            self._states = made.state
+            if not self._closed:  # as a callback of this step may have done
+                self._states = made.state
             self._history.add(made.report)
         return made
 
     def submit(self, actions: Any = None, **options: Any) -> Future[WorldStep]:
-        """:meth:`step` on a thread of this world's own, in order; the engine still serves one at a
-        time. Work runs on the caller's current CUDA stream."""
+        """:meth:`step` on the engine's own thread, in order of submission, that of all its worlds.
+
+        Work runs on the caller's current CUDA stream. Callbacks, the future's too, are called on
+        that thread: there, do not wait for other submitted steps.
+        """
         self._check_open()
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, thread_name_prefix="cosmos-fast world")
         stream: Any = nullcontext()
         if self.engine.device.type == "cuda":
             stream = torch.cuda.stream(torch.cuda.current_stream(self.engine.device))
@@ -196,7 +198,7 @@ class World:
             with stream:
                 return self.step(actions, **options)
 
-        return self._worker.submit(work)
+        return self._line.submit(work)
 
     def fork(self, world: int, copies: int, *, seeds: Sequence[int] | None = None) -> World:
         """A new world of ``copies`` that share the past of one of these; nothing is copied.
@@ -264,10 +266,9 @@ class World:
         return self._history.report()
 
     def close(self) -> None:
-        """Lets go of the states and the worker; waits for submitted steps. May be called again."""
-        if self._worker is not None:
-            self._worker.shutdown(wait=True, cancel_futures=True)
-            self._worker = None
+        """Lets go of the states. Of this world's submitted steps, the one that has begun is waited
+        for, unless this is called in it, and the others are cancelled. May be called again."""
+        self._line.finish()
         self._closed = True
         self._states = None
 
