@@ -258,19 +258,21 @@ def ended(folder: Path, body: str) -> tuple[list[str], float]:
         },
     )
     assert process.stdout is not None
-    words = []
-    try:
+    assert process.stderr is not None
+    words, since = list[str](), 0.0
+    limit = threading.Timer(SOON, process.kill)
+    limit.start()
+    with process:
+        # All of it in one way: what one reader has read ahead, another would not see.
         for line in process.stdout:
             words.append(line.strip())
-            if line == "leaving\n":
-                break
-        since = time.monotonic()
-        rest, errors = process.communicate(timeout=SOON)
-    finally:
-        process.kill()
-        process.wait()
+            if words[-1] == "leaving":
+                since = time.monotonic()
+        errors = process.stderr.read()
+    seconds = time.monotonic() - since
+    limit.cancel()
     assert (process.returncode, errors) == (0, "")
-    return words + rest.split("\n")[:-1], time.monotonic() - since
+    return words, seconds
 
 
 @pytest.mark.parametrize("closes", [False, True], ids=["as it is", "closed by its block"])
