@@ -192,14 +192,14 @@ def heap(trace: Trace) -> Heap:
     """
     plain = _followed(trace, 0)
     least, most = plain.peak_allocated, _followed(trace, 1 << 50).extent
-    best = Heap(0, plain.peak_reserved)
+    best = Heap(0, _with_spare(plain.peak_reserved))
     for step in range(_STEPS + 1):
-        segment = _rounded(least + (most - least) * step // _STEPS)
+        # Followed in the segment that will be there: in one of another size requests lie elsewhere.
+        segment = _with_spare(_rounded(least + (most - least) * step // _STEPS))
         total = _followed(trace, segment).peak_reserved
         if total < best.total:
             best = Heap(segment, total)
-    more = _rounded(int(best.total * _SPARE) + _SPARE_BYTES)
-    return Heap(best.segment and best.segment + more, best.total + more)
+    return best
 
 
 def in_turn(traces: Iterable[Trace]) -> list[int]:
@@ -218,6 +218,10 @@ def _followed(trace: Trace, first: int) -> Segments:
     segments.extent = 0
     segments.follow(trace)
     return segments
+
+
+def _with_spare(size: int) -> int:
+    return size + _rounded(int(size * _SPARE) + _SPARE_BYTES)
 
 
 def _rounded(size: int) -> int:
