@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import cosmos_fast as cf
 from cosmos_fast.parallel import Ranks
+from cosmos_fast.prompt.inspection import Gate
 from cosmos_fast.report import Clock
 from cosmos_fast.types import Frames
 from cosmos_fast.weights import find_checkpoint
@@ -335,6 +338,31 @@ def test_a_check_that_hung_once_is_not_asked_again(
             run_to(engine, tmp_path / "a.mp4")
         assert blocked.value.cause == "timeout"
     assert len(slow.seen) == 1
+
+
+def test_one_thread_answers_for_as_long_as_it_answers_in_time(
+    engine_with: Callable[..., cf.Video2World], tmp_path: Path
+) -> None:
+    """torch makes plans of convolutions anew for every thread, and keeps them."""
+    asked = set()
+
+    def answered(_: object) -> cf.Verdict:
+        asked.add(threading.get_ident())
+        return cf.Verdict(True)
+
+    engine = engine_with(cf.Guardrail([Check("text", answered)], [Check("frames", answered)]))
+    for number in range(2):
+        run_to(engine, tmp_path / f"{number}.mp4")
+    assert len(asked) == 1
+    assert threading.get_ident() not in asked
+
+
+def test_whoever_asks_at_the_same_time_does_not_wait_for_the_other() -> None:
+    gate = Gate(cf.Guardrail([Check()], [Check()], timeout_s=20), "own")
+    both = threading.Barrier(2, timeout=15)
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(gate.answer, "mine", None, "checking", both.wait) for _ in range(2)]
+    assert sorted(one.result() for one in found) == [0, 1]
 
 
 def test_frames_of_another_shape_block(

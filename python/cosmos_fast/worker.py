@@ -18,23 +18,24 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 _EXIT_SECONDS: Final = 30.0
-"""How long the interpreter's exit waits for work that has begun."""
+"""How long the interpreter's exit waits for work that has begun, unless it is told otherwise."""
 
 
 class Worker:
     """One thread, from the first piece of work until nobody holds this any more.
 
     Work is done in order of arrival. At the interpreter's exit what has not begun is cancelled, and
-    what has begun is waited for, 30 s at most: a thread that is cut off inside torch may abort the
+    what has begun is waited for, for a while: a thread that is cut off inside torch may abort the
     process.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, exit_seconds: float | None = None) -> None:
         """
         Args:
             name: the thread's.
+            exit_seconds: how long the interpreter's exit waits for what has begun; None: 30.
         """
-        self._name = name
+        self._name, self._exit_seconds = name, exit_seconds
         self._starting = threading.Lock()
         self._todo: _Todo = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -65,7 +66,7 @@ class Worker:
         thread = threading.Thread(target=_serve, args=(self._todo,), name=self._name, daemon=True)
         thread.start()
         self._thread = thread
-        weakref.finalize(self, _end, weakref.ref(self), self._todo, thread)
+        weakref.finalize(self, _end, weakref.ref(self), self._todo, thread, self._exit_seconds)
 
 
 class Line:
@@ -148,7 +149,9 @@ def _serve(todo: _Todo) -> None:
         del piece  # while waiting for the next one, nothing of it is kept
 
 
-def _end(worker: weakref.ref[Worker], todo: _Todo, thread: threading.Thread) -> None:
+def _end(
+    worker: weakref.ref[Worker], todo: _Todo, thread: threading.Thread, exit_seconds: float | None
+) -> None:
     """Of a worker that nobody holds and that so has nothing to do; or, while it is still held, of
     the process. In the first case any thread may be here, with any lock, and must not wait."""
     exiting = worker() is not None
@@ -161,4 +164,4 @@ def _end(worker: weakref.ref[Worker], todo: _Todo, thread: threading.Thread) -> 
             piece.cancel()
     todo.put(None)
     if exiting:
-        thread.join(_EXIT_SECONDS)
+        thread.join(_EXIT_SECONDS if exit_seconds is None else exit_seconds)

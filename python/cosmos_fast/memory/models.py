@@ -189,7 +189,8 @@ def _grown(
     workload: Workload, taken: Mapping[str, int], stage: str, ways: Mapping[str, object]
 ) -> tuple[Shape, ...]:
     """The plain shape alone."""
-    return (Shape("whole", taken[stage] + apart(_beside(workload, stage))),)
+    beside = apart([*_beside(workload, stage), *_untraced(stage)])
+    return (Shape("whole", taken[stage] + beside),)
 
 
 def _beside(workload: Workload, stage: str) -> list[int]:
@@ -200,9 +201,14 @@ def _beside(workload: Workload, stage: str) -> list[int]:
     if stage in ("text", "encode"):
         return [*small, latent // workload.latent_size[0]]
     if stage == "denoise":
-        return [*small, latent, latent, _UNTRACED]
+        return [*small, latent, latent]
     chunk = 3 * TEMPORAL_STRIDE * height * width
     return [latent, *[chunk] * -(-workload.num_frames // TEMPORAL_STRIDE)]
+
+
+def _untraced(stage: str) -> list[int]:
+    """Bytes that a device's libraries take in a stage."""
+    return [_UNTRACED] if stage == "denoise" else []
 
 
 def _shapes(
@@ -217,7 +223,8 @@ def _shapes(
     for (name, (slowdown, exact)), one in zip(ways.items(), counted, strict=True):
         slower = round(slowdown * 1e6)
         if card.caches:
-            taken, segment = one.heap.total + apart(beside), one.heap.segment
+            taken = one.heap.total + apart([*beside, *_untraced(stage)])
+            segment = one.heap.segment
         else:
             taken, segment = one.tensors + sum(beside), 0
         found.append(Shape(name, taken, slower, exact, segment))

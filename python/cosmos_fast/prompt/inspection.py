@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextvars
 import logging
 import math
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -26,6 +26,7 @@ from cosmos_fast.prompt.guardrail import (
     Verdict,
 )
 from cosmos_fast.types import Frames
+from cosmos_fast.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -98,6 +99,9 @@ class Gate:
         self.without = without
         self._loaded: set[int] = set()
         self._stuck: str | None = None
+        self._idle: list[Worker] = []
+        """Threads that have answered and wait for the next question: torch keeps plans of
+        convolutions for every thread, and a new one would make its own and leave them behind."""
 
     @classmethod
     def open(cls, requested: str, verdict: str, reason: str) -> Gate:
@@ -160,7 +164,7 @@ class Gate:
             )
         seconds = self.guardrail.timeout_s
         try:
-            return _within(seconds, work)
+            return _within(self._idle, seconds, work)
         except _TooLate:
             self._stuck = f"the guardrail's {name} did not answer within {seconds:g} s ({doing})"
             raise GuardrailBlocked(
@@ -384,10 +388,14 @@ class _TooLate(Exception):
     """The work is not done and will be left behind."""
 
 
-def _within(seconds: float, work: Callable[[], Value]) -> Value:
-    """Runs ``work`` in a thread of its own, on the caller's CUDA device and stream.
+def _within(idle: list[Worker], seconds: float, work: Callable[[], Value]) -> Value:
+    """Runs ``work`` in another thread, on the caller's CUDA device and stream.
 
     Python cannot end a thread: one that does not come back is left behind, as a daemon.
+
+    Args:
+        idle: takes one of these, or a new one, and puts it back where it has answered. Whoever asks
+            at the same time has another one: nobody's time runs while others are looked at.
     """
     outcome: list[Value] = []
     errors: list[BaseException] = []
@@ -403,14 +411,16 @@ def _within(seconds: float, work: Callable[[], Value]) -> Value:
         except BaseException as error:
             errors.append(error)
 
-    context = contextvars.copy_context()
-    thread = threading.Thread(
-        target=lambda: context.run(run), name="cosmos-fast guardrail", daemon=True
-    )
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise _TooLate
+    try:
+        worker = idle.pop()
+    except IndexError:
+        worker = Worker("cosmos-fast guardrail", exit_seconds=0.0)
+    answer = worker.line().submit(partial(contextvars.copy_context().run, run))
+    try:
+        answer.result(seconds)
+    except TimeoutError:
+        raise _TooLate from None
+    idle.append(worker)
     if not errors:
         return outcome[0]
     error = errors.pop()
