@@ -11,11 +11,15 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
+from cosmos_fast.model.attention_table import ERROR_LIMIT, classes_of, self_test_error
+from cosmos_fast.model.ops.backends import candidates
 from cosmos_fast_kernels.attention import BLOCKS, Blocks, KeyBlocks, attention
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
+
+    from cosmos_fast.model.attention_table import ShapeClass
 
 SMALL = Blocks(rows=32, keys=32, num_warps=4, num_stages=1)
 
@@ -193,6 +197,14 @@ def test_what_cannot_be_taken_is_refused(
 def test_shipped_blocks_divide_a_listed_block() -> None:
     for blocks in BLOCKS.values():
         assert 128 % blocks.rows == 128 % blocks.keys == 0
+
+
+@pytest.mark.parametrize("wanted", classes_of("portable", (9, 0)))
+def test_attention_passes_its_test_at_the_start_of_an_engine(wanted: ShapeClass) -> None:
+    """Through the seam, in each form in which an engine may choose it."""
+    attend = candidates((8, 9), torch.float16, 64)["portable"]
+    error = self_test_error(attend, 64, torch.float16, "cpu", [wanted])
+    assert error <= ERROR_LIMIT[torch.float16]
 
 
 @pytest.mark.gpu

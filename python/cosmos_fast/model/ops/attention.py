@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 
 import torch
@@ -18,6 +18,8 @@ from cosmos_fast.model.attention import (
 from cosmos_fast.model.attention_table import (
     ERROR_LIMIT,
     Backend,
+    ShapeClass,
+    classes_of,
     preferences,
     self_test_error,
     shape_class,
@@ -51,20 +53,56 @@ class TableAttention:
     ) -> TableAttention:
         """With the backends of ``device`` that pass their test for heads of this size."""
         capability = torch.cuda.get_device_capability(device)
+        fallbacks: dict[Backend, Attention] = {"sdpa": torch_attention}
+        if fallback is cudnn_attention:
+            fallbacks = {"cudnn": cudnn_attention, **fallbacks}
+        found = candidates(capability, dtype, head_dim)
+        if not found:
+            return cls(capability, {}, fallback)
+        with torch.cuda.device(device):
+            return cls.passing(capability, found, fallbacks, head_dim, dtype, str(device))
+
+    @classmethod
+    def passing(
+        cls,
+        capability: tuple[int, int],
+        found: Mapping[Backend, Attention],
+        fallbacks: Mapping[Backend, Attention],
+        head_dim: int,
+        dtype: torch.dtype,
+        device: str,
+    ) -> TableAttention:
+        """With those of ``found`` that pass their test in all that the table names them for.
+
+        Args:
+            fallbacks: torch's own, best first. The first that passes is taken; the last, if none
+                does: nothing is left to fall back to.
+
+        Warns:
+            RuntimeWarning: which have failed, and how.
+        """
         passed: dict[Backend, Attention] = {}
         failures: dict[Backend, str] = {}
-        for name, attend in candidates(capability, dtype, head_dim).items():
-            with torch.cuda.device(device):
-                failure = _failure(attend, head_dim, dtype, str(device))
+        for name, attend in found.items():
+            failure = _failure(attend, head_dim, dtype, device, classes_of(name, capability))
             if failure is None:
                 passed[name] = attend
             else:
                 failures[name] = failure
+        # Whatever a backend cannot take comes here too, even where the table never does.
+        classes: list[ShapeClass] = ["self", "cross", "folded"]
+        if not any(name in passed for name in preferences(capability, "merged")):
+            classes.append("merged")
+        for name, fallback in fallbacks.items():
+            failure = _failure(fallback, head_dim, dtype, device, classes)
+            if failure is None:
+                break
+            failures[name] = failure
         if failures:
             warnings.warn(
                 f"attention falls back: {failures}; please report this with your versions",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return cls(capability, passed, fallback, failures)
 
@@ -121,9 +159,17 @@ class TableAttention:
         return names.get(chosen) or f"fa3-fwd {metadata.version('fa3-fwd')}"
 
 
-def _failure(attend: Attention, head_dim: int, dtype: torch.dtype, device: str) -> str | None:
-    """Why this attention must not be used; None if it is right."""
-    return why_wrong(lambda: self_test_error(attend, head_dim, dtype, device), ERROR_LIMIT[dtype])
+def _failure(
+    attend: Attention,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: str,
+    classes: Iterable[ShapeClass],
+) -> str | None:
+    """Why this attention must not be used for these classes; None if it is right."""
+    return why_wrong(
+        lambda: self_test_error(attend, head_dim, dtype, device, classes), ERROR_LIMIT[dtype]
+    )
 
 
 def attention_for(device: torch.device, dtype: torch.dtype) -> tuple[Attention, str]:

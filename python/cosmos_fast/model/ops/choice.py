@@ -192,8 +192,9 @@ class Ops:
     ) -> Ops:
         """What is best on ``device`` for tensors of ``dtype``.
 
-        Each attention and product that the tables name for this device is run once on a small
-        input and compared with the exact result; one that fails is passed over, with one warning.
+        Each attention and product that the tables name for this device, and torch's own attention
+        behind them, is run on small inputs, one for every design that it may take, and compared
+        with the exact result; one that fails is passed over, with one warning.
 
         Args:
             device: where the network runs.
