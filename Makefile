@@ -102,8 +102,8 @@ eval-pusher: setup  # ARGS="--model FOLDER --only accuracy"; --model mujoco for 
 bench: setup  # ARGS="--only forward" for one of them; benches/h200.md has the long list
 	@$(PYTHON) -c "import sys, torch; \
 		torch.cuda.is_available() or sys.exit('make: bench needs a CUDA device, and torch sees none')"
-	$(PYTHON) -m cosmos_fast bench --save benches/results $(ARGS)
-	$(PYTHON) benches/render.py
+	@$(PYTHON) -m cosmos_fast bench --save benches/results $(ARGS); code=$$?; \
+		$(PYTHON) benches/render.py && exit $$code
 
 wheel: setup
 	rm -rf dist

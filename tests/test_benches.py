@@ -175,3 +175,40 @@ def test_the_command_runs_the_program_that_it_names(tmp_path: Path, capsys) -> N
     document = json.loads(next(tmp_path.glob("kernels_*.json")).read_text("utf-8"))
     operations = {row["operation"] for row in document["rows"] if row["ours"]}
     assert operations >= {"qk_norm_rope", "gated_layernorm_modulate", "rms_silu", "upsample"}
+
+
+def test_a_bench_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys) -> None:
+    from cosmos_fast.cli.bench import run_all
+    from cosmos_fast.cli.exits import ExitCode
+
+    for name, line in {
+        "says": "sys.exit('no contender passed')",
+        "raises": "raise OSError('no disk')",
+        "counts": "sys.exit(3)",
+        "works": "print('works', sys.argv[1:])",
+        "ends": "sys.exit(0)",
+    }.items():
+        (tmp_path / f"bench_{name}.py").write_text(f"import sys\n{line}\n")
+    programs = {name: ["--x"] for name in ("says", "raises", "counts", "works", "ends")}
+    assert run_all(tmp_path, programs) == ExitCode.FAILED
+    told = capsys.readouterr()
+    assert told.out == "works ['--x']\n"
+    for line in (
+        "bench says failed: no contender passed",
+        "bench raises failed: OSError: no disk",
+        "bench counts failed: exit code 3",
+        "3 of 5 failed: says, raises, counts;",
+    ):
+        assert line in told.err
+    assert run_all(tmp_path, {"works": [], "ends": []}) == ExitCode.OK
+
+
+def test_attention_is_walked_through_without_a_gpu(tmp_path: Path, capsys) -> None:
+    from cosmos_fast.cli import main
+
+    assert main(["bench", "--only", "attention", "--tiny", "--save", str(tmp_path)]) == 0
+    document = json.loads(next(tmp_path.glob("attention_*.json")).read_text("utf-8"))
+    passed = {name for name, report in document["checks"].items() if report["passed"]}
+    assert passed == {"dry one", "dry two", "cudnn"}
+    assert "no end within 5 s" in document["checks"]["dry hang"]["problem"]
+    assert {row["contender"] for row in document["rows"]} == passed
