@@ -23,6 +23,8 @@ from cosmos_fast.model.vae import VAE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cosmos_fast.parts import Parts
+
 
 class TheirDiT:
     """diffusers' transformer where the engine expects ours."""
@@ -97,9 +99,7 @@ def with_their_networks(engine: cf.Video2World, *, compiled: bool = True) -> cf.
     parts = engine._parts
     names = their_backends(parts.dit, compiled=compiled)
     dit, vae = cast("DiT", TheirDiT(parts.dit, compiled=compiled)), cast("VAE", TheirVAE(parts.vae))
-    other = cf.Video2World(
-        replace(parts, dit=dit, vae=vae, ops=replace(parts.ops, names=names)), engine._desk
-    )
+    other = beside(engine, replace(parts, dit=dit, vae=vae, ops=replace(parts.ops, names=names)))
     other._studio = replace(other._studio, dit=GraphedDiT(dit, most_tokens=0))
     return other
 
@@ -134,4 +134,13 @@ def in_float32(engine: cf.Video2World) -> cf.Video2World:
         )
         wide.eval().requires_grad_(False)
     wide_parts = replace(parts, dtype=torch.float32, ops=Ops(), dit=dit, vae=vae, graphs=False)
-    return cf.Video2World(wide_parts, engine._desk)
+    return beside(engine, wide_parts)
+
+
+def beside(engine: cf.Video2World, parts: Parts) -> cf.Video2World:
+    """An engine of other parts; where weights lie stays the business of ``engine``."""
+    residence = engine._parts.residence
+    told = residence.on_move
+    other = cf.Video2World(parts, engine._desk)
+    residence.on_move = told  # else it would keep the other's networks alive
+    return other
