@@ -8,7 +8,7 @@
 #   make eval    how well the ball world's videos follow the simulator, on 32 held-out scenes
 #   make eval-pusher  how well the pusher world follows MuJoCo: pixels, policies, planning; a page and
 #                a contact sheet in outputs/pusher_evaluation
-#   make bench   speed beside the rivals on this machine's GPU: kernels, a forward, the VAE, whole
+#   make bench   speed beside the rivals on this GPU: kernels, products, a forward, VAE, T5, whole
 #                runs; writes benches/results/ and the tables and charts of BENCHMARKS.md
 #   make wheel   the wheel and the sdist, looked into
 #   make matrix  the wheel in empty environments: old and new Pythons and dependencies
@@ -99,11 +99,11 @@ eval: setup
 eval-pusher: setup  # ARGS="--model FOLDER --only accuracy"; --model mujoco for a perfect world
 	MUJOCO_GL=$${MUJOCO_GL:-osmesa} $(PYTHON) -m tools.pusherworld.evaluate $(ARGS)
 
-bench: setup  # ARGS="--only forward" for one of them; benches/h200.md has the long list
+bench: setup  # ARGS="--only forward --shape 2b_480p_81" for one of them; benches/h200.md has the long list
 	@$(PYTHON) -c "import sys, torch; \
 		torch.cuda.is_available() or sys.exit('make: bench needs a CUDA device, and torch sees none')"
-	$(PYTHON) -m cosmos_fast bench --save benches/results $(ARGS)
-	$(PYTHON) benches/render.py
+	@$(PYTHON) -m cosmos_fast bench --save benches/results $(ARGS); code=$$?; \
+		$(PYTHON) benches/render.py && exit $$code
 
 wheel: setup
 	rm -rf dist

@@ -341,5 +341,7 @@ def line_of(row: Row) -> str:
         parts.append(f"{row.teraflops:6.0f} TFLOP/s {row.share_of_gemm or 0:4.0%} of GEMM")
     if row.gigabytes_per_second:
         parts.append(f"{row.gigabytes_per_second:6.0f} GB/s {row.share_of_copy or 0:4.0%} of copy")
-    parts.append(f"speed {row.speed or 0:.2f}, error {row.error:.1e} of {row.error_limit:.1e}")
+    checked = row.error is not None and row.error_limit is not None
+    error = f"error {row.error:.1e} of {row.error_limit:.1e}" if checked else "error not known"
+    parts.append(f"speed {row.speed or 0:.2f}, {error}")
     return ", ".join(parts)

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -175,3 +176,127 @@ def test_the_command_runs_the_program_that_it_names(tmp_path: Path, capsys) -> N
     document = json.loads(next(tmp_path.glob("kernels_*.json")).read_text("utf-8"))
     operations = {row["operation"] for row in document["rows"] if row["ours"]}
     assert operations >= {"qk_norm_rope", "gated_layernorm_modulate", "rms_silu", "upsample"}
+
+
+def test_a_bench_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys) -> None:
+    from cosmos_fast.cli.bench import run_all
+    from cosmos_fast.cli.exits import ExitCode
+
+    for name, line in {
+        "says": "sys.exit('no contender passed')",
+        "raises": "raise OSError('no disk')",
+        "counts": "sys.exit(3)",
+        "works": "print('works', sys.argv[1:])",
+        "ends": "sys.exit(0)",
+    }.items():
+        (tmp_path / f"bench_{name}.py").write_text(f"import sys\n{line}\n")
+    programs = {name: ["--x"] for name in ("says", "raises", "counts", "works", "ends")}
+    assert run_all(tmp_path, programs) == ExitCode.FAILED
+    told = capsys.readouterr()
+    assert told.out == "works ['--x']\n"
+    for line in (
+        "bench says failed: no contender passed",
+        "bench raises failed: OSError: no disk",
+        "bench counts failed: exit code 3",
+        "3 of 5 failed: says, raises, counts;",
+    ):
+        assert line in told.err
+    assert run_all(tmp_path, {"works": [], "ends": []}) == ExitCode.OK
+
+
+def test_attention_is_walked_through_without_a_gpu(tmp_path: Path, capsys) -> None:
+    from cosmos_fast.cli import main
+
+    assert main(["bench", "--only", "attention", "--tiny", "--save", str(tmp_path)]) == 0
+    document = json.loads(next(tmp_path.glob("attention_*.json")).read_text("utf-8"))
+    passed = {name for name, report in document["checks"].items() if report["passed"]}
+    assert passed == {"dry one", "dry two", "cudnn"}
+    assert "no end within 5 s" in document["checks"]["dry hang"]["problem"]
+    assert {row["contender"] for row in document["rows"]} == passed
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--shape 2b_480p_81", "--shape without --only"),
+        ("--only text --shape tiny", "--shape: bench text has none; those that do: kernels, lin"),
+        ("--only run --seconds 2", "--seconds: bench run has none"),
+        ("--only vae --without fa3", "--without: bench vae has none; those that do: forward, run"),
+    ],
+)
+def test_a_flag_that_a_bench_does_not_take_is_refused(words: str, told: str, capsys) -> None:
+    from cosmos_fast.cli import main
+
+    assert main(["bench", *words.split()]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_flags_reach_the_benches_that_take_them() -> None:
+    from cosmos_fast.cli.bench import BENCHES, TAKERS, _arguments
+
+    flags: dict[str, object] = {"seconds": 2.5, "without": ("diffusers eager", "x")}
+    given = {name: _arguments(name, flags, tiny=False) for name in BENCHES}
+    assert {name for name, words in given.items() if "2.5" in words} == set(TAKERS["seconds"])
+    assert given["forward"][-3:] == ["--without", "diffusers eager", "x"]
+    assert given["run"] == ["--without", "diffusers eager", "x"]
+    assert given["vae"] == ["--seconds", "2.5", "--long", "2.5"]
+    flags = {"shape": ("action", "480p_93")}
+    assert _arguments("run", flags, tiny=False) == ["--shape", "action", "--shape", "480p_93"]
+    for name, takers in ((name, TAKERS[name]) for name in TAKERS):
+        for taker in takers:  # each program has the flag
+            assert f'"--{name}"' in (ROOT / "benches" / f"bench_{taker}.py").read_text("utf-8")
+
+
+def test_each_bench_of_the_command_runs_tiny(tmp_path: Path, capsys) -> None:
+    from cosmos_fast.cli import main
+
+    for name in ("linear", "text"):
+        code = main(["bench", "--only", name, "--tiny", "--save", str(tmp_path)])
+        assert code == 0, capsys.readouterr().err
+        assert next(tmp_path.glob(f"{name}_*.json")).is_file()
+
+
+def test_whole_runs_say_what_ran_and_how_far_it_is_off(tmp_path: Path, capsys) -> None:
+    from cosmos_fast.cli import main
+
+    words = ["bench", "--only", "run", "--tiny", "--save", str(tmp_path)]
+    assert main([*words, "--checkpoints", str(tmp_path / "random")]) == 0, capsys.readouterr().err
+    document = json.loads(next(tmp_path.glob("run_*.json")).read_text("utf-8"))
+    ours, theirs = document["rows"]
+    assert (ours["ours"], theirs["ours"]) == (True, False)
+    for row in (ours, theirs):
+        assert 0 < row["error"] <= row["error_limit"]
+    backends = {run["contender"]: run["reports"][-1]["backends"] for run in document["runs"]}
+    assert backends["ours"]["qk_norm_rope"] == "torch"
+    assert set(backends[theirs["contender"]]) == {"transformer", "attention", "vae", "launches"}
+    assert "blocks compiled by eager" in backends[theirs["contender"]]["transformer"]
+
+
+def test_whole_runs_that_are_wrong_are_refused(tmp_path: Path) -> None:
+    import bench_run
+    from contest import Report
+    from harness import WrongResult
+    from run_checks import verify_file
+
+    engine = bench_run.load(tmp_path / "random", "tiny", "cpu")
+    shape = bench_run.SHAPES["tiny"]
+    bench_run.once(engine, shape, tmp_path, to_file=True)
+    verify_file(tmp_path / "clip.mp4", shape.size, shape.num_frames)
+    with pytest.raises(WrongResult, match="has 5 frames where 9"):
+        verify_file(tmp_path / "clip.mp4", shape.size, 9)
+    with pytest.raises(WrongResult, match="is not 48 x 64"):
+        verify_file(tmp_path / "clip.mp4", (64, 48), shape.num_frames)
+
+    rival = bench_run.with_their_networks(engine, compiled=False)
+    network: Any = rival._parts.dit._network
+    modulation = network.transformer_blocks[0].norm1.linear_2
+    modulation.weight = torch.nn.Parameter(modulation.weight * 2, requires_grad=False)
+    engines = {"ours": engine, bench_run.THEIRS: rival}
+    rows = bench_run.rows_of("tiny", engines, 1, tmp_path, Report("run", CPU, {}))
+    assert rows[0].median_ms is not None
+    assert rows[1].median_ms is None
+    assert rows[1].note.startswith("refused: first step against ours")
+
+    engine._parts.dit.final_layer.register_forward_hook(lambda layer, given, out: out * 1.1)
+    with pytest.raises(WrongResult, match="tiny: latents of ours are"):
+        bench_run.rows_of("tiny", {"ours": engine}, 1, tmp_path, Report("run", CPU, {}))

@@ -56,7 +56,10 @@ WRONG: dict[str, dict[str, tuple[str, str]]] = {
     },
     "doctor": {},
     "bench": {
-        "only": ("decode", "kernels, attention, forward, vae or run"),
+        "only": ("decode", "kernels, attention, linear, forward, vae, text or run"),
+        "shape": ("", BLANK),
+        "seconds": ("0", "a number above 0"),
+        "without": ("", BLANK),
         "save": ("", BLANK),
         "checkpoints": ("", BLANK),
     },
