@@ -258,9 +258,11 @@ def _read(change: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
 
     embed = TextEncoder.embed
 
-    def changed(self: Any, prompt: str) -> TextEmbedding:
-        right = embed(self, prompt)
-        return TextEmbedding(change(right.rows, right.length), TEXT_ROWS)
+    def changed(self: Any, prompts: Sequence[str]) -> list[TextEmbedding]:
+        return [
+            TextEmbedding(change(right.rows, right.length), TEXT_ROWS)
+            for right in embed(self, prompts)
+        ]
 
     _set(TextEncoder, "embed", changed)
 
