@@ -189,9 +189,12 @@ def test_a_fallback_answers_for_sums_only_where_no_kernel_would() -> None:
     fallbacks: dict[Backend, Attention] = {"cudnn": in_base_2, "sdpa": torch_attention}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        TableAttention.passing(HOPPER, {"portable": listed}, fallbacks, 64, HALF, "cpu")
+        chosen = TableAttention.passing(HOPPER, {"portable": listed}, fallbacks, 64, HALF, "cpu")
+    assert "failed" not in chosen.description
     with pytest.warns(RuntimeWarning, match="'portable'.*'cudnn'"):
-        TableAttention.passing(HOPPER, {"portable": broken}, fallbacks, 64, HALF, "cpu")
+        chosen = TableAttention.passing(HOPPER, {"portable": broken}, fallbacks, 64, HALF, "cpu")
+    assert "portable failed" in chosen.description
+    assert "cudnn failed" in chosen.description
 
 
 def test_each_backend_is_tested_for_what_the_table_names_it() -> None:

@@ -56,6 +56,23 @@ def test_a_step_neither_waits_for_the_device_nor_copies_to_the_host(engine: cf.V
     assert [name for name in names if "HtoD" in name] == []
 
 
+def test_worlds_on_streams_of_their_own_do_not_meet_in_a_graph(engine: cf.Video2World) -> None:
+    """Nobody waits between the steps, and all of them are replayed from the same places."""
+    worlds = [started(engine, 1), started(engine, 1)]
+    given = [on_device(1, seed) for seed in range(6)]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    expected = [world.fork(0, 1).step(given[0]).latents.tensor.clone() for world in worlds]
+    torch.cuda.synchronize()
+    for actions in given:
+        found = []
+        for world, stream in zip(worlds, streams, strict=True):
+            with torch.cuda.stream(stream):
+                world.fork(0, 1).step(actions)
+                found.append(world.fork(0, 1).step(given[0]).latents.tensor.clone())
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, found, expected))
+
+
 def test_memory_is_flat_over_a_thousand_steps(engine: cf.Video2World) -> None:
     world = started(engine, 2, num_steps=1)
     for number in range(1000):

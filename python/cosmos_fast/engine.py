@@ -61,6 +61,7 @@ class Video2World:
         self._studio = Studio(parts, desk, self._ranks, dit)
         self._turns = Turns()
         self._worker = Worker("cosmos-fast world")
+        self._left: torch.cuda.Event | None = None
         self._lost: str | None = None
 
     @classmethod
@@ -456,6 +457,21 @@ class Video2World:
             yield making, clock
 
     @contextmanager
+    def _behind_the_last(self) -> Iterator[None]:
+        """What the last call left to a device comes first, whichever stream it was on: nobody waits
+        at the end of a world's step, and all calls share the places that graphs read and write."""
+        if self.device.type != "cuda":
+            yield
+            return
+        stream = torch.cuda.current_stream(self.device)
+        if self._left is not None:
+            stream.wait_event(self._left)
+        try:
+            yield
+        finally:
+            self._left = stream.record_event()
+
+    @contextmanager
     def _run(
         self, request: Request | None, on_stage: StageCallback | None = None
     ) -> Iterator[Clock]:
@@ -469,7 +485,8 @@ class Video2World:
             if self._lost:
                 raise DeviceLost(f"{self._lost}; start the process again")
             try:
-                with self._ranks.together(request.arguments() if request else None):
+                given = request.arguments() if request else None
+                with self._ranks.together(given), self._behind_the_last():
                     yield Clock(self.device, on_stage)
             except torch.OutOfMemoryError as error:
                 raise MemoryPlanError(

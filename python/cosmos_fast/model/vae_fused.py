@@ -47,7 +47,7 @@ class Histories:
 
     A history is written while the one before is read, so there is one place more of each shape, and
     they go round. Made anew for every chunk, they leave holes among what comes and goes meanwhile:
-    at 704 x 1280 the decoder took 0.7 to 1.1 GB of an H200 more than its tensors hold.
+    at 704 x 1280 the decoder took 0.7 GB of an H200 more than was planned.
     """
 
     def __init__(self, shapes: Mapping[CausalConv3d, tuple[int, ...]], like: torch.Tensor) -> None:
