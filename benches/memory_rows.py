@@ -26,8 +26,8 @@ from memory_watch import Account, Watch, taken_of_card, tidy, wait, watched
 import cosmos_fast as cf
 from cosmos_fast.memory import cards
 from cosmos_fast.memory.activations import activations
+from cosmos_fast.memory.budget import parse_amount
 from cosmos_fast.memory.models import SLOWDOWNS, Workload
-from cosmos_fast.memory.plan import parse_amount
 from cosmos_fast.types import Size
 from cosmos_fast.weights import find_checkpoint
 

@@ -16,6 +16,7 @@ from cosmos_fast.config import Profile
 from cosmos_fast.errors import InputError, MemoryPlanError
 from cosmos_fast.memory import CARDS, Budget, Plan, footprint, plan
 from cosmos_fast.memory import activations as requests_of_stages
+from cosmos_fast.memory.budget import parse_amount
 from cosmos_fast.memory.footprint import peak_bytes
 from cosmos_fast.memory.models import (
     _TEXT_OPENING_SECONDS,
@@ -25,7 +26,7 @@ from cosmos_fast.memory.models import (
     dit_bytes,
     stages,
 )
-from cosmos_fast.memory.plan import parse_amount, solve
+from cosmos_fast.memory.plan import solve
 from cosmos_fast.memory.request import GIB, MIB, Block, Link, Machine, Request, Shape, Stage
 from cosmos_fast.model.attention import Attended
 from cosmos_fast.model.cuts import Cut
@@ -248,6 +249,23 @@ def test_amounts(text: str, amount: int) -> None:
         pytest.param({"variant": "8k"}, "480p-16fps", id="variant"),
         pytest.param({"num_frames": 80}, "77 or 81", id="frames"),
         pytest.param({"offload": ["dog"]}, "components are", id="component"),
+        pytest.param({"offload": "dog"}, r"offload \['dog'\]", id="a component by itself"),
+        pytest.param({"memory": "12G"}, '"auto", "resident" or a Budget', id="unit"),
+        pytest.param({"memory": True}, "memory = True", id="truth"),
+        pytest.param({"memory": 8e9}, "whole number of bytes", id="fraction"),
+        pytest.param({"memory": None}, "memory = None", id="nothing"),
+        pytest.param({"memory": 0}, "above 0 bytes", id="zero"),
+        pytest.param({"memory": Budget(200 * GIB)}, "h200 has", id="budget beyond the card"),
+        pytest.param({"host_memory": "auto"}, "host = 'auto'", id="host"),
+        pytest.param({"host_memory": 1 << 70}, "below 64 TiB", id="host beyond all"),
+        pytest.param({"reserved": "some"}, "reserved = 'some'", id="reserved"),
+        pytest.param({"reserved": -1}, "reserved = -1", id="reserved below zero"),
+        pytest.param({"text_dtype": "fp8"}, "bfloat16, float32, none", id="text dtype"),
+        pytest.param({"num_steps": 0}, "at least one step", id="steps"),
+        pytest.param({"num_frames": 0}, "0 frames cannot be made", id="no frames"),
+        pytest.param(
+            {"num_frames": 5, "num_conditional_frames": 9}, "a clip of 5 has fewer", id="given"
+        ),
     ],
 )
 def test_mistakes_are_named(arguments: dict, message: str | None) -> None:
@@ -255,6 +273,37 @@ def test_mistakes_are_named(arguments: dict, message: str | None) -> None:
     expected = MemoryPlanError if message is None else InputError
     with pytest.raises(expected, match=message):
         plan(**options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(8e9,), (None, True), (0,), (None, 0), ("-1GiB",), (None, "lots"), (1 << 46,)],
+    ids=str,
+)
+def test_a_budget_is_checked_where_it_is_made(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(InputError, match=r"^(device|host) = "):
+        Budget(*arguments)
+
+
+def test_a_budget_takes_amounts_as_plans_do() -> None:
+    budget = Budget("12GiB", host="32 GB")
+    assert budget == Budget(12 * GIB, 32 * 10**9)
+    assert replace(budget, host=None) == Budget(device=12 * GIB)
+    assert _plan(SMALL, budget).host_budget_bytes == 32 * 10**9
+
+
+def test_a_component_may_be_given_by_its_name() -> None:
+    assert (
+        _plan(SMALL, "8GiB", offload="dit").as_dict()
+        == _plan(SMALL, "8GiB", offload=["dit"]).as_dict()
+    )
+
+
+def test_resident_weights_that_do_not_fit_are_told_of_streaming() -> None:
+    with pytest.raises(MemoryPlanError, match='memory="auto"'):
+        plan(LARGE, memory="resident", gpu="rtx3090", size=(432, 768), num_frames=81)
+    moving = _plan(SMALL, "resident", offload=["dit"])  # as an engine does: what is told to leave
+    assert moving.sources["dit"] == "pinned"
 
 
 def _spoilt_requests() -> Iterator[tuple[str, Request]]:

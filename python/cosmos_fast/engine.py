@@ -12,6 +12,7 @@ from cosmos_fast.config import Environment, RopeTable
 from cosmos_fast.errors import DeviceLost, GuardrailBlocked, InputError, MemoryPlanError
 from cosmos_fast.generation import Generation, Studio
 from cosmos_fast.media import Fit
+from cosmos_fast.memory.budget import read_offload
 from cosmos_fast.memory.residence import Residence
 from cosmos_fast.model.graphs import GRAPH_TOKENS, GraphedDiT
 from cosmos_fast.model.pixels import with_host_copies
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from cosmos_fast.config import Profile
-    from cosmos_fast.memory.plan import Memory, Plan
+    from cosmos_fast.memory.budget import Memory
+    from cosmos_fast.memory.plan import Plan
     from cosmos_fast.prompt import GuardrailChoice, GuardrailRecord, Inspection
     from cosmos_fast.prompt.upsampler import UpsamplerChoice
     from cosmos_fast.sampling.solver import CancelToken, StepCallback
@@ -76,7 +78,7 @@ class Video2World:
         device: str | torch.device = "auto",
         precision: Precision | Literal["auto"] = "auto",
         memory: Memory = "auto",
-        offload: Iterable[str] = (),
+        offload: str | Iterable[str] = (),
         guardrail: GuardrailChoice = "default",
         upsampler: UpsamplerChoice = None,
         checkpoint_root: str | os.PathLike[str] | None = None,
@@ -137,7 +139,7 @@ class Video2World:
         clock = Clock(place, on_stage)
         ranks = Ranks(parallel, place)
         desk = Desk(guardrail, upsampler, place, checkpoint_root, ranks)
-        residence = Residence(place, memory, offload=frozenset(offload), shared=ranks.size > 1)
+        residence = Residence(place, memory, offload=read_offload(offload), shared=ranks.size > 1)
 
         def on_found(files: CheckpointFiles) -> None:
             desk.find(files)

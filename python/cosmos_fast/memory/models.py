@@ -18,6 +18,7 @@ import torch
 from cosmos_fast.config import T5Config, check_size
 from cosmos_fast.errors import InputError
 from cosmos_fast.memory.activations import activations
+from cosmos_fast.memory.budget import read_offload
 from cosmos_fast.memory.components import dit_blocks
 from cosmos_fast.memory.host import PARAMETER_ALIGNMENT, layout
 from cosmos_fast.memory.request import NANOS, Block, Shape, Stage
@@ -118,9 +119,13 @@ class Workload:
         check_size(self.size, self.profile.dit)
         latent_frames(self.num_frames)
         latent_frames(self.num_conditional_frames)
-        known = {"text encoder", "vae encoder", "dit", "vae decoder"}
-        if unknown := self.offloaded - known:
-            raise InputError(f"offload {sorted(unknown)}: components are {sorted(known)}")
+        if self.num_conditional_frames > self.num_frames:
+            raise InputError(
+                f"{self.num_conditional_frames} frames given: a clip of {self.num_frames} has fewer"
+            )
+        if self.num_steps < 1:
+            raise InputError(f"num_steps = {self.num_steps}: at least one step is needed")
+        read_offload(self.offloaded)
 
     @property
     def latent_size(self) -> tuple[int, int, int]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
 
 from cosmos_fast._core import smallest_memory
 from cosmos_fast.config import Profile, round_size
 from cosmos_fast.errors import InputError, MemoryPlanError
+from cosmos_fast.memory.budget import gib, read_budget, read_offload, read_reserved
 from cosmos_fast.memory.cards import find_card
 from cosmos_fast.memory.models import T5_11B, Workload, stages
 from cosmos_fast.memory.request import GIB, MIB, Link, Machine, Request
@@ -22,6 +22,7 @@ from cosmos_fast.weights.released import ARCHITECTURES, family_of, released_prof
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from cosmos_fast.memory.budget import Budget, Memory
     from cosmos_fast.memory.cards import Card
     from cosmos_fast.memory.room import Taken
     from cosmos_fast.types import Size
@@ -33,43 +34,9 @@ _HOST_FIXED: Final = 2 * GIB
 """Python, torch and a CUDA process without weights; estimate."""
 WINDOW_BYTES: Final = 512 * MIB
 """Of pinned memory through which weights pass on their way from files."""
+_TextDtype = Literal["bfloat16", "float32", "none"]
 _FILES: Final = Link(8_000_000_000)
 """Weight files in the page cache, through the window; estimate."""
-_UNITS: Final = {
-    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
-    "KIB": 1 << 10, "MIB": MIB, "GIB": GIB, "TB": 10**12, "TIB": 1 << 40,
-}  # fmt: skip
-_AMOUNT = re.compile(r"\s*(?P<number>\d+(\.\d*)?)\s*(?P<unit>[A-Za-z]*)\s*")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The engine's whole share of a machine, in bytes; None: all there is."""
-
-    device: int | None = None
-    host: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("device", self.device), ("host", self.host)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} = {value} bytes: a budget is above 0")
-
-
-Memory = Literal["auto", "resident"] | str | int | Budget
-"""How a budget is given; see :func:`plan`."""
-
-
-def parse_amount(text: str) -> int:
-    """Bytes of "12GiB", "8 GB", "512MiB" or "1000000".
-
-    Raises:
-        InputError: not an amount.
-    """
-    match = _AMOUNT.fullmatch(text)
-    unit = _UNITS.get(match["unit"].upper()) if match else None
-    if match is None or unit is None:
-        raise InputError(f'{text!r}: an amount such as "12GiB", "8GB" or "512MiB" is needed')
-    return int(float(match["number"]) * unit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +157,8 @@ def plan(
     guidance: float | None = None,
     variant: str | None = None,
     host_memory: int | str | None = None,
-    text_dtype: Literal["bfloat16", "float32", "none"] = "bfloat16",
-    offload: Iterable[str] = (),
+    text_dtype: _TextDtype = "bfloat16",
+    offload: str | Iterable[str] = (),
     reserved: int | str = 0,
     stable_slots: bool = False,
 ) -> Plan:
@@ -223,11 +190,13 @@ def plan(
             the error is the plan for that one.
     """
     profile = _profile(model, variant or "480p-16fps")
-    card = find_card(gpu)
+    card, leaving = find_card(gpu), read_offload(offload)
+    if text_dtype not in get_args(_TextDtype):
+        raise InputError(f"{text_dtype = }: one of {', '.join(get_args(_TextDtype))} is needed")
     workload = Workload(
         profile=profile,
         size=profile.size if size is None else round_size(size),
-        num_frames=num_frames or profile.num_frames,
+        num_frames=profile.num_frames if num_frames is None else num_frames,
         num_conditional_frames=num_conditional_frames,
         num_steps=profile.num_steps if num_steps is None else num_steps,
         guided=(profile.guidance if guidance is None else guidance) != 0,
@@ -235,15 +204,15 @@ def plan(
         products=card.products,
         text=None if text_dtype == "none" else T5_11B,
         text_dtype=torch.float32 if text_dtype == "float32" else torch.bfloat16,
-        offloaded=frozenset(offload),
+        offloaded=leaving,
     )
     budget = read_budget(memory, card, host_memory)
     return solve(
         workload,
         card,
         budget,
-        resident=memory == "resident",
-        reserved=_reserved(reserved),
+        resident=memory == "resident" and not leaving,
+        reserved=read_reserved(reserved),
         stable_slots=stable_slots,
     )
 
@@ -315,9 +284,14 @@ def _planned(workload: Workload, card: Card, request: Request, reserved: int) ->
         return Plan.solve(request, **names)
     except MemoryPlanError as refusal:
         error = refusal
+        if {stage.residency for stage in request.stages} == {"keep"}:
+            error = MemoryPlanError(
+                f'{refusal}, all weights kept there; with memory="auto", or an amount, '
+                f"those that do not fit are streamed"
+            )
         if reserved:
             error = MemoryPlanError(
-                f"{refusal}, of it {reserved} bytes ({gib(reserved)}) reserved on the device for "
+                f"{error}, of it {reserved} bytes ({gib(reserved)}) reserved on the device for "
                 f"networks that are none of the plan's, such as a guardrail's or an upsampler's"
             )
         device, host = smallest_memory(request)
@@ -344,32 +318,3 @@ def _profile(model: str | os.PathLike[str] | Profile, variant: str) -> Profile:
     if profile is None:
         raise InputError(f"{variant = }: such as '480p-16fps' or '720p-16fps' is needed")
     return profile
-
-
-def read_budget(memory: Memory, card: Card, host: int | str | None = None) -> Budget:
-    """The budget that ``memory`` means on ``card``.
-
-    Raises:
-        InputError: not an amount, or more than the card has.
-    """
-    ram = parse_amount(host) if isinstance(host, str) else host
-    if isinstance(memory, Budget):
-        return memory if ram is None else replace(memory, host=ram)
-    if memory in ("auto", "resident"):
-        return Budget(None, ram)
-    device = parse_amount(memory) if isinstance(memory, str) else memory
-    if device > card.memory_bytes:
-        raise InputError(f"{memory = }: {card.name} has {gib(card.memory_bytes)}")
-    return Budget(device, ram)
-
-
-def _reserved(amount: int | str) -> int:
-    found = parse_amount(amount) if isinstance(amount, str) else amount
-    if found < 0:
-        raise InputError(f"reserved = {amount}: bytes of the device, 0 or more, are needed")
-    return found
-
-
-def gib(amount: int) -> str:
-    """Bytes as people read them."""
-    return f"{amount / GIB:.2f} GiB"

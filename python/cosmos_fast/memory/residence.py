@@ -16,22 +16,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 
 from cosmos_fast.errors import InputError, MemoryPlanError
+from cosmos_fast.memory.budget import Budget, gib, read_budget
 from cosmos_fast.memory.cards import card_of
 from cosmos_fast.memory.copies import Copies
 from cosmos_fast.memory.executor import Executor, host_blocks
 from cosmos_fast.memory.files import Window, file_blocks
 from cosmos_fast.memory.host import available_host_bytes
 from cosmos_fast.memory.models import FRAME_BY_FRAME, SLOWDOWNS
-from cosmos_fast.memory.plan import (
-    WINDOW_BYTES,
-    Budget,
-    Memory,
-    Plan,
-    gib,
-    read_budget,
-    smallest,
-    solve,
-)
+from cosmos_fast.memory.plan import WINDOW_BYTES, smallest, solve
 from cosmos_fast.memory.room import Room, free_bytes, refuse_the_hopeless, taken
 from cosmos_fast.model.cuts import Cut
 
@@ -40,9 +32,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from cosmos_fast.memory.budget import Memory
     from cosmos_fast.memory.cards import Card
     from cosmos_fast.memory.host import Block
     from cosmos_fast.memory.models import Workload
+    from cosmos_fast.memory.plan import Plan
     from cosmos_fast.memory.room import Taken
     from cosmos_fast.memory.schedule import StagePlan
     from cosmos_fast.weights.load import Sources

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import torch
 
 from cosmos_fast.errors import MemoryPlanError
-from cosmos_fast.memory.plan import AUTO_SHARE, gib, smallest
+from cosmos_fast.memory.budget import gib
+from cosmos_fast.memory.plan import AUTO_SHARE, smallest
 from cosmos_fast.types import Size
 
 if TYPE_CHECKING:
+    from cosmos_fast.memory.budget import Budget
     from cosmos_fast.memory.cards import Card
     from cosmos_fast.memory.models import Workload
-    from cosmos_fast.memory.plan import Budget, Plan
+    from cosmos_fast.memory.plan import Plan
 
 _SMALLEST_SIZE: Final = Size(16, 16)
 _SMALLEST_FRAMES: Final = 5

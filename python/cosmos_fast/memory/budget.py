@@ -1,0 +1,146 @@
+"""Amounts of memory as people give them: what an engine may take of a device and of its host."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from cosmos_fast.errors import InputError
+from cosmos_fast.memory.request import GIB, MIB
+
+if TYPE_CHECKING:
+    from cosmos_fast.memory.cards import Card
+
+COMPONENTS: Final = ("text encoder", "vae encoder", "dit", "vae decoder")
+"""What may be told to leave the device when its stage ends."""
+_LARGEST: Final = 1 << 46
+"""Bytes that no machine has; the planner counts below it."""
+_UNITS: Final = {
+    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
+    "KIB": 1 << 10, "MIB": MIB, "GIB": GIB, "TB": 10**12, "TIB": 1 << 40,
+}  # fmt: skip
+_AMOUNT = re.compile(r"\s*(?P<number>\d+(\.\d*)?)\s*(?P<unit>[A-Za-z]*)\s*")
+
+
+@dataclass(frozen=True, init=False)
+class Budget:
+    """The engine's whole share of a machine, in bytes; None: all there is."""
+
+    device: int | None = None
+    host: int | None = None
+
+    def __init__(self, device: int | str | None = None, host: int | str | None = None) -> None:
+        """
+        Args:
+            device, host: bytes, or amounts such as "12GiB".
+
+        Raises:
+            InputError: not an amount above 0.
+        """
+        for name, given in (("device", device), ("host", host)):
+            value = None if given is None else read_amount(name, given)
+            if value is not None and not 1 <= value < _LARGEST:
+                raise InputError(
+                    f"{name} = {given!r}: a budget is above 0 bytes and below 64 TiB; None is all "
+                    f"there is"
+                )
+            object.__setattr__(self, name, value)
+
+
+Memory = Literal["auto", "resident"] | str | int | Budget
+"""How a budget is given; see :func:`cosmos_fast.plan`."""
+
+
+def parse_amount(text: str) -> int:
+    """Bytes of "12GiB", "8 GB", "512MiB" or "1000000".
+
+    Raises:
+        InputError: not an amount.
+    """
+    match = _AMOUNT.fullmatch(text)
+    unit = _UNITS.get(match["unit"].upper()) if match else None
+    if match is None or unit is None:
+        raise InputError(f'{text!r}: an amount such as "12GiB", "8GB" or "512MiB" is needed')
+    return int(float(match["number"]) * unit)
+
+
+def read_amount(name: str, given: object) -> int:
+    """Bytes of an amount as text or as a whole number.
+
+    Args:
+        name: what it is for, as the error tells it.
+
+    Raises:
+        InputError: neither.
+    """
+    if isinstance(given, str):
+        try:
+            return parse_amount(given)
+        except InputError as error:
+            raise InputError(f"{name} = {error}") from None
+    try:
+        if isinstance(given, bool):
+            raise TypeError
+        return operator.index(given)  # type: ignore[arg-type] # that is the question
+    except TypeError:
+        raise InputError(
+            f'{name} = {given!r}: a whole number of bytes, or an amount such as "12GiB", is needed'
+        ) from None
+
+
+def read_budget(memory: Memory, card: Card, host: int | str | None = None) -> Budget:
+    """The budget that ``memory`` means on ``card``.
+
+    Raises:
+        InputError: not an amount, or more than the card has.
+    """
+    if isinstance(memory, Budget):
+        budget = memory if host is None else Budget(memory.device, host)
+    elif isinstance(memory, str) and memory in ("auto", "resident"):
+        return Budget(None, host)
+    else:
+        budget = Budget(_device_bytes(memory), host)
+    if budget.device is not None and budget.device > card.memory_bytes:
+        raise InputError(f"{memory = }: {card.name} has {gib(card.memory_bytes)}")
+    return budget
+
+
+def _device_bytes(memory: object) -> int:
+    try:
+        return read_amount("memory", memory)
+    except InputError as error:
+        raise InputError(f'{error}; or "auto", "resident" or a Budget') from None
+
+
+def read_reserved(amount: int | str) -> int:
+    """Bytes of a device for networks that are none of a plan's.
+
+    Raises:
+        InputError: not an amount, or below 0.
+    """
+    found = read_amount("reserved", amount)
+    if found < 0:
+        raise InputError(f"reserved = {amount}: bytes of the device, 0 or more, are needed")
+    return found
+
+
+def read_offload(offload: str | Iterable[str]) -> frozenset[str]:
+    """Components that must leave the device when their stage ends; one may be given by its name.
+
+    Raises:
+        InputError: a name that is none of ``COMPONENTS``.
+    """
+    named = frozenset((offload,) if isinstance(offload, str) else offload)
+    if unknown := named - set(COMPONENTS):
+        raise InputError(
+            f"offload {sorted(map(str, unknown))}: components are {', '.join(COMPONENTS)}"
+        )
+    return named
+
+
+def gib(amount: int) -> str:
+    """Bytes as people read them."""
+    return f"{amount / GIB:.2f} GiB"
