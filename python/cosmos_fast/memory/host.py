@@ -7,6 +7,7 @@ import math
 import mmap
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
@@ -24,6 +25,7 @@ PARAMETER_ALIGNMENT: Final = 256
 """Bytes at which each parameter of a block starts, as kernels and copies like it."""
 
 
+_GROUPS: Final = Path("/sys/fs/cgroup")
 _ANY_CONTEXT: Final = 1
 """cudaHostRegisterPortable: locked for every device of the process."""
 
@@ -233,12 +235,22 @@ def available_host_bytes() -> int | None:
 
 
 def _group_limit() -> float:
-    """What is left of a container's limit (cgroup v2)."""
-    try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:  # noqa: PTH123
-            limit = file.read().strip()
-        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:  # noqa: PTH123
-            used = int(file.read())
-        return math.inf if limit == "max" else max(int(limit) - used, 0)
-    except (OSError, ValueError):
-        return math.inf
+    """What a container (cgroup v2, or v1) may still take. What it holds of files counts as free:
+    as in MemAvailable, the kernel lets go of it first, and reading a checkpoint fills all of it."""
+    two = _GROUPS / "memory.max", _GROUPS / "memory.current", _GROUPS / "memory.stat", ""
+    folder = _GROUPS / "memory"
+    one = (
+        folder / "memory.limit_in_bytes",
+        folder / "memory.usage_in_bytes",
+        folder / "memory.stat",
+        "total_",
+    )
+    for most, used, details, prefix in (two, one):
+        try:
+            limit, taken = most.read_text().strip(), int(used.read_text())
+            counts = dict(line.split() for line in details.read_text().splitlines())
+            files = sum(int(counts[f"{prefix}{kind}_file"]) for kind in ("active", "inactive"))
+            return math.inf if limit == "max" else max(int(limit) - max(taken - files, 0), 0)
+        except (OSError, ValueError, KeyError):
+            continue
+    return math.inf
