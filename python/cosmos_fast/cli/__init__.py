@@ -162,6 +162,7 @@ def _fail(given: list[str], message: str, error: BaseException, code: ExitCode) 
                 "exit_code": int(code),
                 "error": {"type": type(error).__name__, "message": message},
                 **({"guardrail": record} if (record := getattr(error, "record", None)) else {}),
+                **({"plan": plan.as_dict()} if (plan := getattr(error, "plan", None)) else {}),
             }
         )
     return code

@@ -100,13 +100,14 @@ def plan(**given: object) -> int:
     cosmos-fast plan --model_size 2B --gpu rtx4090-pcie4x8 --memory 7GiB --height 432 --width 768
 
     Cards are known by their data sheets and a few measurements on an H200: times for others are
-    estimates. A memory that is too small ends with exit code 1, and the plan for the smallest.
+    estimates. A memory that is too small ends with exit code 1, and the plan for the smallest
+    (with --json, below "plan" of the object).
     """
     flags = parse_flags(PLAN_FLAGS, given)
     if flags.get("list_cards"):
         return _list_cards(as_json=bool(flags.get("json")))
     picture = flags.get("picture")
-    if picture is not None and picture.suffix not in (".svg", ".png"):
+    if picture is not None and picture.suffix.lower() not in (".svg", ".png"):
         raise UsageError(f"--picture: {str(picture)!r} is not the name of an .svg or .png file")
     if "model" in flags and "model_size" in flags:
         raise UsageError("--model and --model_size contradict each other; give one of them")
@@ -162,7 +163,9 @@ def _draw(found: Plan, path: Path, stage: str) -> None:
     from cosmos_fast.files import write_atomically
 
     drawing = found.timeline(stage)
-    write_atomically(path, drawing.png() if path.suffix == ".png" else drawing.svg().encode())
+    data = drawing.png() if path.suffix.lower() == ".png" else drawing.svg().encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, data)
 
 
 def _list_cards(*, as_json: bool) -> int:
