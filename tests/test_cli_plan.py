@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
+import cosmos_fast as cf
 from commands import ran
 from cosmos_fast.cli import main
 
@@ -50,7 +52,30 @@ def test_pictures_appear_in_folders_that_are_made(
         assert ElementTree.parse(path).getroot().attrib["width"] == str(WIDTH)
     else:
         with Image.open(path) as picture:
-            assert picture.width in (WIDTH, 2 * WIDTH)
+            assert picture.width == 2 * WIDTH, "letters are drawn large enough to be read"
+
+
+def test_a_picture_tells_passes_and_blocks_apart_and_names_its_unit() -> None:
+    tight = cf.plan(
+        "nvidia/Cosmos-Predict2-14B-Video2World",
+        memory="8GiB",
+        gpu="rtx4090-pcie4x8",
+        size=(432, 768),
+        num_frames=81,
+    )
+    drawn = tight.timeline("denoise")
+    assert drawn.labels[0].text.endswith("through 2 slots of 750 MiB; the first two passes")
+    assert "0.00 s" in [label.text for label in drawn.labels], "a pass takes 11 s"
+    row = sorted((box.left, box.width) for box in drawn.boxes if ": " in box.tip and box.top == 60)
+    assert len(row) == 2 * 37
+    wide = [(left, width) for left, width in row if width > 2]
+    gaps = [
+        after[0] - sum(before) for before, after in itertools.pairwise(wide) if after[0] > before[0]
+    ]
+    assert min(gaps) >= 0.9, "uses that follow one another must not run together"
+    kept = tight.timeline("encode")
+    assert kept.labels[0].text == "encode, whole: 0 of 1 blocks are streamed"
+    assert "0.0 ms" in [label.text for label in kept.labels]
 
 
 def test_help_breaks_lines_for_its_terminal_alone(

@@ -24,6 +24,10 @@ _HELD: Final = "#dfe7ef"
 _INK: Final = "#000000"
 _GRID: Final = "#cccccc"
 _TICKS: Final = 8
+_GAP: Final = 1
+"""Between one box of a row and the next, where they are wide enough to spare it."""
+_FINER: Final = 2
+"""Pixels of a PNG a unit of length, so that small letters can be read."""
 _LETTER: Final = 6
 """Width of a letter, about."""
 
@@ -84,20 +88,23 @@ class Drawing(NamedTuple):
             InputError: Pillow is not installed.
         """
         try:
-            from PIL import Image, ImageDraw
+            from PIL import Image, ImageDraw, ImageFont
         except ImportError as error:
             raise InputError(
                 "a PNG picture needs Pillow: pip install pillow, or ask for an .svg file"
             ) from error
-        image = Image.new("RGB", (self.width, self.height), "white")
+        image = Image.new("RGB", (_FINER * self.width, _FINER * self.height), "white")
         draw = ImageDraw.Draw(image)
         for box in self.boxes:
-            right = max(box.left + box.width - 0.5, box.left)
-            corners = (box.left, box.top, right, box.top + max(box.height - 1, 0))
-            draw.rectangle(corners, fill=box.colour)
+            left, top = _FINER * box.left, _FINER * box.top
+            right = max(left + _FINER * box.width - 1, left)
+            bottom = max(top + _FINER * box.height - 1, top)
+            draw.rectangle((left, top, right, bottom), fill=box.colour)
         anchors = {"start": "ls", "middle": "ms", "end": "rs"}
         for label in self.labels:
-            draw.text((label.x, label.y), label.text, fill=_INK, anchor=anchors[label.anchor])
+            place = (_FINER * label.x, _FINER * label.y)
+            font = ImageFont.load_default(_FINER * label.size)
+            draw.text(place, label.text, fill=_INK, anchor=anchors[label.anchor], font=font)
         stream = io.BytesIO()
         image.save(stream, "PNG")
         return stream.getvalue()
@@ -117,9 +124,11 @@ def timeline(stage: StagePlan, copies: Sequence[Span], uses: Sequence[Span]) -> 
     copies = [span for span in copies if span[2] < end]
     scale = (_WIDTH - _LEFT - 10) / max(end, 1)
     rows = ["copy", "compute", *(f"slot {index}" for index in range(stage.slots))]
+    through = f"through {stage.slots} slots of {stage.slot_bytes / 2**20:.0f} MiB"
     title = (
-        f"{stage.name}: {stage.streamed} of {len(stage.blocks)} blocks through {stage.slots} "
-        f"slots of {stage.slot_bytes / 2**20:.0f} MiB, {stage.shape}"
+        f"{stage.name}, {stage.shape}: {stage.streamed} of {len(stage.blocks)} blocks are streamed"
+        + (f" {through}" if stage.streamed else "")
+        + ("; the first two passes" if stage.passes > 2 else "")
     )
     bars = [(0, _COPY, span) for span in copies] + [(1, _USE, span) for span in shown]
     bars += [
@@ -136,10 +145,10 @@ def timeline(stage: StagePlan, copies: Sequence[Span], uses: Sequence[Span]) -> 
         box = Box(
             _LEFT + start * scale,
             _top(row),
-            max((until - start) * scale - 0.5, 0.5),
+            max((until - start) * scale - _GAP, 0.5),
             _ROW - 6,
             colour,
-            f"{name}: {start / 1e6:.2f} to {until / 1e6:.2f} ms",
+            f"{name}: {_moment(start, end)} to {_moment(until, end)}",
         )
         boxes.append(box)
         short = name.rpartition(".")[2]
@@ -169,4 +178,9 @@ def _ticks(rows: int, end: int, scale: float) -> Iterator[Label]:
         moment = end * tick / _TICKS
         anchor = "end" if tick == _TICKS else "middle"
         place = _LEFT + moment * scale
-        yield Label(place, _top(rows) + 14, f"{moment / 1e6:.1f} ms", anchor)
+        yield Label(place, _top(rows) + 14, _moment(moment, end), anchor)
+
+
+def _moment(nanos: float, end: int) -> str:
+    """In a unit that suits a picture of ``end`` nanoseconds."""
+    return f"{nanos / 1e9:.2f} s" if end >= 10**10 else f"{nanos / 1e6:.1f} ms"
