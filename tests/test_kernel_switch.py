@@ -1,4 +1,4 @@
-"""COSMOS_FAST_KERNELS: what it takes, and what it does to an engine."""
+"""The switches of the environment: what they take, and what kernels switched off do."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from random_world import make_random_world
 @pytest.mark.parametrize(("word", "kernels"), [("", True), ("on", True), ("off", False)])
 def test_words(word: str, kernels: bool) -> None:
     assert Environment.read({"COSMOS_FAST_KERNELS": word}).kernels is kernels
+    assert Environment.read({"COSMOS_FAST_DIRECT_READS": word}).direct_reads is (word == "on")
 
 
-def test_another_word_is_refused() -> None:
-    with pytest.raises(cf.InputError, match=r"COSMOS_FAST_KERNELS = 'all': \"on\" or \"off\""):
-        Environment.read({"COSMOS_FAST_KERNELS": "all"})
+@pytest.mark.parametrize("name", ["COSMOS_FAST_KERNELS", "COSMOS_FAST_DIRECT_READS"])
+def test_another_word_is_refused(name: str) -> None:
+    with pytest.raises(cf.InputError, match=rf"{name} = 'all': \"on\" or \"off\""):
+        Environment.read({name: "all"})
 
 
 def test_off_replays_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

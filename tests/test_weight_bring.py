@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,35 @@ def test_stretches_of_files_go_through_a_window(tmp_path: Path) -> None:
         assert torch.equal(rounded.view(torch.bfloat16), content[10_000:].to(torch.bfloat16))
         plain.zero_()
         rounded.zero_()
+
+
+@pytest.mark.parametrize(("word", "direct"), [("on", True), ("off", False), ("", False)])
+def test_checkpoints_are_read_past_the_page_cache_where_asked(
+    word: str,
+    direct: bool,
+    tensors: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = _file(tmp_path, ".safetensors", tensors)
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        pytest.skip("the file system of the temporary folder has no direct reads")
+    monkeypatch.setenv("COSMOS_FAST_DIRECT_READS", word)
+    with open_tensors(path) as file:
+        pieces = [Piece(name, torch.empty_like(tensor)) for name, tensor in tensors.items()]
+        under_way = bring(file, pieces)
+        flags = [_flags_of_open_files(path) for _ in under_way]
+    assert any(one & os.O_DIRECT for seen in flags for one in seen) is direct
+    assert all(torch.equal(piece.target, tensors[piece.name]) for piece in pieces)
+
+
+def _flags_of_open_files(path: Path) -> list[int]:
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # it was that of the listing
+            if link.readlink() == path:
+                told = (Path("/proc/self/fdinfo") / link.name).read_text()
+                found.append(int(told.split("flags:")[1].split()[0], 8))
+    return found

@@ -222,17 +222,17 @@ class Environment:
     kernels: bool = True
     """COSMOS_FAST_KERNELS=off: plain torch in the place of our kernels and of CUDA graphs, to find
     out whether one of them is at fault."""
+    direct_reads: bool = False
+    """COSMOS_FAST_DIRECT_READS=on: checkpoints are loaded past the page cache (O_DIRECT), where the
+    file system can: for files that are read once, and for machines whose cache others need."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> Environment:
         """
         Raises:
-            InputError: COSMOS_FAST_KERNELS is no known word.
+            InputError: a switch that is neither "on" nor "off".
         """
         ffmpeg = variables.get("COSMOS_FAST_FFMPEG")
-        kernels = variables.get("COSMOS_FAST_KERNELS") or "on"
-        if kernels not in ("on", "off"):
-            raise InputError(f'COSMOS_FAST_KERNELS = {kernels!r}: "on" or "off" is needed')
         cache = variables.get("COSMOS_FAST_CACHE")
         if not cache:
             base = variables.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -240,8 +240,16 @@ class Environment:
         return cls(
             Path(ffmpeg) if ffmpeg else None,
             Path(cache).expanduser(),
-            kernels=kernels == "on",
+            kernels=_switch(variables, "COSMOS_FAST_KERNELS", "on"),
+            direct_reads=_switch(variables, "COSMOS_FAST_DIRECT_READS", "off"),
         )
+
+
+def _switch(variables: Mapping[str, str], name: str, default: str) -> bool:
+    word = variables.get(name) or default
+    if word not in ("on", "off"):
+        raise InputError(f'{name} = {word!r}: "on" or "off" is needed')
+    return word == "on"
 
 
 @dataclass(frozen=True)

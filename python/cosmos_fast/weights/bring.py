@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections import deque
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
 from cosmos_fast._core import WeightReader
+from cosmos_fast.config import Environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,7 +66,8 @@ def bring(
     Args:
         file: an open checkpoint file.
         pieces: names of tensors and where they go: the same shape, any device.
-        reading: None: what suits the targets' device.
+        reading: None: what suits the targets' device, past the page cache where the environment
+            says so.
 
     Returns:
         An iterator over the indices of ``pieces``, each once its values are there for work on the
@@ -76,7 +78,7 @@ def bring(
         CheckpointError: a file ends early or cannot be read.
     """
     on_device = any(piece.target.device.type != "cpu" for piece in pieces)
-    reading = reading or (DEFAULT if on_device else _ON_HOST)
+    reading = reading or _usual(on_device)
     groups: dict[tuple[Path, bool], list[tuple[int, Extent]]] = {}
     for index, (name, target) in enumerate(pieces):
         extent: Extent | None = file.extents.get(name)
@@ -115,6 +117,11 @@ def send(parts: Sequence[tuple[Extent, bool, torch.Tensor]], ring: Ring) -> None
     for path, group in groups.items():
         for _ in _by_ring(path, group, ring, DEFAULT):
             pass
+
+
+def _usual(on_device: bool) -> Reading:
+    usual = DEFAULT if on_device else _ON_HOST
+    return replace(usual, direct=Environment.read().direct_reads)
 
 
 def _stored(file: TensorFile, name: str) -> torch.dtype:
