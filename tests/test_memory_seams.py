@@ -107,6 +107,25 @@ def test_a_guardrail_that_leaves_no_room_is_refused_before_a_weight_is_read(
         load(small, least - 1, checkpoint_root=companions)
 
 
+def test_a_cure_that_would_not_do_is_told_with_what_it_needs(small: Path, companions: Path) -> None:
+    """Networks that rest elsewhere come back, one at a time: the largest has to fit."""
+
+    def parked(memory: int) -> cf.Video2World:
+        guardrail = cf.DefaultGuardrail(placement="host")
+        return load(small, memory, checkpoint_root=companions, guardrail=guardrail)
+
+    with pytest.raises(cf.MemoryPlanError, match="for the largest of them in its turn") as refused:
+        load(small, 16 * MIB, checkpoint_root=companions)
+    with pytest.raises(cf.MemoryPlanError) as least:
+        parked(MIB)
+    needed = int(str(least.value).split("; ")[1].split()[0])
+    assert f"with at least {needed / (1 << 30):.2f} GiB" in str(refused.value)
+    assert parked(needed).memory_plan is not None
+    with pytest.raises(cf.MemoryPlanError) as rescued:
+        load(small, needed, checkpoint_root=companions)
+    assert "in its turn" not in str(rescued.value), "there resting elsewhere is enough"
+
+
 def test_without_a_guardrail_a_hopeless_budget_is_refused_too(world: Path) -> None:
     with pytest.raises(cf.MemoryPlanError, match="the smallest clip takes") as refused:
         load(world, MIB)

@@ -143,7 +143,7 @@ class Video2World:
 
         def on_found(files: CheckpointFiles) -> None:
             desk.find(files)
-            residence.reserve(desk.device_bytes, desk.device_words)
+            residence.reserve(desk.device_bytes, desk.device_words, desk.parked_bytes)
 
         same = (str(source), variant, revision, precision, rope_table, ema, text_precision)
         with ranks.together(same):

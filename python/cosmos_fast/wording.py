@@ -23,7 +23,7 @@ from cosmos_fast.prompt import (
     grouped,
 )
 from cosmos_fast.prompt.guardrails import GuardrailFolders, cosmos_guardrail, guardrail_needs
-from cosmos_fast.prompt.needs import Need, device_bytes, told
+from cosmos_fast.prompt.needs import Need, device_bytes, parked_bytes, told
 from cosmos_fast.prompt.upsampler import (
     PromptUpsampler,
     Upsampler,
@@ -97,6 +97,11 @@ class Desk:
         """What the networks of the default guardrail and of the upsampler take of the device, at
         most; what checks and upsamplers of a caller's own take is not known."""
         return device_bytes(self._needs)
+
+    @property
+    def parked_bytes(self) -> int:
+        """The same, did all of them rest elsewhere while they do not run."""
+        return parked_bytes(self._needs)
 
     @property
     def device_words(self) -> str:

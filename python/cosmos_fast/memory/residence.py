@@ -125,6 +125,7 @@ class Residence:
         self.reserved_bytes = 0
         """Of the device, for networks that are none of the plan's."""
         self._reserved_for = ""
+        self._parked_bytes = 0
         self._window = Window(device, WINDOW_BYTES)
         self._copies: Final = Copies(device)
         """Made by the first sleep of an engine whose weights do not move otherwise."""
@@ -145,14 +146,16 @@ class Residence:
             budget = replace(budget, host=int(free * _HOST_SHARE))
         return budget
 
-    def reserve(self, device_bytes: int, whom: str) -> None:
+    def reserve(self, device_bytes: int, whom: str, parked_bytes: int) -> None:
         """Leaves room on the device for networks that are none of the plan's; before anything is
         loaded.
 
         Args:
             whom: for whom, in words, as errors tell it.
+            parked_bytes: what would do, did they rest elsewhere while they do not run.
         """
         self.reserved_bytes += device_bytes
+        self._parked_bytes += parked_bytes
         self._reserved_for = "; ".join(filter(None, (self._reserved_for, whom)))
 
     def begin(self, workload: Workload) -> None:
@@ -232,7 +235,9 @@ class Residence:
 
     def _refuse_the_hopeless(self, workload: Workload, plan: Plan) -> None:
         assert self._card is not None
-        room = Room(self._card, self._budget, self.reserved_bytes, self._reserved_for)
+        room = Room(
+            self._card, self._budget, self.reserved_bytes, self._reserved_for, self._parked_bytes
+        )
         refuse_the_hopeless(workload, room, plan)
 
     def require_resident(self) -> None:

@@ -31,6 +31,8 @@ class Room:
     reserved_bytes: int
     reserved_for: str
     """For whom, in words."""
+    parked_bytes: int
+    """What of it would remain, did they rest elsewhere while they do not run."""
 
 
 def refuse_the_hopeless(workload: Workload, room: Room, plan: Plan) -> None:
@@ -59,10 +61,16 @@ def refuse_the_hopeless(workload: Workload, room: Room, plan: Plan) -> None:
     held = cure = ""
     if reserved:
         held = f"{reserved} bytes ({gib(reserved)}) are reserved ({room.reserved_for}), "
-        cure = (
-            '; or let guardrail and upsampler rest elsewhere (placement="host" or "disk"), or go '
-            'without one, on record: guardrail=NoGuardrail(reason="...")'
-        )
+        without = 'without one, on record: guardrail=NoGuardrail(reason="...")'
+        elsewhere = 'rest elsewhere (placement="host" or "disk")'
+        if least - reserved + room.parked_bytes <= budget:
+            cure = f"; or let guardrail and upsampler {elsewhere}, or go {without}"
+        else:
+            cure = (
+                f"; or let guardrail and upsampler {elsewhere}, with at least "
+                f"{gib(least - reserved + room.parked_bytes)} for the largest of them in its turn, "
+                f"or go {without}"
+            )
     error = MemoryPlanError(
         f"{budget} bytes ({gib(budget)}) of device memory cannot hold this engine: {held}"
         f"{gib(fixed)} are fixed (context, workspaces), and the smallest clip takes "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -47,6 +47,11 @@ def device_bytes(needs: Iterable[Need]) -> int:
         for need in needs
     )
     return staying + max(passing, default=0)
+
+
+def parked_bytes(needs: Iterable[Need]) -> int:
+    """:func:`device_bytes`, did all of them rest elsewhere while they do not run."""
+    return device_bytes(replace(need, placement="host") for need in needs)
 
 
 def told(needs: Iterable[Need]) -> str:
