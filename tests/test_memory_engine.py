@@ -7,6 +7,7 @@ import json
 import resource
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,18 @@ def test_one_engine_follows_plans_of_several_sizes(world: Path, plain: cf.Clip) 
     assert "pinned" in sources[1]
     assert same(clips[0], plain)
     assert same(clips[2], plain)
+
+
+def test_engines_of_one_process_stream_beside_each_other(world: Path, plain: cf.Clip) -> None:
+    engines = [load(world, memory) for memory in (TIGHT, cf.Budget(TIGHT, LITTLE_HOST), TIGHT)]
+    with ThreadPoolExecutor(len(engines)) as pool:
+        clips = list(pool.map(run, engines * 2))
+    assert all(same(clip, plain) for clip in clips)
+    plans = [engine.memory_plan for engine in engines]
+    assert [plan.sources["dit"] for plan in plans if plan] == ["pinned", "files", "pinned"]
+    assert whole(engines[0])
+    engines[0].sleep()
+    assert same(run(engines[2]), plain), "one asleep takes nothing from another"
 
 
 @pytest.mark.parametrize("stage", ["text", "encode", "denoise", "decode"])
