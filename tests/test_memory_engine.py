@@ -120,7 +120,11 @@ def test_the_report_shows_predicted_beside_measured(tight: cf.Video2World) -> No
     assert memory["predicted_peak_bytes"] <= memory["budget_bytes"] == TIGHT
     assert memory["stages"].keys() == {"text", "encode", "denoise", "decode"}
     assert all(stage["measured_seconds"] > 0 for stage in memory["stages"].values())
-    assert "blocks of dit" in report.table()
+    table = report.table()
+    assert "blocks of dit" in table
+    for name, stage in memory["stages"].items():
+        row = next(line for line in table.splitlines() if line.startswith(f"{name} "))
+        assert row.endswith(f" s, {stage['predicted_seconds']:.3f} planned")
 
 
 def test_without_a_budget_nothing_is_planned_on_a_cpu(world: Path, plain: cf.Clip) -> None:

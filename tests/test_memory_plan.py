@@ -28,6 +28,7 @@ from cosmos_fast.memory.models import (
 )
 from cosmos_fast.memory.plan import solve
 from cosmos_fast.memory.request import GIB, MIB, Block, Link, Machine, Request, Shape, Stage
+from cosmos_fast.memory.room import Taken
 from cosmos_fast.model.attention import Attended
 from cosmos_fast.model.cuts import Cut
 from cosmos_fast.model.dit import DiT
@@ -165,6 +166,15 @@ def test_report_forms(large: Plan) -> None:
     picture = ElementTree.fromstring(drawing.svg())
     assert picture.tag.endswith("svg")
     assert len(picture.findall(".//{*}rect")) > 100
+
+
+def test_the_summary_has_what_was_taken_beside_what_was_planned(large: Plan) -> None:
+    seen = large.compared({"denoise": 1.0}, Taken(peak=10 * GIB, beside_torch=GIB))
+    planned = f"{large.peak_bytes / GIB:.2f} GiB planned"
+    assert seen["summary"].startswith(f"{planned} and 10.00 GiB taken of 12.00 GiB, streams ")
+    assert seen["measured_peak_bytes"] == 10 * GIB
+    unseen = large.compared({}, None)
+    assert unseen["summary"].startswith(f"{planned} of 12.00 GiB, streams ")
 
 
 def test_more_memory_is_not_slower_and_resident_is_fastest() -> None:

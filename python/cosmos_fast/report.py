@@ -145,7 +145,8 @@ class Report:
 
     def table(self) -> str:
         """The stage table as text."""
-        rows = [(stage.name, f"{stage.seconds:.3f} s") for stage in self.stages]
+        planned = {} if self.memory is None else self.memory["stages"]
+        rows = [(one.name, f"{one.seconds:.3f} s{_planned(planned, one)}") for one in self.stages]
         rows.append(("total", f"{self.seconds:.3f} s"))
         if self.step_seconds:
             median = statistics.median(self.step_seconds)
@@ -168,6 +169,12 @@ class Report:
             rows.append(("upsampler", str(self.upsampler["requested"])))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _planned(planned: Mapping[str, Any], stage: Stage) -> str:
+    if stage.name not in planned:
+        return ""
+    return f", {planned[stage.name]['predicted_seconds']:.3f} planned"
 
 
 def _backend_rows(backends: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -84,8 +84,9 @@ class Plan(Schedule):
             f"{stage.name} in {stage.shape}" for stage in self.stages if stage.shape != "whole"
         )
         moves = f"streams {streamed}" if streamed else "streams nothing"
+        seen = "" if taken is None else f" and {gib(taken.peak)} taken"
         return {
-            "summary": f"{gib(self.peak_bytes)} planned of {gib(self.budget_bytes)}, {moves}"
+            "summary": f"{gib(self.peak_bytes)} planned{seen} of {gib(self.budget_bytes)}, {moves}"
             + (f"; {shapes}" if shapes else ""),
             "budget_bytes": self.budget_bytes,
             "reserved_bytes": self.reserved_bytes,
