@@ -257,6 +257,17 @@ def test_amounts(text: str, amount: int) -> None:
         pytest.param({"gpu": "gtx970"}, "known cards", id="card"),
         pytest.param({"model": "somebody/else"}, "released model", id="model"),
         pytest.param({"variant": "8k"}, "480p-16fps", id="variant"),
+        pytest.param({"gpu": None}, "name of a card", id="no card"),
+        pytest.param(
+            {"model": f"{SMALL}/model-720p-10fps.pt", "variant": "480p-16fps"},
+            "named for 720p-10fps",
+            id="variant of another file",
+        ),
+        pytest.param(
+            {"model": "nvidia/Cosmos-Predict2-2B-Sample-Action-Conditioned"},
+            "plans are of videos",
+            id="world",
+        ),
         pytest.param({"num_frames": 80}, "77 or 81", id="frames"),
         pytest.param({"offload": ["dog"]}, "components are", id="component"),
         pytest.param({"offload": "dog"}, r"offload \['dog'\]", id="a component by itself"),
@@ -300,6 +311,18 @@ def test_a_budget_takes_amounts_as_plans_do() -> None:
     assert budget == Budget(12 * GIB, 32 * 10**9)
     assert replace(budget, host=None) == Budget(device=12 * GIB)
     assert _plan(SMALL, budget).host_budget_bytes == 32 * 10**9
+
+
+def test_a_file_is_planned_for_what_it_is_named_for() -> None:
+    found = plan(f"checkpoints/{LARGE}/model-720p-10fps.pt", memory="14GiB", gpu="h200")
+    assert (found.size, found.num_frames) == (Size(704, 1280), 61)
+    assert found.model.endswith("/720p-10fps")
+
+
+@pytest.mark.parametrize("name", ["memory_bytes", "bf16_flops", "bus_bytes_per_second"])
+def test_a_card_of_ones_own_has_rates(name: str) -> None:
+    with pytest.raises(InputError, match=f"mine: {name} = 0 is not above 0"):
+        replace(CARDS["h100"], **dict[str, Any](name="mine", **{name: 0}))
 
 
 def test_a_component_may_be_given_by_its_name() -> None:

@@ -76,6 +76,12 @@ class Card:
     caches: bool = True
     """Memory comes in segments of torch's caching allocator; see ``segments.py``."""
 
+    def __post_init__(self) -> None:
+        rates = ("memory_bytes", "bf16_flops", "memory_bytes_per_second", "bus_bytes_per_second")
+        for name in rates:
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{self.name}: {name} = {getattr(self, name)} is not above 0")
+
     @property
     def attention_flops(self) -> float:
         return self.bf16_flops * ATTENTION_SHARE
@@ -153,6 +159,8 @@ def find_card(gpu: str | Card) -> Card:
     """
     if isinstance(gpu, Card):
         return gpu
+    if not isinstance(gpu, str):
+        raise InputError(f'{gpu = }: the name of a card, "measured" or a Card is needed')
     if gpu.lower() == "measured":
         if not torch.cuda.is_available():
             raise InputError(

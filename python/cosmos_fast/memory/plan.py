@@ -17,7 +17,13 @@ from cosmos_fast.memory.cards import find_card
 from cosmos_fast.memory.models import T5_11B, Workload, stages
 from cosmos_fast.memory.request import GIB, MIB, Link, Machine, Request
 from cosmos_fast.memory.schedule import Schedule
-from cosmos_fast.weights.released import ARCHITECTURES, family_of, released_profile
+from cosmos_fast.weights.released import (
+    ACTION_KIND,
+    ARCHITECTURES,
+    PLAIN_VARIANT,
+    family_of,
+    released_profile,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -177,7 +183,8 @@ def plan(
         size: (height, width) in pixels; None: the profile's.
         num_frames: 4 n + 1 frames; None: the profile's.
         num_steps, guidance: None: the profile's.
-        variant: which of a model's released variants; None: "480p-16fps".
+        variant: which of a model's released variants; None: the one that a file is named for, else
+            "480p-16fps".
         host_memory: amount or bytes of RAM; None: as much as is asked for.
         text_dtype: what the text encoder is stored in; "none": embeddings are given.
         offload: components ("text encoder", "vae encoder", "dit", "vae decoder") that must leave
@@ -190,7 +197,7 @@ def plan(
         MemoryPlanError: the budget is too small; the message says which would do, and ``plan`` of
             the error is the plan for that one.
     """
-    profile = _profile(model, variant or "480p-16fps")
+    profile = _profile(model, variant)
     card, leaving = find_card(gpu), read_offload(offload)
     if text_dtype not in get_args(_TextDtype):
         raise InputError(f"{text_dtype = }: one of {', '.join(get_args(_TextDtype))} is needed")
@@ -305,7 +312,7 @@ def _planned(workload: Workload, card: Card, request: Request, reserved: int) ->
         raise error from None
 
 
-def _profile(model: str | os.PathLike[str] | Profile, variant: str) -> Profile:
+def _profile(model: str | os.PathLike[str] | Profile, variant: str | None) -> Profile:
     if isinstance(model, Profile):
         return model
     path = Path(os.fspath(model))
@@ -315,6 +322,15 @@ def _profile(model: str | os.PathLike[str] | Profile, variant: str) -> Profile:
             f"{model!r}: planning needs the name of a released model, such as "
             f"'nvidia/Cosmos-Predict2-2B-Video2World', or a profile"
         )
+    if family.kind == ACTION_KIND:
+        raise InputError(
+            f"{model!r}: plans are of videos; this model makes worlds, which keep all weights on "
+            f"their devices"
+        )
+    named = PLAIN_VARIANT.search(path.name)
+    if named is not None and variant is not None and variant != named[0]:
+        raise InputError(f"{variant = }: {path.name} is named for {named[0]}")
+    variant = variant or (named[0] if named is not None else "480p-16fps")
     profile = released_profile(path, variant, ARCHITECTURES[family.size], family)
     if profile is None:
         raise InputError(f"{variant = }: such as '480p-16fps' or '720p-16fps' is needed")

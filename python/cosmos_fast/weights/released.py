@@ -56,8 +56,8 @@ REVISIONS: Final = {
 nothing else is used unless asked for."""
 
 _FAMILY = re.compile(r"Cosmos-Predict2-(?P<size>[\d.]+B)-(?P<kind>[A-Za-z0-9-]+)")
-_ACTION_KIND: Final = "Sample-Action-Conditioned"
-_SUPPORTED = {_ACTION_KIND, "Video2World", "Sample-GR00T-Dreams-GR1", "Sample-GR00T-Dreams-DROID"}
+ACTION_KIND: Final = "Sample-Action-Conditioned"
+_SUPPORTED = {ACTION_KIND, "Video2World", "Sample-GR00T-Dreams-GR1", "Sample-GR00T-Dreams-DROID"}
 PLAIN_VARIANT: Final = re.compile(r"(?P<rows>480|720)p-(?P<fps>4|10|16)fps(?P<sparse>-natten)?")
 
 
@@ -109,7 +109,7 @@ def released_profile(
     """
     if family is not None:
         expected = ARCHITECTURES[family.size]
-        if family.kind == _ACTION_KIND:
+        if family.kind == ACTION_KIND:
             expected = replace(expected, action_inputs=(actions or RELEASED_ACTIONS).inputs)
         if found := "; ".join(differences(inferred, expected)):
             raise CheckpointError(
@@ -123,7 +123,7 @@ def released_profile(
         if not sizes:
             return None
         size = sizes[0]
-    kind = _ACTION_KIND if inferred.action_inputs else "Video2World"
+    kind = ACTION_KIND if inferred.action_inputs else "Video2World"
     name = family.name if family else f"Cosmos-Predict2-{size}-{kind}"
     if inferred.action_inputs:
         return _action_profile(f"{name}/{variant}", size, inferred, actions, path)
