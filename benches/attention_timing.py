@@ -201,7 +201,7 @@ def time_all(
         rows += unrun(shape, left_out, f"{SKIPPED}not among the {keep} fastest of ours (--keep)")
         yield {"shape": shape.name, "rows": [asdict(row) for row in rows]}
         if index == 0:
-            if alone_seconds and device.type == "cuda":
+            if alone_seconds and device.type == "cuda" and not shape.small:
                 yield {"alone": alone(rows, shape, alone_seconds)}
             ranked = [row for row in rows if row.ours and row.median_ms is not None]
             ranked.sort(key=lambda row: row.median_ms or 0.0)

@@ -90,6 +90,11 @@ def lead(options: argparse.Namespace) -> int:
         else:
             problem = "no contender passed its check"
     report.extra["over_cudnn"] = beside_cudnn(report.rows)
+    for one in report.extra["over_cudnn"]:
+        print(
+            f"{one['shape']:48} {one['contender']:30} {one['ms']:9.4f} ms, cuDNN "
+            f"{one['cudnn_ms']:9.4f} ms: {one['times_cudnn']:.2f} times as fast"
+        )
     report.extra["elapsed_s"] = spent()
     if problem:
         report.extra["problem"] = problem

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -70,6 +71,32 @@ def test_ours_being_wrong_ends_the_run(error: float) -> None:
 
     with pytest.raises(WrongResult, match="adding by ours at small"):
         held(contest_of({"ours": error}, []), CPU, Ceilings(1.0, 1.0))
+
+
+def test_a_call_that_holds_many_is_counted_as_many_and_a_tolerance_may_be_ones_own() -> None:
+    from contest import Ceilings, Contender, Contest, held
+
+    def contender(name: str, error: float, works: int, limit: float | None) -> Contender:
+        return Contender(
+            name, lambda: time.sleep(0.002), lambda: error, works=works, error_limit=limit
+        )
+
+    contenders = (
+        contender("one", 0.05, 1, None),
+        contender("graph", 0.2, 100, 0.3),
+        contender("off", 0.4, 1, 0.3),
+    )
+    contest = Contest("waiting", "small", contenders, 0.1, seconds=0.02, rounds=2)
+    began = time.perf_counter()
+    rows = {row.contender: row for row in held(contest, CPU, Ceilings(1.0, 1.0))}
+    one, graph, off = rows["one"], rows["graph"], rows["off"]
+    # A hundred times what the clock on the wall saw, were a replay counted as one call.
+    assert one.seconds + graph.seconds < time.perf_counter() - began
+    assert graph.calls % 200 == 0
+    assert graph.median_ms == pytest.approx(graph.seconds * 1e3 / graph.calls)
+    assert (one.error_limit, graph.error_limit, off.error_limit) == (0.1, 0.3, 0.3)
+    assert off.median_ms is None
+    assert off.note == "refused: relative error 4.00e-01 is beyond 3.00e-01"
 
 
 def test_a_report_is_written_row_by_row_and_becomes_a_page(tmp_path: Path, capsys) -> None:
