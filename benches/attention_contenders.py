@@ -8,9 +8,31 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from attention_shapes import DRY_SHAPES
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 """(q, k, v, out or anything, zero keys) -> out; all (B, S, H, D)."""
+
+DEFAULT = ("gluon shipped", "triton", "cudnn", "fa3", "sage")
+"""Where nobody is named: the design that engines take, the portable kernel, and the rivals."""
+
+DRY = ("dry ours", "dry two", "dry wrong", "dry crash", "dry hang", "cudnn")
+"""On a CPU, where none of those runs: torch's attention by these names, three of them broken."""
+
+DRY_OURS_BROKEN = ("dry ours wrong", "dry ours wrong late", "dry ours crash")
+"""What has to end in an error. The second is right wherever it is checked before it is timed."""
+
+RIVAL_WHEELS = {"fa3": "fa3-fwd", "sage": "sageattention"}
+
+OWN_LIMITS = {"sage": 0.1}
+"""Relative errors up to which a contender of 8-bit products is timed, where the others have 2e-3.
+Its arithmetic, simulated on these inputs, gives 4e-2 to 6.5e-2; its row says how far off it is."""
+
+NOTES = {"sage": "8-bit scores, half-precision sums: a tolerance of its own"}
+
+
+def is_ours(name: str) -> bool:
+    return name.startswith(("gluon", "triton", "dry ours"))
 
 
 def designs() -> dict[str, Any]:
@@ -70,7 +92,7 @@ def contender(name: str) -> Attend:
     if name.startswith("gluon"):
         from cosmos_fast_kernels.attention_hopper import hopper_attention
 
-        config = designs()[name]
+        config = None if name == "gluon shipped" else designs()[name]
         return lambda q, k, v, out, zero_keys: hopper_attention(
             q, k, v, scale=q.shape[-1] ** -0.5, zero_keys=zero_keys, out=out, config=config
         )[0]
@@ -84,13 +106,40 @@ def contender(name: str) -> Attend:
         flash_attn_func = importlib.import_module("fa3_fwd_interface").flash_attn_func
 
         return lambda q, k, v, out, zero_keys: flash_attn_func(q, *padded(k, v, zero_keys))
-    if name == "dry crash":
+    if name == "sage":
+        return sage()
+    if name in ("dry crash", "dry ours crash"):
         raise RuntimeError("a contender that does not work")
     if name == "dry hang":
         threading.Event().wait()
-    if name == "dry wrong":
+    if name in ("dry wrong", "dry ours wrong"):
         return lambda q, k, v, out, zero_keys: rival(q, k, v, zero_keys, False) * 1.5
+    if name == "dry ours wrong late":
+        factors = {DRY_SHAPES[0].queries: 1.01}
+        return lambda q, k, v, out, zero_keys: (
+            rival(q, k, v, zero_keys, False) * factors.get(q.shape[1], 1.0)
+        )
+    if name not in ("cudnn", "torch", "dry ours", "dry two"):
+        raise ValueError(f"{name!r}: no contender of attention has this name")
     return lambda q, k, v, out, zero_keys: rival(q, k, v, zero_keys, name == "cudnn")
+
+
+def sage() -> Attend:
+    """SageAttention 1: Triton kernels, 8-bit scores.
+
+    Its own smoothing takes the mean off the caller's k in place. Here that is done beside it, at
+    the same cost, as the others need k as it was.
+    """
+    sageattn = importlib.import_module("sageattention").sageattn
+
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, zero_keys: int
+    ) -> torch.Tensor:
+        k, v = padded(k, v, zero_keys)
+        k = k - k.mean(dim=1, keepdim=True)
+        return sageattn(q, k, v, tensor_layout="NHD", is_causal=False, smooth_k=False)
+
+    return attend
 
 
 def rival(

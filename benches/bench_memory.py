@@ -103,7 +103,7 @@ def rows(tiny: bool) -> list[Row]:
         Row("auto_8GiB", "run", **small, memory="auto", expected_s=24),
         Row("sleep_2b", "sleep", "2b", expected_s=10),
         Row("sleep_14b", "sleep", "14b", expected_s=22),
-        Row("flat", "flat", "2b", memory="4GiB", expected_s=40),
+        Row("flat", "flat", "2b", memory="4GiB", expected_s=60),
         Row("2b_480p_diffusers", "diffusers", **small, expected_s=10),
         Row("2b_720p_diffusers", "diffusers", **wide, expected_s=10),
         Row("14b_480p_diffusers", "diffusers", **large, expected_s=25),

@@ -11,11 +11,13 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -45,6 +47,10 @@ class Contender:
     """Runs it on inputs whose exact result is known, and returns the relative error."""
     ours: bool = False
     note: str = ""
+    works: int = 1
+    """How many times ``call`` does the work, as the replay of a graph does."""
+    error_limit: float | None = None
+    """Its own, where it computes in another arithmetic; None: the contest's."""
 
 
 @dataclass(frozen=True)
@@ -172,38 +178,48 @@ def held(contest: Contest, device: torch.device, top: Ceilings) -> list[Row]:
     """The rows of a contest: errors first, then times.
 
     Raises:
-        WrongResult: one of ours is wrong.
+        WrongResult: one of ours is wrong, or does not run.
     """
-    rows, right = [], []
+    right, refused = checked(contest)
+    for row in refused:
+        if row.ours:
+            raise WrongResult(f"{row.operation} by {row.contender} at {row.shape}: {row.note}")
+    return timed(contest, right, device, top) + refused
+
+
+def checked(contest: Contest) -> tuple[list[tuple[Contender, float]], list[Row]]:
+    """Who is right, with relative errors; and a row for each that is wrong or does not run."""
+    right, refused = [], []
     for one in contest.contenders:
         place = (contest.operation, contest.shape, one.name, one.ours)
+        limit = _limit(contest, one)
         try:
             error = one.error()
         except Exception as problem:  # a rival that does not run here is a row that says so
             if one.ours:
-                raise
+                traceback.print_exc()
             why = f"not run: {type(problem).__name__}: {problem}".splitlines()[0][:200]
-            rows.append(Row(*place, note=why))
+            refused.append(Row(*place, note=why))
             continue
-        if error <= contest.error_limit:
+        if error <= limit:  # not a NaN
             right.append((one, error))
-        elif one.ours:
-            raise WrongResult(
-                f"{contest.operation} by {one.name} at {contest.shape}: relative error {error:.2e} "
-                f"is beyond {contest.error_limit:.2e}"
-            )
         else:
-            limit = f"{error:.2e} is beyond {contest.error_limit:.2e}"
-            rows.append(Row(*place, error=error, note=f"refused: relative error {limit}"))
-    return _timed(contest, right, device, top) + rows
+            why = f"refused: relative error {error:.2e} is beyond {limit:.2e}"
+            refused.append(Row(*place, error=error, error_limit=limit, note=why))
+    return right, refused
 
 
-def _timed(
+def _limit(contest: Contest, one: Contender) -> float:
+    return contest.error_limit if one.error_limit is None else one.error_limit
+
+
+def timed(
     contest: Contest,
     contenders: list[tuple[Contender, float]],
     device: torch.device,
     top: Ceilings,
 ) -> list[Row]:
+    """The rows of those who are right, each beside its error."""
     share = contest.seconds / contest.rounds
     calls, peaks = {}, {}
     for one, _ in contenders:
@@ -214,12 +230,13 @@ def _timed(
     for turn in range(contest.rounds):
         for step in range(len(contenders)):
             one, _ = contenders[(turn + step) % len(contenders)]
-            taken[one.name].append(hold(one.call, calls[one.name], device))
+            taken[one.name].append(hold(one.call, calls[one.name], device) / one.works)
     best = min((statistics.median(taken[one.name]) for one, _ in contenders if one.ours), default=0)
     rows = []
     for one, error in contenders:
         times = sorted(taken[one.name])
         middle = statistics.median(times)
+        works = calls[one.name] * one.works
         rate, bandwidth = contest.flops / middle / 1e9, contest.moved_bytes / middle / 1e6
         rows.append(
             Row(
@@ -230,14 +247,14 @@ def _timed(
                 median_ms=middle,
                 p10_ms=times[len(times) // 10],
                 p90_ms=times[-1 - len(times) // 10],
-                calls=calls[one.name] * contest.rounds,
-                seconds=sum(times) * calls[one.name] / 1e3,
+                calls=works * contest.rounds,
+                seconds=sum(times) * works / 1e3,
                 teraflops=rate or None,
                 share_of_gemm=rate / top.gemm_teraflops or None,
                 gigabytes_per_second=bandwidth or None,
                 share_of_copy=bandwidth / top.copy_gigabytes_per_second or None,
                 error=error,
-                error_limit=contest.error_limit,
+                error_limit=_limit(contest, one),
                 speed=best / middle or None,
                 peak_gib=peaks[one.name],
                 note=one.note,
@@ -311,7 +328,7 @@ class Report:
         return {
             "schema": SCHEMA,
             "bench": self.bench,
-            "command": " ".join(["python", *sys.argv]),
+            "command": shlex.join(["python", *sys.argv]),
             "machine": machine(self.device),
             "settings": dict(self.settings),
             **self.extra,
@@ -344,4 +361,4 @@ def line_of(row: Row) -> str:
     checked = row.error is not None and row.error_limit is not None
     error = f"error {row.error:.1e} of {row.error_limit:.1e}" if checked else "error not known"
     parts.append(f"speed {row.speed or 0:.2f}, {error}")
-    return ", ".join(parts)
+    return ", ".join([*parts, row.note] if row.note else parts)

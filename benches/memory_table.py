@@ -70,10 +70,10 @@ def predictions(row: dict[str, Any]) -> dict[str, Any] | None:
     Of stages that were repeated the median counts, alone; how far they lay apart stands beside it.
     """
     memory = row.get("memory")
-    if not memory or "timed_peak_bytes" not in row:
+    if not memory or "peak_bytes" not in row:
         return None
     pairs = {
-        "peak_gib": (memory["predicted_peak_bytes"] / GIB, row["timed_peak_bytes"] / GIB),
+        "peak_gib": (memory["predicted_peak_bytes"] / GIB, row["peak_bytes"] / GIB),
         "forward_s": (row["predicted_forward_s"], row["forward_s"]),
     }
     measured_s = measured_stages(row)

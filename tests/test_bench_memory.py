@@ -56,7 +56,7 @@ def row(name: str, **more: Any) -> dict[str, Any]:
     ("more", "outside"),
     [
         pytest.param({}, [], id="within"),
-        pytest.param({"timed_peak_bytes": int(6.3 * GIB)}, ["peak_gib"], id="peak"),
+        pytest.param({"peak_bytes": int(6.3 * GIB)}, ["peak_gib"], id="peak"),
         pytest.param({"forward_s": 0.46}, ["forward_s"], id="forward"),
         pytest.param({"predicted_forward_s": 0.46}, ["forward_s"], id="too slow a prediction"),
     ],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -69,6 +71,32 @@ def test_ours_being_wrong_ends_the_run(error: float) -> None:
 
     with pytest.raises(WrongResult, match="adding by ours at small"):
         held(contest_of({"ours": error}, []), CPU, Ceilings(1.0, 1.0))
+
+
+def test_a_call_that_holds_many_is_counted_as_many_and_a_tolerance_may_be_ones_own() -> None:
+    from contest import Ceilings, Contender, Contest, held
+
+    def contender(name: str, error: float, works: int, limit: float | None) -> Contender:
+        return Contender(
+            name, lambda: time.sleep(0.002), lambda: error, works=works, error_limit=limit
+        )
+
+    contenders = (
+        contender("one", 0.05, 1, None),
+        contender("graph", 0.2, 100, 0.3),
+        contender("off", 0.4, 1, 0.3),
+    )
+    contest = Contest("waiting", "small", contenders, 0.1, seconds=0.02, rounds=2)
+    began = time.perf_counter()
+    rows = {row.contender: row for row in held(contest, CPU, Ceilings(1.0, 1.0))}
+    one, graph, off = rows["one"], rows["graph"], rows["off"]
+    # A hundred times what the clock on the wall saw, were a replay counted as one call.
+    assert one.seconds + graph.seconds < time.perf_counter() - began
+    assert graph.calls % 200 == 0
+    assert graph.median_ms == pytest.approx(graph.seconds * 1e3 / graph.calls)
+    assert (one.error_limit, graph.error_limit, off.error_limit) == (0.1, 0.3, 0.3)
+    assert off.median_ms is None
+    assert off.note == "refused: relative error 4.00e-01 is beyond 3.00e-01"
 
 
 def test_a_report_is_written_row_by_row_and_becomes_a_page(tmp_path: Path, capsys) -> None:
@@ -208,11 +236,86 @@ def test_attention_is_walked_through_without_a_gpu(tmp_path: Path, capsys) -> No
     from cosmos_fast.cli import main
 
     assert main(["bench", "--only", "attention", "--tiny", "--save", str(tmp_path)]) == 0
-    document = json.loads(next(tmp_path.glob("attention_*.json")).read_text("utf-8"))
+    path = next(tmp_path.glob("attention_*.json"))
+    document = json.loads(path.read_text("utf-8"))
     passed = {name for name, report in document["checks"].items() if report["passed"]}
-    assert passed == {"dry one", "dry two", "cudnn"}
+    assert passed == {"dry ours", "dry two", "cudnn"}
     assert "no end within 5 s" in document["checks"]["dry hang"]["problem"]
-    assert {row["contender"] for row in document["rows"]} == passed
+    assert str(path) in document["command"]
+    notes = {row["contender"]: row["note"] for row in document["rows"] if not row["median_ms"]}
+    assert set(notes) == {"dry wrong", "dry crash", "dry hang"}
+    assert "refused: relative error 5.00e-01 is beyond" in notes["dry wrong"]
+    assert "RuntimeError: a contender that does not work" in notes["dry crash"]
+    timed = [row for row in document["rows"] if row["median_ms"]]
+    assert all(row["calls"] >= 2 and row["p10_ms"] <= row["p90_ms"] for row in timed)
+    # Ours twice where there are keys to fold: folding, and reading all of them as the rivals do.
+    assert {row["contender"] for row in timed if "folded" in row["shape"]} == {
+        "dry ours, 64 keys read",
+        "dry ours, 72 keys read",
+        "dry two, 72 keys read",
+        "cudnn, 72 keys read",
+    }
+
+
+@pytest.mark.parametrize(
+    ("broken", "shape", "told"),
+    [
+        ("dry ours wrong", "1 x 1, 1 heads", "refused: relative error"),
+        ("dry ours crash", "small shapes", "not run: exit code 1: RuntimeError"),
+        ("dry ours wrong late", "200 x 300, 2 heads", "refused: relative error 9"),
+    ],
+)
+def test_attention_of_ours_that_is_wrong_is_refused_and_ends_in_an_error(
+    broken: str, shape: str, told: str, tmp_path: Path
+) -> None:
+    save = tmp_path / "attention.json"
+    program = str(ROOT / "benches" / "bench_attention.py")
+    words = ["--dry", "--seconds", "0.05", "--contenders", f"dry ours;{broken}"]
+    ended = subprocess.run(
+        [sys.executable, program, *words, "--save", str(save)], capture_output=True, text=True
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert f"bench_attention: {broken} at {shape}: {told}" in ended.stderr
+    rows = json.loads(save.read_text("utf-8"))["rows"]
+    (wrong,) = (row for row in rows if row["contender"] == broken and row["shape"] == shape)
+    assert wrong["median_ms"] is None
+    assert wrong["note"].startswith(told)
+    assert any(row["contender"] == "dry ours" and row["median_ms"] for row in rows)
+
+
+def test_attention_that_the_budget_has_no_room_for_is_listed() -> None:
+    from attention_shapes import DRY_SHAPES
+    from attention_timing import time_all
+
+    ceilings, *shapes = time_all(
+        list(DRY_SHAPES),
+        ["dry ours", "cudnn"],
+        CPU,
+        seconds=0.01,
+        first_seconds=1e6,
+        alone_seconds=0.0,
+        budget=60.0,
+        keep=3,
+        no_graph={},
+    )
+    assert set(ceilings) == {"ceilings"}
+    assert [found["shape"] for found in shapes] == [shape.name for shape in DRY_SHAPES]
+    first, second = (found["rows"] for found in shapes)
+    assert {row["contender"]: row["median_ms"] for row in first} == {
+        "dry ours": None,
+        "cudnn": None,
+    }
+    assert all(row["note"].startswith("skipped: --budget has no room") for row in first)
+    assert all(row["median_ms"] for row in second)
+
+
+def test_attention_that_engines_take_is_what_is_timed() -> None:
+    from attention_contenders import designs
+
+    from cosmos_fast_kernels.attention_hopper import shipped
+
+    assert shipped(128, 27216) == designs()["gluon early, registers, skip"]
+    assert shipped(128, 512) == designs()["gluon two tiles"]
 
 
 @pytest.mark.parametrize(

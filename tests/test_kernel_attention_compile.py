@@ -32,9 +32,12 @@ LISTED = {"key_blocks": [[0, 2], [1], [0, 1, 2]]}
 PORTABLE: Mapping[str, dict[str, Any]] = {
     "merged 64": {"features": 64} | MERGED,
     "merged 128": {"features": 128} | MERGED,
+    "listed 64": {"features": 64} | LISTED,
     "listed 128": {"features": 128} | LISTED,
+    "folded 64": {"features": 64} | FOLDED,
 }
-"""What the table names the portable kernel for, everywhere. Merged is dense and one store more."""
+"""What the table may name the portable kernel for, everywhere. Merged is dense and one store more,
+folded the code of dense with another start of its sums."""
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,9 +13,22 @@ from cosmos_fast_kernels import upsample as module
 from cosmos_fast_kernels.upsample import upsample
 from rounding import assert_rounded_once
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = {"one": (1, 1, 1, 1, 24), "odd": (2, 3, 5, 3, 40), "wide": (1, 2, 2, 3, 384)}
+
+
+@pytest.fixture
+def _empty_is_nan() -> Iterator[None]:
+    """What torch allocates holds NaN, and not by chance what was there before."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.zeros(1, device=DEVICE).new_empty(1000).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 def interpolated(x_BTHWC: torch.Tensor, bias_C: torch.Tensor, in_time: bool) -> torch.Tensor:
@@ -27,6 +42,7 @@ def interpolated(x_BTHWC: torch.Tensor, bias_C: torch.Tensor, in_time: bool) -> 
     return doubled.permute(0, 2, 3, 1).unflatten(0, wide.shape[:2])
 
 
+@pytest.mark.usefixtures("_empty_is_nan")
 @pytest.mark.parametrize("in_time", [False, True], ids=["pictures", "pairs"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -44,9 +60,11 @@ def test_without_a_bias_values_are_copied() -> None:
     assert torch.equal(upsample(x, None, in_time=False)[:, :, 1::2, ::2], x)
 
 
+@pytest.mark.usefixtures("_empty_is_nan")
 def test_more_positions_than_one_program_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 2, 9, 7, 24, device=DEVICE)
     whole = upsample(x, None, in_time=True)
+    assert torch.isfinite(whole).all()
     monkeypatch.setattr(module, "_TILE", 256)
     assert torch.equal(upsample(x, None, in_time=True), whole)
 

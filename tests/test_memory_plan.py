@@ -437,12 +437,12 @@ def test_texts_go_through_their_encoder_together(memory: str | None) -> None:
         for guided in (False, True)
     )
     assert one.passes == two.passes == 1
+    around = _TEXT_SECONDS + _TEXT_OPENING_SECONDS
     if memory is None:
-        around = _TEXT_SECONDS + _TEXT_OPENING_SECONDS
         assert two.seconds - around == pytest.approx(2 * (one.seconds - around), rel=1e-6)
     else:
-        assert two.seconds == pytest.approx(
-            4.865e9 * 2 / CARDS["h200"].bus_bytes_per_second, rel=0.1
+        assert two.seconds - around == pytest.approx(
+            4.865e9 * 2 / CARDS["h200"].bus_bytes_per_second, rel=0.05
         )
         assert two.seconds < 1.02 * one.seconds
 

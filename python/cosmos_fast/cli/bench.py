@@ -127,7 +127,7 @@ def _arguments(name: str, flags: dict[str, object], *, tiny: bool) -> list[str]:
     if flags.get("save"):
         target = Path(str(flags["save"])) / f"{name}_{_machine()}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
-        arguments += ["--out" if name == "attention" else "--save", str(target)]
+        arguments += ["--save", str(target)]
     return arguments
 
 

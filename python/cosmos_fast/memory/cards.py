@@ -41,8 +41,8 @@ PRODUCT_SHARE: Final = 0.685
 """One large matrix product over and over, on random data: 665 to 687 TFLOP/s."""
 COPY_SHARE: Final = 0.86
 """Copies within the device: 4.12 TB/s."""
-DECODER_SHARE: Final = 0.325
-"""VAE decode between kernels: 229 TFLOP in 0.70 to 0.73 s, 717 TFLOP in 2.27 s."""
+DECODER_SHARE: Final = 0.338
+"""VAE decode between kernels: 229 TFLOP in 0.68 to 0.69 s, 717 TFLOP in 2.12 to 2.14 s."""
 CONVOLUTION_SHARE: Final = 0.14
 """The VAE's decoder without them: 229 TFLOP in 1.53 to 1.59 s."""
 ENCODER_SHARE: Final = 0.171

@@ -77,15 +77,16 @@ _FRAME_BY_FRAME_SLOWDOWN: Final = 0.1
 as often, for a quarter of the positions each; estimate."""
 _FRAME_BY_FRAME_UNFUSED: Final = 0.14
 """The same of the plain decoder: 1.75 s and 1.53 s."""
-_OPENING_SECONDS: Final = 0.0015
+_OPENING_SECONDS: Final = 0.0024
 """What a stage that gives its memory back takes for that, where it is short enough to show: an
-encode took 1.2 ms longer."""
+encode took 1.6 to 3.9 ms longer."""
 _ENCODING_SECONDS: Final = 0.0019
 """Of an encode, whatever its size: a picture's way to the device, and the first launches."""
 _TEXT_SECONDS: Final = 0.003
 """Of the text stage, whatever the encoder: tokens, and rows on their way to the host and back."""
-_TEXT_OPENING_SECONDS: Final = 0.009
-"""What the text stage takes longer where its layers come over the bus, beside the copies."""
+_TEXT_OPENING_SECONDS: Final = 0.015
+"""What the text stage takes longer where its layers come over the bus, beside the copies: 9 to
+33 ms, the longer ones where a 14B waits in host memory."""
 _UNTRACED: Final = 80_000_000
 """What the transformer's stage takes beside all that is traced: 26 to 80 MB on an H200."""
 _WHOLE: Final[Mapping[str, tuple[float, bool]]] = MappingProxyType({"whole": (0.0, True)})
