@@ -151,7 +151,7 @@ def time_in_a_process(
         "--alone",
         str(options.alone),
         "--budget",
-        str(left - 10),
+        str(left - 20),
         "--keep",
         str(options.keep),
     ]

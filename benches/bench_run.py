@@ -80,14 +80,19 @@ PUBLISHED = ("example1", "480p_93", "action")
 THEIRS = "diffusers' networks"
 
 
-def load(checkpoints: Path, size: str, device: str) -> cf.Video2World:
+def made(checkpoints: Path, size: str, device: str) -> Path:
+    """Where the model of random weights is, made there if it was not."""
     folder = checkpoints / "diffusers" / "Cosmos-Predict2-2B-Video2World"
     if not folder.is_dir():
         command = [sys.executable, str(MAKER), "--size", size, "--out", str(checkpoints)]
         command += ["--layout", "diffusers", "--device", device]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def load(checkpoints: Path, size: str, device: str) -> cf.Video2World:
     return cf.Video2World.from_pretrained(
-        folder,
+        made(checkpoints, size, device),
         device=device,
         precision="bf16",
         rope_table="float32",  # diffusers has no other

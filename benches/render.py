@@ -81,6 +81,27 @@ def stages(document: dict[str, Any]) -> str:
     return "\n" + "\n".join(lines) + "\n"
 
 
+def first_uses(document: dict[str, Any]) -> str:
+    """Parts of the first uses in a result, and numbers of kernels; empty where there are none."""
+    uses = document.get("uses", [])
+    if not uses:
+        return ""
+    lines = [
+        "| seconds | start | load | first clip | kernels compiled, found | another clip, kernels |",
+        "|---|---|---|---|---|---|",
+    ]
+    for use in uses:
+        seconds, kernels = use["seconds"], use["kernels"]
+        other = kernels.get("others")
+        told = [parts for name, parts in kernels.items() if name != "others"]
+        numbers = [sum(len(parts[kind]) for parts in told) for kind in ("compiled", "found")]
+        cells = [f"{seconds[part]:.2f}" for part in ("start", "load", "clip")]
+        cells.append(f"{numbers[0]}, {numbers[1]}")
+        cells.append(f"{seconds['others']:.2f}, {len(other['compiled'])}" if other else "")
+        lines.append(f"| {use['shape']}, {use['who']} | {' | '.join(cells)} |")
+    return "\n" + "\n".join(lines) + "\n"
+
+
 def _of(rate: float | None, share: float | None) -> str:
     if not rate:
         return "-"
@@ -150,8 +171,8 @@ def page_with(page: str, results: dict[str, dict[str, Any]], charts: str) -> str
     if not begin or not end:
         raise ValueError(f"the page has no {BEGIN} and {END}")
     sections = [
-        f"### {name.replace('_', ' ')}\n\n{provenance(one)}\n\n{table(one)}\n{stages(one)}\n"
-        f"![{name}]({charts}/{name}.svg)\n"
+        f"### {name.replace('_', ' ')}\n\n{provenance(one)}\n\n{table(one)}\n{stages(one)}"
+        f"{first_uses(one)}\n![{name}]({charts}/{name}.svg)\n"
         for name, one in results.items()
     ]
     return f"{before}{BEGIN}\n\n" + "\n".join(sections) + f"\n{END}{after}"
