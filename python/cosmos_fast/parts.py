@@ -119,6 +119,10 @@ class Parts:
             return torch.cuda.get_device_name(self.device)
         return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
+    @property
+    def _fuses_decoder(self) -> bool:
+        return self.vae.ops is not None and self.vae.ops.fuses_decoder
+
     def place_for(self, request: Request, *, prompt_is_final: bool = True) -> Plan | None:
         """Weights go where ``request`` needs them; the plan, None where nothing is planned.
 
@@ -142,8 +146,8 @@ class Parts:
             num_steps=request.num_steps,
             guided=request.uses_guidance,
             dtype=self.dtype,
-            fused=_fuses(self.vae.ops),
-            products=_multiplies(self.ops),
+            fused=self._fuses_decoder,
+            products=self.ops.multiplies,
             text=shape if needs_text else None,
             text_dtype=text_dtype,
         )
@@ -154,7 +158,7 @@ class Parts:
         profile = self.profile
         if self.residence.managed:
             first = _first_workload(
-                profile, self.dtype, self.text_stage, self.ops, fused=_fuses(self.vae.ops)
+                profile, self.dtype, self.text_stage, self.ops, fused=self._fuses_decoder
             )
             small = replace(first, size=Size(64, 64), num_frames=5, num_conditional_frames=1)
             self.residence.prepare(small)
@@ -227,7 +231,8 @@ def load_parts(
     text_stage = _text_stage(files, text_dtype) if residence.managed else (None, dtype)
     # Ranks share the decoder's rows through its modules, which the fused decoder leaves out.
     fused = ops if ranks.size == 1 else None
-    residence.begin(_first_workload(files.profile, dtype, text_stage, ops, fused=_fuses(fused)))
+    fuses = fused is not None and fused.fuses_decoder
+    residence.begin(_first_workload(files.profile, dtype, text_stage, ops, fused=fuses))
     with clock.stage("load transformer"):
         dit = _loaded(
             residence,
@@ -272,16 +277,6 @@ def load_parts(
     )
 
 
-def _fuses(ops: Ops | None) -> bool:
-    """Whether a VAE with these operations decodes between kernels."""
-    return ops is not None and ops.names["rms_silu"] != "torch"
-
-
-def _multiplies(ops: Ops) -> bool:
-    """Whether a transformer with these operations has products of ours."""
-    return ops.names["product"] != "torch"
-
-
 def _first_workload(
     profile: Profile,
     dtype: torch.dtype,
@@ -302,7 +297,7 @@ def _first_workload(
         text=text[0],
         text_dtype=text[1],
         fused=fused,
-        products=_multiplies(ops),
+        products=ops.multiplies,
     )
 
 

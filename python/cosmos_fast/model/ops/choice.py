@@ -176,10 +176,21 @@ class Ops:
         y_BND = F.linear(y_BNK, weight_DK)
         return self.gated_layernorm_modulate(x_BND, gate_BTD, y_BND, *following)
 
+    @property
+    def fuses_decoder(self) -> bool:
+        """Whether the VAE's decoder has a kernel to run between; whatever ``names`` says, which is
+        for people."""
+        return self.rms_silu is not reference.rms_silu
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether products of the transformer are ours."""
+        return self.product is not no_product
+
     def decodes(self, *tensors: torch.Tensor) -> bool:
         """Whether the VAE's decoder should run between kernels for these tensors."""
         on_device = all(tensor.device.type == "cuda" for tensor in tensors)
-        return self.names["rms_silu"] != "torch" and on_device and not needs_gradient(*tensors)
+        return self.fuses_decoder and on_device and not needs_gradient(*tensors)
 
     @classmethod
     def select(
