@@ -199,7 +199,7 @@ def load_policy(name: str) -> Policy:
         raise InputError(f"policy = {name!r}: module:function is needed")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:  # a TypeError of a name like ".a"
         raise InputError(f"policy = {name!r}: {error}") from error
     if not callable(found):
         raise InputError(f"policy = {name!r} is a {type(found).__name__}, not a function")
