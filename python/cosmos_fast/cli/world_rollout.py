@@ -337,8 +337,8 @@ def _save(order: _Order, made: Rollout, display: Display) -> None:
 
         if not len(made.actions):
             raise InputError(
-                f"--save_dataset: an episode needs an action, and the futures disagree by more than "
-                f"--stop_at {order.own['stop_at']:g} in the first chunk; allow for more"
+                f"--save_dataset: an episode needs an action, and the futures disagree by more "
+                f"than --stop_at {order.own['stop_at']:g} in the first chunk; allow for more"
             )
         task = order.own.get("task") or _task(order)
         written.append(save_dataset(folder, [made], tasks=[task], sources=[_source(order, made)]))
