@@ -157,7 +157,7 @@ def test_a_policy_of_the_working_directory_acts(run: Run, place: Path) -> None:
     code, _, err = run("--policy", "my_policy:wrong", "--num_actions", "7", "--input_path",
                        "start.png", "--save_path", "b.npy")  # fmt: skip
     assert code == 2
-    assert "actions of shape (1, 3, 5)" in err
+    assert "the policy's actions of shape (3, 5): (1 to 8, 2) is needed" in err
     assert not Path("b.npy").exists()
 
 
