@@ -150,7 +150,7 @@ def test_a_rollout_that_cannot_be_is_refused(
 @pytest.mark.parametrize(
     ("policy", "count", "word"),
     [
-        (lambda _: 0.5, 3, r"the policy's actions of shape \(\)"),
+        (lambda _: 0.5, 3, r"the policy's actions of shape \(1,\)"),
         (lambda _: np.zeros((1, CHUNK, DIM)), 3, "the policy's actions of shape"),
         (lambda _: np.zeros((0, DIM)), 3, "0 actions in a chunk"),
         (lambda _: None, 3, "no array"),
