@@ -163,6 +163,18 @@ def test_fork_and_restore_have_equal_futures_for_equal_actions(engine: cf.Video2
     assert not np.array_equal(two[0], two[1])
 
 
+def test_what_is_done_to_a_states_frames_does_not_reach_it(engine: cf.Video2World) -> None:
+    world = started(engine, 1)
+    for chunk in range(2):
+        before = world.snapshot()
+        wanted = pixels(world.step(actions(1)))
+        world.restore(before)
+        shown = world.states[0].frames
+        assert shown is not None
+        shown.to("pt").zero_()
+        np.testing.assert_array_equal(pixels(world.step(actions(1))), wanted, f"{chunk = }")
+
+
 def test_states_of_any_pasts_are_advanced_together(engine: cf.Video2World) -> None:
     world = started(engine, 2)
     old = world.states
@@ -462,6 +474,10 @@ def test_options_that_make_no_sense_are_refused(
             cf.World(engine, 1, **options)
     with pytest.raises(cf.InputError, match="2, one a copy"):
         world.fork(0, 2, seeds=7)  # type: ignore[arg-type]
+    made = world.step(actions(1), samples=2)
+    assert made.frames is not None
+    with pytest.raises(cf.InputError, match="one a world"):
+        made.frames.of(0, 1)
     assert len(world.fork(np.int64(0), np.int64(2), seeds=np.arange(2)).states) == 2  # type: ignore[arg-type]
 
 
