@@ -264,6 +264,8 @@ def takes(table: Iterable[Flag]) -> Callable[[Callable[..., Any]], Callable[...,
             for flag in rows
         ]
         command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+        # Paragraphs of one line each, which Typer would break where the source does.
+        command.__doc__ = re.sub(r"(?<!\n)\n(?![\n ])", " ", inspect.getdoc(command) or "")
         return command
 
     return decorate
