@@ -205,6 +205,18 @@ def test_episodes_are_truncated_rewarded_and_drawn(engine: cf.Video2World) -> No
     np.testing.assert_array_equal(np.stack(drawn), second[0])
 
 
+@pytest.mark.parametrize("seed", [np.int64(3), (3, 4), np.array([3, 4])], ids=repr)
+def test_seeds_come_as_numpy_has_them(engine: cf.Video2World, seed: Any) -> None:
+    env = WorldVectorEnv(engine, STARTS, 2, num_steps=1)
+    drawn = []
+    for given in (3, seed):
+        env.reset(seed=given)
+        drawn.append([state.seed for state in env._world.states])
+    assert drawn[0] == drawn[1]
+    with pytest.raises(cf.InputError, match="1 seeds for 2"):
+        env.reset(seed=[3])
+
+
 def test_a_step_that_fails_leaves_the_episodes_as_they_were(engine: cf.Video2World) -> None:
     env, other = (
         WorldVectorEnv(engine, STARTS, 2, horizon=10, reward=dims, hold=1, num_steps=1)

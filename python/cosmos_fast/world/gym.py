@@ -145,10 +145,11 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         options: dict[str, Any] | None = None,
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts all episodes, or those of ``options["reset_mask"]`` (bool (N,))."""
-        super().reset(seed=seed if isinstance(seed, int) else None)
-        seeds: list[int | None] = list(seed) if isinstance(seed, list) else [None] * self.num_envs
-        if isinstance(seed, int):
-            seeds = [seed + k for k in range(self.num_envs)]
+        if isinstance(seed, int | np.integer):
+            super().reset(seed=int(seed))
+            seeds: list[int | None] = [int(seed) + k for k in range(self.num_envs)]
+        else:
+            seeds = [None] * self.num_envs if seed is None else list(seed)
         if len(seeds) != self.num_envs:
             raise InputError(f"{len(seeds)} seeds for {self.num_envs} environments")
         mask = np.ones(self.num_envs, dtype=bool)
