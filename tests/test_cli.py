@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -372,6 +373,10 @@ def test_help_of_every_command_fits_a_terminal(
     assert [flag.name for flag in FLAGS_OF[command] if f"--{flag.name} " not in out] == []
     assert "…" not in out
     assert max(map(len, out.splitlines())) <= 80
+    prose = [line.strip() for line in out.partition("╭")[0].splitlines()[3:]]
+    for line, following in itertools.pairwise(prose):
+        if line and following and not line.startswith("Usage"):
+            assert len(line) + len(following.split()[0]) > 70, (line, following)
 
 
 def process(

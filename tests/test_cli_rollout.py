@@ -15,7 +15,9 @@ import cosmos_fast as cf
 from action_world import CHUNK, DIM, HEIGHT, PROFILE, WIDTH, pictures
 from commands import ran
 from cosmos_fast.cli import main
+from cosmos_fast.cli.settings import TOY_SOURCES
 from cosmos_fast.media import VideoWriter, read_frames, write_png
+from cosmos_fast.weights import packaged_worlds
 from cosmos_fast.world import load_actions, rollout_actions
 from cosmos_fast.world.lerobot import Dataset, DatasetWriter
 from random_world import make_random_world
@@ -155,7 +157,7 @@ def test_a_policy_of_the_working_directory_acts(run: Run, place: Path) -> None:
     code, _, err = run("--policy", "my_policy:wrong", "--num_actions", "7", "--input_path",
                        "start.png", "--save_path", "b.npy")  # fmt: skip
     assert code == 2
-    assert "actions of shape (1, 3, 5)" in err
+    assert "the policy's actions of shape (3, 5): (1 to 8, 2) is needed" in err
     assert not Path("b.npy").exists()
 
 
@@ -254,6 +256,7 @@ def test_a_dry_run_tells_everything_that_is_wrong(run: Run, place: Path) -> None
         ("--policy my_policy:push", "--policy needs --num_actions"),
         ("--policy my_policy:pull --num_actions 3", "no attribute"),
         ("--policy nowhere --num_actions 3", "module:function"),
+        ("--policy .my_policy:push --num_actions 3", "policy = '.my_policy:push'"),
         ("--policy my_policy:push --num_actions 3 --reference", "about recorded actions"),
         ("--actions rows.npy --prompt push", "--prompt: of no meaning with --actions"),
         ("--actions rows.npy --num_chunks 3", "--num_chunks: of no meaning"),
@@ -285,6 +288,40 @@ def test_what_makes_no_sense_is_refused(run: Run, place: Path, words: str, messa
     assert (code, out) == (2, "")
     assert message in err
     assert not Path("a.npy").exists()
+
+
+def test_every_world_that_ships_is_known_by_its_name(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert sorted(TOY_SOURCES) == list(packaged_worlds())
+    given = ["--model", "pusherworld", *RECORDED, "--num_actions", "3", "--num_steps", "1"]
+    code, out, err = ran(capfd, ["rollout", *given, "--save_path", "a.npy", "--json"])
+    assert code == 0, err
+    assert np.load("a.npy").shape == (4, 96, 96, 3)
+    assert json.loads(out)["guardrail"]["verdict"] == "not applicable"
+    given = ["--model", "no_such_world", *RECORDED]
+    code, _, err = ran(capfd, ["rollout", *given, "--save_path", "b.npy"])
+    assert (code, "the small worlds that ship are called ballworld and pusherworld" in err) == (
+        2, True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["rollout", "video2world"])
+def test_a_prompt_for_a_world_of_actions_is_sent_to_them(
+    command: str, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--model", "pusherworld", "--input_path", "start.png", "--prompt", "push"]
+    code, _, err = ran(capfd, [command, *given, "--save_path", "a.npy"])
+    assert code == 2
+    assert "pusherworld follows actions, not a prompt" in err
+    assert "T5" not in err
+
+
+def test_no_dataset_of_no_action(run: Run, place: Path) -> None:
+    code, _, err = run(*RECORDED, "--samples", "2", "--stop_at", "1e-6", "--save_path", "a.npy",
+                       "--save_dataset", "imagined")  # fmt: skip
+    assert (code, Path("imagined").exists()) == (2, False)
+    assert "--save_dataset: an episode needs an action" in err
 
 
 def test_a_model_without_actions_is_named(place: Path, capfd: pytest.CaptureFixture[str]) -> None:

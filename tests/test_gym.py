@@ -205,17 +205,88 @@ def test_episodes_are_truncated_rewarded_and_drawn(engine: cf.Video2World) -> No
     np.testing.assert_array_equal(np.stack(drawn), second[0])
 
 
+@pytest.mark.parametrize("seed", [np.int64(3), (3, 4), np.array([3, 4])], ids=repr)
+def test_seeds_come_as_numpy_has_them(engine: cf.Video2World, seed: Any) -> None:
+    env = WorldVectorEnv(engine, STARTS, 2, num_steps=1)
+    drawn = []
+    for given in (3, seed):
+        env.reset(seed=given)
+        drawn.append([state.seed for state in env._world.states])
+    assert drawn[0] == drawn[1]
+    with pytest.raises(cf.InputError, match="1 seeds for 2"):
+        env.reset(seed=[3])
+
+
+def test_a_step_that_fails_leaves_the_episodes_as_they_were(engine: cf.Video2World) -> None:
+    env, other = (
+        WorldVectorEnv(engine, STARTS, 2, horizon=10, reward=dims, hold=1, num_steps=1)
+        for _ in range(2)
+    )
+    env.reset(seed=1)
+    other.reset(seed=1)
+    given = actions(2, seed=4) * 0.2
+    given[1, 1, 0] = 0.6  # the second episode ends there, and begins anew in the next step
+    for at in range(5):
+        wrong = given[:, at].copy()
+        wrong[0] = np.nan
+        if at:
+            env.announce(given[:, at : at + 2])
+            other.announce(given[:, at : at + 2])
+        with pytest.raises(cf.InputError, match="nan"):
+            env.step(wrong)
+        compare(env.step(given[:, at]), other.step(given[:, at]))
+    env.close()
+    with pytest.raises(cf.InputError, match="closed"):
+        env.step(given[:, 0])
+
+
+def test_a_prediction_that_fails_is_made_again(engine: cf.Video2World) -> None:
+    env = WorldVectorEnv(engine, STARTS, 1, hold=1, num_steps=1)
+    env.reset(seed=1)
+    given = actions(1)
+    env.step(given[:, 0])
+
+    def step_meanwhile(*_: Any) -> None:
+        with pytest.raises(cf.InputError, match="has the engine already"):
+            env.step(given[:, 1])
+
+    world = cf.World(engine, 1, num_steps=1)
+    world.reset(STARTS[:1])
+    world.step(given, on_frames=step_meanwhile)
+    calls = env.model_calls
+    _, _, _, _, info = env.step(given[:, 1])
+    assert env.model_calls == calls + 1
+    np.testing.assert_array_equal(info["action"][0], given[0, 1])
+
+
 @pytest.mark.parametrize(
     ("call", "word"),
     [
         (lambda e: WorldVectorEnv(e, STARTS.astype(float)), "uint8"),
         (lambda e: WorldVectorEnv(e, STARTS, execute=9), "1 to 8"),
-        (lambda e: WorldVectorEnv(e, STARTS, hold=0), "at least 1 step"),
+        (lambda e: WorldVectorEnv(e, STARTS, hold=0), "hold = 0"),
+        (lambda e: WorldVectorEnv(e, STARTS, horizon=1.5), "horizon = 1.5"),  # type: ignore[arg-type]
+        (lambda e: WorldVectorEnv(e, STARTS, noise="loud"), "noise = 'loud'"),  # type: ignore[arg-type]
+        (lambda e: WorldVectorEnv(e, STARTS, num_steps=0), "num_steps = 0"),
+        (lambda e: WorldVectorEnv(e, STARTS, autoreset_mode="soon"), "NEXT_STEP"),  # type: ignore[arg-type]
+        (lambda e: WorldVectorEnv(e, STARTS).step("left"), "numbers are needed"),
         (lambda e: WorldVectorEnv(e, STARTS, render_mode="human"), "rgb_array"),
         (lambda e: WorldVectorEnv(e, STARTS).step(np.zeros((1, DIM))), "call reset"),
         (lambda e: WorldVectorEnv(e, STARTS, 2).step(np.zeros((1, DIM))), "shape"),
     ],
-    ids=["starts", "execute", "hold", "render", "no reset", "shape"],
+    ids=[
+        "starts",
+        "execute",
+        "hold",
+        "horizon",
+        "noise",
+        "steps",
+        "mode",
+        "text",
+        "render",
+        "no reset",
+        "shape",
+    ],
 )
 def test_wrong_use_is_refused(
     engine: cf.Video2World, call: Callable[[cf.Video2World], Any], word: str

@@ -71,9 +71,11 @@ def test_the_library_example_runs(folder: Path) -> None:
 
 @pytest.fixture
 def _hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A hub with what the README downloads, and an empty cache."""
+    """A hub with what the README downloads, an empty cache, and the files that it names."""
     from huggingface_hub import constants
 
+    (folder / "examples").symlink_to(ROOT / "examples")
+    np.save(folder / "actions.npy", np.zeros((3, 2)))
     names = ["model-720p-16fps.pt", "tokenizer/tokenizer.pth", "tokenizer/tokenizer.json"]
     names += ["text_encoder/config.json", "text_encoder/model.safetensors"]
     content = {name: name.encode() for name in names}

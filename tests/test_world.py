@@ -163,6 +163,18 @@ def test_fork_and_restore_have_equal_futures_for_equal_actions(engine: cf.Video2
     assert not np.array_equal(two[0], two[1])
 
 
+def test_what_is_done_to_a_states_frames_does_not_reach_it(engine: cf.Video2World) -> None:
+    world = started(engine, 1)
+    for chunk in range(2):
+        before = world.snapshot()
+        wanted = pixels(world.step(actions(1)))
+        world.restore(before)
+        shown = world.states[0].frames
+        assert shown is not None
+        shown.to("pt").zero_()
+        np.testing.assert_array_equal(pixels(world.step(actions(1))), wanted, f"{chunk = }")
+
+
 def test_states_of_any_pasts_are_advanced_together(engine: cf.Video2World) -> None:
     world = started(engine, 2)
     old = world.states
@@ -409,6 +421,12 @@ def test_actions_that_make_no_sense_leave_the_world_as_it_was(
         (pictures(2)[:, :30], {}, "multiple of 16"),
         (pictures(2), {"seed": -1}, "seed = -1"),
         (pictures(2), {"seed": [1]}, "2 of them"),
+        (pictures(2), {"seed": [0, 1.5]}, "seed = 1.5"),
+        (pictures(2), {"seed": [0, True]}, "seed = True"),
+        (pictures(2), {"seed": torch.tensor([0.0, 1.0])}, "seed = 0.0"),
+        (pictures(2), {"seed": ["a", "b"]}, "seed = 'a'"),
+        (pictures(2), {"seed": "ab"}, "2 of them"),
+        (pictures(2), {"prompts": 5}, "one for all or 2 of them"),
         (pictures(2), {"prompts": ["a"]}, "1 prompts for 2"),
         (pictures(2), {"prompts": [1, 2]}, "prompt of type int"),
         (pictures(2), {"mask": [1, 0]}, "bool"),
@@ -422,6 +440,90 @@ def test_frames_that_make_no_sense_are_refused(
     world = cf.World(engine, 2)
     with pytest.raises(cf.InputError, match=word):
         world.reset(frames, **options)
+
+
+def test_one_world_is_not_reset_to_another_form_than_the_others(engine: cf.Video2World) -> None:
+    world = started(engine, 2)
+    before = world.states
+    with pytest.raises(cf.InputError, match=r"world 1.*32x48.*one form"):
+        world.reset(pictures(2)[:, :, :32], mask=[True, False])
+    assert world.states == before
+    world.reset(pictures(2)[:, :, :32])
+    assert world.states[1].size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"samples": 0}, "samples = 0"),
+        ({"batch": 0}, "batch = 0"),
+        ({"num_steps": 2.0}, "num_steps = 2.0"),
+        ({"guidance": "much"}, "guidance = 'much'"),
+        ({"guidance": float("nan")}, "guidance = nan"),
+        ({"noise": "loud"}, "noise = 'loud'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    engine: cf.Video2World, options: dict[str, Any], word: str
+) -> None:
+    world = started(engine, 1)
+    with pytest.raises(cf.InputError, match=word):
+        world.step(actions(1), **options)
+    if options.keys() & {"batch", "num_steps", "noise"}:
+        with pytest.raises(cf.InputError, match=word):
+            cf.World(engine, 1, **options)
+    with pytest.raises(cf.InputError, match="2, one a copy"):
+        world.fork(0, 2, seeds=7)  # type: ignore[arg-type]
+    made = world.step(actions(1), samples=2)
+    assert made.frames is not None
+    with pytest.raises(cf.InputError, match="one a world"):
+        made.frames.of(0, 1)
+    assert len(world.fork(np.int64(0), np.int64(2), seeds=np.arange(2)).states) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("call", ["step", "reset", "restore"])
+def test_a_world_is_not_changed_in_its_own_callback(engine: cf.Video2World, call: str) -> None:
+    world = started(engine, 1)
+    snapshot = world.snapshot()
+    calls = {
+        "step": lambda: world.step(actions(1)),
+        "reset": lambda: world.reset(pictures(1)),
+        "restore": lambda: world.restore(snapshot),
+    }
+
+    def inside(*_: Any) -> None:
+        with pytest.raises(cf.InputError, match="in the middle of a step"):
+            calls[call]()
+
+    work = threading.Thread(
+        target=lambda: world.step(actions(1), on_frames=inside), daemon=True
+    )  # one that never ends is left behind
+    work.start()
+    work.join(60)
+    assert not work.is_alive()
+    assert world.states[0].chunks == 1
+    calls[call]()
+
+
+def test_a_reset_by_mask_keeps_what_a_submitted_step_makes_of_the_others(
+    engine: cf.Video2World,
+) -> None:
+    world, begun, go_on = started(engine, 2), threading.Event(), threading.Event()
+
+    def halt(*_: Any) -> None:
+        begun.set()
+        go_on.wait(60)
+
+    future = world.submit(actions(2), on_frames=halt)
+    assert begun.wait(60)
+    reset = threading.Thread(target=lambda: world.reset(pictures(2), mask=[True, False]))
+    reset.start()
+    reset.join(0.2)
+    go_on.set()
+    made = future.result()
+    reset.join(60)
+    assert world.states[0].chunks == 0
+    assert world.states[1] is made.state[1]
 
 
 def test_closed_worlds_and_those_never_reset_say_so(engine: cf.Video2World) -> None:

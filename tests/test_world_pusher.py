@@ -4,6 +4,7 @@ evaluation: with MuJoCo's own frames in the world's place its measures must find
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -286,12 +287,17 @@ def test_a_plan_with_its_own_seed_does_not_depend_on_the_others() -> None:
         ({"candidates": 7}, "candidates = 7: at least 8"),
         ({"elites": 1}, "elites = 1: at least 2"),
         ({"rounds": 0}, "rounds = 0: at least 1"),
+        ({"low": 1.0, "high": -1.0}, "below the second"),
+        ({"info": {}}, "the states to plan from"),
+        ({"info": {"state": [0.0, math.nan]}}, "problem 1 costs NaN"),
     ],
-    ids=["seeds", "fewer candidates than elites", "one elite", "no round"],
-)
+    ids=["seeds", "fewer candidates than elites", "one elite", "no round", "limits", "no state",
+         "no cost"],
+)  # fmt: skip
 def test_a_search_that_cannot_be_is_refused(wrong: dict[str, Any], said: str) -> None:
+    given = {"info": {"state": [0.0, 0.0]}, "horizon": 12, **wrong}
     with pytest.raises(cf.InputError, match=said):
-        cross_entropy_search(Parabola(), {"state": [0.0, 0.0]}, **{"horizon": 12, **wrong})
+        cross_entropy_search(Parabola(), given.pop("info"), **given)
 
 
 def test_statistics_of_paired_scores(tools: None) -> None:

@@ -106,6 +106,64 @@ def test_a_rollout_stops_where_the_samples_disagree(engine: cf.Video2World) -> N
     made = rollout_actions(engine, START, given, samples=2, stop_at=limit)
     assert made.stopped
     assert len(made.frames.to("np")) == 1
+    assert (made.state.chunks, made.record()["rollout"]["chunks"]) == (0, 0)
+    assert made.state.frames is not None
+    np.testing.assert_array_equal(made.state.frames.to("np")[-1], made.frames.to("np")[-1])
+
+
+def test_actions_out_of_range_are_told_before_the_first_chunk(engine: cf.Video2World) -> None:
+    given, done = rows(2 * CHUNK + 3), []
+    given[-1, 1] = np.nan
+    with pytest.raises(cf.InputError, match=rf"actions\[0, {len(given) - 1}, 1\] = nan"):
+        rollout_actions(engine, START, given, on_chunk=lambda *told: done.append(told))
+    assert not done
+
+
+def test_what_a_policy_does_to_its_picture_stays_with_it(engine: cf.Video2World) -> None:
+    def policy(frame: np.ndarray) -> np.ndarray:
+        frame[:] = 0
+        return rows(3)
+
+    start = START.copy()
+    made = rollout_policy(engine, start, policy, 6)
+    np.testing.assert_array_equal(start, START)
+    np.testing.assert_array_equal(made.frames.to("np")[0], START)
+    assert made.frames.to("np")[3].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"decode": False}, "made of frames"),
+        ({"stop_at": 0.5}, "cannot disagree"),
+        ({"stop_at": 0.0, "samples": 2}, "above 0"),
+        ({"stop_at": float("nan"), "samples": 2}, "stop_at = nan"),
+    ],
+)
+def test_a_rollout_that_cannot_be_is_refused(
+    engine: cf.Video2World, options: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(cf.InputError, match=word):
+        rollout_actions(engine, START, rows(3), **options)
+
+
+@pytest.mark.parametrize(
+    ("policy", "count", "word"),
+    [
+        (lambda _: 0.5, 3, r"the policy's actions of shape \(1,\)"),
+        (lambda _: np.zeros((1, CHUNK, DIM)), 3, "the policy's actions of shape"),
+        (lambda _: np.zeros((0, DIM)), 3, "0 actions in a chunk"),
+        (lambda _: None, 3, "no array"),
+        (5, 3, "module:function"),
+        (lambda _: rows(1), "3", "num_actions = '3'"),
+    ],
+    ids=["number", "chunk of worlds", "nothing", "none", "no function", "count"],
+)
+def test_a_policy_that_makes_no_sense_is_named(
+    engine: cf.Video2World, policy: Any, count: Any, word: str
+) -> None:
+    with pytest.raises(cf.InputError, match=word):
+        rollout_policy(engine, START, policy, count)
 
 
 def test_a_saved_rollout_has_its_manifest(engine: cf.Video2World, tmp_path: Path) -> None:

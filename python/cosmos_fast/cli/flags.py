@@ -264,9 +264,8 @@ def takes(table: Iterable[Flag]) -> Callable[[Callable[..., Any]], Callable[...,
             for flag in rows
         ]
         command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-        # --help breaks lines for its terminal; breaks of the source would be kept beside those.
-        paragraphs = (inspect.getdoc(command) or "").split("\n\n")
-        command.__doc__ = "\n\n".join(" ".join(one.split()) for one in paragraphs)
+        # Paragraphs of one line each, which Typer would break where the source does.
+        command.__doc__ = re.sub(r"(?<!\n)\n(?![\n ])", " ", inspect.getdoc(command) or "")
         return command
 
     return decorate

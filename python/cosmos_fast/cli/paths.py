@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cosmos_fast.cli.media_paths import input_problems, output_problems
-from cosmos_fast.cli.settings import TOY_SOURCE
+from cosmos_fast.cli.settings import TOY_SOURCES
 
 if TYPE_CHECKING:
     from cosmos_fast.cli.settings import Settings
@@ -61,7 +61,7 @@ def local_checkpoint(settings: Settings) -> CheckpointFiles | None:
     Raises:
         CheckpointError: it is here and cannot be used.
     """
-    if settings.source != TOY_SOURCE and local_model(settings) is None:
+    if settings.source not in TOY_SOURCES and local_model(settings) is None:
         return None
     return None if model_problems(settings) else _find(settings)
 
@@ -76,7 +76,7 @@ def absent_parts(settings: Settings) -> list[str]:
     from cosmos_fast.weights.hub import HubAccess
     from cosmos_fast.weights.layout import find_text
 
-    if settings.source == TOY_SOURCE or local_model(settings) is not None:
+    if settings.source in TOY_SOURCES or local_model(settings) is not None:
         return []
     if model_problems(settings):
         return []
@@ -140,6 +140,11 @@ def _find(settings: Settings) -> CheckpointFiles:
 def _text_problems(settings: Settings) -> list[str]:
     if not settings.follows_text or (files := local_checkpoint(settings)) is None:
         return []
+    if files.profile.actions is not None:
+        return [
+            f"{settings.flag('source')}: {files.profile.name} follows actions, not a prompt: use "
+            f"cosmos-fast rollout with --actions or --policy"
+        ]
     if files.text_encoder is not None:
         return []
     return [
@@ -255,10 +260,11 @@ def _companion_roots(settings: Settings) -> tuple[Path, ...]:
 
 def _source_problems(settings: Settings) -> list[str]:
     source, flag = settings.source, settings.flag("source")
-    if source == TOY_SOURCE or local_model(settings) or may_be_on_the_hub(settings):
+    if source in TOY_SOURCES or local_model(settings) or may_be_on_the_hub(settings):
         return []
     if settings.generation == "later":
-        cure = f"a hub id reads owner/name, and the small world that ships is called {TOY_SOURCE}"
+        shipped = " and ".join(TOY_SOURCES)
+        cure = f"a hub id reads owner/name, and the small worlds that ship are called {shipped}"
         return [f"{flag}: {source!r} is not there; {cure}"]
     place = Path(settings.checkpoint_root or ".", source)
     fetching = download_command(settings, "--model_types Video2World")

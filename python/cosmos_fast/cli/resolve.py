@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from cosmos_fast.cli.exits import UsageError
 from cosmos_fast.cli.missing_parts import idle_notes, is_batch, missing_parts
-from cosmos_fast.cli.settings import TOY_SOURCE, Generation, Origin, Settings
+from cosmos_fast.cli.settings import TOY_SOURCES, Generation, Origin, Settings
 from cosmos_fast.cli.settings_checks import refuse_contradictions, require_input, writable
 from cosmos_fast.cli.settings_of_profile import without_upsampler
 from cosmos_fast.cli.settings_values import Values
@@ -71,7 +71,7 @@ def resolve(
         origins=MappingProxyType(values.origins),
         spelling=MappingProxyType(values.spelling),
     )
-    if settings.source == TOY_SOURCE:
+    if settings.source in TOY_SOURCES:
         settings = without_upsampler(settings)
     if follows_text:
         require_input(settings, given)

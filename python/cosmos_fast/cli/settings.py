@@ -21,6 +21,8 @@ Origin = Literal[
 """Where a value comes from; "profile" is the checkpoint's own."""
 
 TOY_SOURCE: Final = "ballworld"
+TOY_SOURCES: Final = (TOY_SOURCE, "pusherworld")
+"""The worlds that ship, as ``weights.packaged_worlds`` finds them."""
 _OWN_WORDS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
     {
         "input": {"original": "input_image_or_video_path", "later": "input_path"},

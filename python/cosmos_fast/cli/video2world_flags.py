@@ -65,7 +65,7 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     Flag(
         "model",
         Word(metavar="HUB_ID|PATH"),
-        "Hub id, folder or file of a checkpoint in any layout, or ballworld.",
+        "Hub id, folder or file of a checkpoint in any layout, or ballworld or pusherworld.",
         _MODEL,
     ),
     Flag(

@@ -332,8 +332,14 @@ def _save(order: _Order, made: Rollout, display: Display) -> None:
     path = made.save(settings.output, crf=settings.crf, source=_source(order, made))
     written = [path, _manifest(path)]
     if folder is not None:
+        from cosmos_fast.errors import InputError
         from cosmos_fast.world.lerobot import save_dataset
 
+        if not len(made.actions):
+            raise InputError(
+                f"--save_dataset: an episode needs an action, and the futures disagree by more "
+                f"than --stop_at {order.own['stop_at']:g} in the first chunk; allow for more"
+            )
         task = order.own.get("task") or _task(order)
         written.append(save_dataset(folder, [made], tasks=[task], sources=[_source(order, made)]))
     for file in written:

@@ -55,7 +55,7 @@ def chunk_of(spec: ActionSpec, actions: Any, worlds: int, device: torch.device) 
     if not 1 <= length <= spec.chunk:
         raise InputError(f"{length} actions in a chunk: 1 to {spec.chunk} are possible")
     values = in_network_scale(spec, given)
-    fine = values.isfinite() & (values.abs() <= spec.FARTHEST)
+    fine = _fine(spec, values)
     valid_N = None
     if values.device.type == "cpu":
         if not fine.all():
@@ -65,6 +65,17 @@ def chunk_of(spec: ActionSpec, actions: Any, worlds: int, device: torch.device) 
         values = torch.where(fine, values, 0.0)
     last = values[:, -1:].expand(-1, spec.chunk - length, -1)
     return Chunk(torch.cat((values, last), dim=1).to(device), length, valid_N)
+
+
+def check_range(spec: ActionSpec, actions: torch.Tensor) -> None:
+    """Looks at the actions (N, any number, dim) of a whole rollout before it begins.
+
+    Raises:
+        InputError: a value that is not finite or far out of range.
+    """
+    fine = _fine(spec, in_network_scale(spec, actions))
+    if not fine.all():
+        raise _refusal(spec, actions, (~fine).nonzero()[0].tolist())
 
 
 def in_network_scale(spec: ActionSpec, actions: torch.Tensor) -> torch.Tensor:
@@ -167,6 +178,10 @@ def tensor_of(source: Any, name: str) -> torch.Tensor:
         raise InputError(
             f"{name} of type {type(source).__name__} is no array that torch can share: {error}"
         ) from error
+
+
+def _fine(spec: ActionSpec, values: torch.Tensor) -> torch.Tensor:
+    return values.isfinite() & (values.abs() <= spec.FARTHEST)
 
 
 def _refusal(spec: ActionSpec, given: torch.Tensor, where: list[int]) -> InputError:

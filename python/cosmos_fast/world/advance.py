@@ -27,7 +27,7 @@ from cosmos_fast.types import (
     latent_frames,
 )
 from cosmos_fast.world.actions import Chunk, chunk_of
-from cosmos_fast.world.call import Plan, check_states, positive
+from cosmos_fast.world.call import Plan, check_states, finite, positive
 from cosmos_fast.world.frames import BatchFrames
 from cosmos_fast.world.noise import check_noise, chunk_noise
 from cosmos_fast.world.state import Tail, WorldState
@@ -101,8 +101,8 @@ def advance(
         decode=decode,
         noise=check_noise(noise),
         num_steps=positive("num_steps", profile.num_steps if num_steps is None else num_steps),
-        guidance=profile.guidance if guidance is None else float(guidance),
-        batch=positive("batch", batch or (1 if engine.device.type == "cpu" else _DEVICE_BATCH)),
+        guidance=profile.guidance if guidance is None else finite("guidance", guidance),
+        batch=_batch(engine) if batch is None else positive("batch", batch),
         on_frames=on_frames,
         cancel=cancel,
     )
@@ -122,6 +122,11 @@ def advance(
         return _Chunks(
             parts, engine.transformer, tuple(states), texts, chunk, plan, inspection
         ).step()
+
+
+def _batch(engine: Video2World) -> int:
+    """Futures that are computed together unless somebody says otherwise."""
+    return 1 if engine.device.type == "cpu" else _DEVICE_BATCH
 
 
 class _Chunks:

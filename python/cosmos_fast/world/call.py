@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from cosmos_fast.errors import InputError
 from cosmos_fast.world.state import WorldState
@@ -61,6 +65,16 @@ def positive(name: str, value: int) -> int:
     Raises:
         InputError: ``value`` is no whole number of at least 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise InputError(f"{name} = {value!r}: a whole number of at least 1 is needed")
-    return value
+    return int(value)
+
+
+def finite(name: str, value: float) -> float:
+    """
+    Raises:
+        InputError: ``value`` is no finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise InputError(f"{name} = {value!r}: a finite number is needed")
+    return float(value)

@@ -52,7 +52,13 @@ class BatchFrames:
         return int(self.data.shape[0])
 
     def of(self, world: int, sample: int = 0) -> Frames:
-        """The frames of one world."""
+        """The frames of one world.
+
+        Raises:
+            InputError: another sample than the first, where there is one a world.
+        """
+        if self.data.ndim == 5 and sample:
+            raise InputError(f"{sample = }: of these frames there is one a world; see futures")
         one = self.data[world] if self.data.ndim == 5 else self.data[world, sample]
         return Frames(one, self.fps)
 

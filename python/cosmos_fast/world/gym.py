@@ -37,13 +37,14 @@ except ImportError as error:
 from cosmos_fast.errors import InputError
 from cosmos_fast.sampling.noise import MAX_SEED
 from cosmos_fast.world.advance import advance
+from cosmos_fast.world.call import positive
+from cosmos_fast.world.episode import Episode
 from cosmos_fast.world.world import World
 
 if TYPE_CHECKING:
     from cosmos_fast.engine import Video2World
     from cosmos_fast.types import ActionSpec
     from cosmos_fast.world.noise import NoiseKind
-    from cosmos_fast.world.state import WorldState
 
 Reward = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 """``reward(frames before, actions, frames after)``: uint8 (N, H, W, 3), float32 (N, dim), uint8
@@ -106,18 +107,18 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
                 f"(M, H, W, 3) is needed"
             )
         self._execute = spec.chunk if execute is None else execute
-        if not 1 <= self._execute <= spec.chunk or horizon < 1:
-            raise InputError(f"{execute = }, {horizon = }: 1 to {spec.chunk}, and at least 1")
-        self._hold = self._execute if hold is None else hold
-        if self._hold < 1:
-            raise InputError(f"{hold = }: at least 1 step is needed, or None for all of a chunk")
+        if not 1 <= positive("execute", self._execute) <= spec.chunk:
+            raise InputError(f"{execute = }: 1 to {spec.chunk} frames of a chunk are needed")
+        self._hold = positive("hold", self._execute if hold is None else hold)
         if render_mode not in (None, "rgb_array"):
             raise InputError(f'{render_mode = }: None or "rgb_array" is possible')
+        try:
+            self._mode = AutoresetMode(autoreset_mode)
+        except ValueError as error:
+            raise InputError(f"{autoreset_mode = }: one of {list(AutoresetMode)}") from error
         self.metadata = {
-            "render_modes": ["rgb_array"],
-            "render_fps": spec.fps,
-            "autoreset_mode": AutoresetMode(autoreset_mode),
-        }
+            "render_modes": ["rgb_array"], "render_fps": spec.fps, "autoreset_mode": self._mode,
+        }  # fmt: skip
         self.render_mode = render_mode
         self.num_envs = num_envs
         self.single_observation_space = gymnasium.spaces.Box(
@@ -126,13 +127,13 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_action_space = action_space or _action_space(spec)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._engine, self._spec, self._horizon, self._reward = engine, spec, horizon, reward
+        self._engine, self._spec, self._reward = engine, spec, reward
+        self._horizon = positive("horizon", horizon)
         self._options: dict[str, Any] = {"noise": noise, "num_steps": num_steps}
-        self._world = World(engine, num_envs)
+        self._world = World(engine, num_envs, noise=noise, num_steps=num_steps)
         self._generators = [np.random.default_rng() for _ in range(num_envs)]
-        self._episodes: list[_Episode | None] = [None] * num_envs
+        self._episodes: list[Episode | None] = [None] * num_envs
         self._done = np.zeros(num_envs, dtype=bool)
-        self._mode = AutoresetMode(autoreset_mode)
         self._told_of_passing = False
         self.model_calls = 0
         """Chunks predicted so far, over all worlds."""
@@ -144,10 +145,11 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         options: dict[str, Any] | None = None,
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts all episodes, or those of ``options["reset_mask"]`` (bool (N,))."""
-        super().reset(seed=seed if isinstance(seed, int) else None)
-        seeds: list[int | None] = list(seed) if isinstance(seed, list) else [None] * self.num_envs
-        if isinstance(seed, int):
-            seeds = [seed + k for k in range(self.num_envs)]
+        if isinstance(seed, int | np.integer):
+            super().reset(seed=int(seed))
+            seeds: list[int | None] = [int(seed) + k for k in range(self.num_envs)]
+        else:
+            seeds = [None] * self.num_envs if seed is None else list(seed)
         if len(seeds) != self.num_envs:
             raise InputError(f"{len(seeds)} seeds for {self.num_envs} environments")
         mask = np.ones(self.num_envs, dtype=bool)
@@ -171,9 +173,13 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             actions: float (N, dim); ``hold`` says when a world looks at its own.
 
         Raises:
-            InputError: wrong shape or values, or a finished episode with autoreset disabled.
+            InputError: wrong shape or values, closed, or a finished episode with autoreset
+                disabled. What a prediction raises comes through. Whichever it is, the episodes
+                are as they were.
         """
-        given = np.asarray(actions, dtype=np.float32)
+        if self.closed:
+            raise InputError("this environment is closed: make another")
+        given = _numbers(actions)
         if given.shape != (self.num_envs, self._spec.dim):
             raise InputError(f"actions of shape {given.shape}: ({self.num_envs}, {self._spec.dim})")
         if any(episode is None for episode in self._episodes):
@@ -184,6 +190,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
                 f'options={{"reset_mask": ...}}'
             )
         fresh = self._done.copy()
+        self._predict(given, ~fresh)
         if fresh.any():
             self._begin(fresh)
         before = self._frames()
@@ -204,7 +211,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         Where the next step brings the first of them, the rest of the chunk is predicted from them
         all, once, as ``World.step`` does; else they are forgotten.
         """
-        coming = np.asarray(actions, dtype=np.float32)
+        coming = _numbers(actions)
         if coming.ndim != 3 or coming.shape[::2] != (self.num_envs, self._spec.dim):
             raise InputError(f"actions of shape {coming.shape}: ({self.num_envs}, n, dim)")
         for episode, rows in zip(self._episodes, coming, strict=True):
@@ -232,30 +239,37 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             self._starts[chosen], seed=seeds, mask=None if whole else np.asarray(mask)
         )
         for k in np.flatnonzero(mask):
-            self._episodes[k] = _Episode(states[k], self._starts[chosen[k]].copy())
+            self._episodes[k] = Episode(states[k], self._starts[chosen[k]].copy())
             self._done[k] = False
 
-    def _move(self, actions: np.ndarray, mask: np.ndarray) -> None:
-        """Moves the chosen worlds on by one action, predicting the chunks that need it."""
-        episodes = [e for e, chosen in zip(self._episodes, mask, strict=True) if chosen and e]
+    def _chosen(self, mask: np.ndarray) -> list[Episode]:
+        return [e for e, chosen in zip(self._episodes, mask, strict=True) if chosen and e]
+
+    def _predict(self, actions: np.ndarray, mask: np.ndarray) -> None:
+        """Predicts the chunks that the chosen worlds need for one action; all of them or none."""
         surprised = [
-            episode
-            for episode, action in zip(episodes, actions[mask], strict=True)
-            if episode.surprised_by(action, self._spec.chunk, self._hold)
+            (episode, told)
+            for episode, action in zip(self._chosen(mask), actions[mask], strict=True)
+            if (told := episode.surprised_by(action, self._spec.chunk, self._hold)) is not None
         ]
-        if surprised:
-            made = advance(
-                self._engine,
-                [episode.state for episode in surprised],
-                np.stack([episode.assumed[: self._execute] for episode in surprised]),
-                **self._options,
-            )
-            assert made.frames is not None
-            self.model_calls += len(surprised)
-            for episode, state, frames in zip(
-                surprised, made.state, np.asarray(made.frames), strict=True
-            ):
-                episode.ahead, episode.frames = state, frames
+        if not surprised:
+            return
+        made = advance(
+            self._engine,
+            [episode.state for episode, _ in surprised],
+            np.stack([told[: self._execute] for _, told in surprised]),
+            **self._options,
+        )
+        assert made.frames is not None
+        self.model_calls += len(surprised)
+        for (episode, told), state, frames in zip(
+            surprised, made.state, np.asarray(made.frames), strict=True
+        ):
+            episode.assumed, episode.ahead, episode.frames = told, state, frames
+
+    def _move(self, actions: np.ndarray, mask: np.ndarray) -> None:
+        """Moves the chosen worlds on by one action."""
+        episodes = self._chosen(mask)
         for episode in episodes:
             episode.advance(self._execute)
         if not self._told_of_passing and any(
@@ -351,47 +365,11 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._vector.close()
 
 
-class _Episode:
-    """One world between two resets."""
-
-    def __init__(self, state: WorldState, frame: np.ndarray) -> None:
-        self.state = state
-        """At the start of the chunk."""
-        self.frame = frame
-        self.age = 0
-        self.at = 0
-        """Actions of the chunk that have been taken."""
-        self.announced: np.ndarray | None = None
-        self.followed: Any = None
-        """The action that the newest frame follows from, float32 (dim,); None at the start."""
-        self.assumed = np.zeros((0, 0), np.float32)
-        """The chunk's actions: those taken, then those it was predicted with."""
-        self.ahead: WorldState | None = None
-        self.frames = np.zeros((0,), np.uint8)
-
-    def surprised_by(self, action: np.ndarray, chunk: int, hold: int) -> bool:
-        """Looks at the action if it is time to; True if the chunk has to be predicted (again)."""
-        coming, self.announced = self.announced, None
-        if coming is not None and len(coming) and np.array_equal(coming[0], action):
-            rest = np.concatenate([coming, np.repeat(coming[-1:], chunk, axis=0)])
-        elif self.ahead is not None and self.at % hold:
-            return False
-        else:
-            rest = np.repeat(action[None], chunk, axis=0)
-        told = np.concatenate([self.assumed[: self.at], rest] if self.at else [rest])[:chunk]
-        if self.ahead is not None and np.array_equal(told, self.assumed):
-            return False
-        self.assumed = told
-        return True
-
-    def advance(self, execute: int) -> None:
-        self.frame = self.frames[self.at].copy()
-        self.followed = self.assumed[self.at]
-        self.at += 1
-        self.age += 1
-        if self.at == execute:
-            assert self.ahead is not None
-            self.state, self.ahead, self.at = self.ahead, None, 0
+def _numbers(actions: Any) -> np.ndarray:
+    try:
+        return np.asarray(actions, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"actions of type {type(actions).__name__}: numbers are needed") from error
 
 
 def _action_space(spec: ActionSpec) -> gymnasium.spaces.Box:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 
 from cosmos_fast.errors import InputError
@@ -82,7 +83,7 @@ class CostModel:
             InputError: other shapes, or no states.
         """
         candidates = tensor_of(action_candidates, "action_candidates")
-        states: Sequence[WorldState] = info_dict.get("state", ())
+        states: Sequence[WorldState] = _states(info_dict)
         dim = self._spec.dim
         if candidates.ndim != 4 or 0 in candidates.shape or candidates.shape[3] % dim:
             raise InputError(
@@ -93,7 +94,7 @@ class CostModel:
         candidates = candidates.reshape(batch, number, -1, dim)
         horizon = candidates.shape[2]
         if len(states) != batch:
-            raise InputError(f'info_dict["state"] holds {len(states)} states for {batch} problems')
+            raise InputError(f'info["state"] holds {len(states)} states for {batch} problems')
         flat = candidates.flatten(0, 1)
         current: Sequence[WorldState] = [state for state in states for _ in range(number)]
         total = torch.zeros(batch * number, device=self._engine.device)
@@ -142,15 +143,18 @@ def cross_entropy_search(
         float32 (B, horizon, dim).
 
     Raises:
-        InputError: a number out of range, or another number of seeds than problems.
+        InputError: a number out of range, another number of seeds than problems, no states, or a
+            problem all of whose candidates cost NaN.
     """
-    states, dim = info["state"], model.dim
+    states, dim = _states(info), model.dim
     for name, value, least in (
         ("horizon", horizon, 1), ("rounds", rounds, 1), ("hold", hold, 1), ("elites", elites, 2),
         ("candidates", candidates, elites),
     ):  # fmt: skip
         if value < least:
             raise InputError(f"{name} = {value}: at least {least} is needed")
+    if not low < high:
+        raise InputError(f"{low = }, {high = }: the first must be below the second")
     draw = _draws(seed, len(states))
     knots = -(-horizon // hold)
     mean = torch.full((len(states), knots, dim), (low + high) / 2)
@@ -162,6 +166,11 @@ def cross_entropy_search(
         drawn = (mean[:, None] + deviation[:, None] * noise).clamp(low, high)
         held = drawn.repeat_interleave(hold, dim=2)[:, :, :horizon]
         costs = model.get_cost(info, held).cpu()
+        if (lost := costs.isnan().all(dim=1)).any():
+            raise InputError(
+                f"every candidate of problem {int(lost.nonzero()[0])} costs NaN: is the cost, or "
+                f"the world's future, not finite?"
+            )
         order = costs.argsort(dim=1)
         for row in range(len(states)):
             chosen = drawn[row, order[row, :elites]]
@@ -173,12 +182,23 @@ def cross_entropy_search(
     return best.repeat_interleave(hold, dim=1)[:, :horizon]
 
 
+def _states(info: Mapping[str, Any]) -> Sequence[WorldState]:
+    """
+    Raises:
+        InputError: there are none.
+    """
+    states: Sequence[WorldState] = info.get("state", ())
+    if not len(states):
+        raise InputError('info["state"] is needed: the states to plan from, such as world.states')
+    return states
+
+
 def _draws(seed: int | Sequence[int], problems: int) -> Callable[[tuple[int, ...]], torch.Tensor]:
     """Standard normal draws (B, *shape)."""
-    if isinstance(seed, int):
-        one = torch.Generator().manual_seed(seed)
+    if isinstance(seed, int | np.integer):
+        one = torch.Generator().manual_seed(int(seed))
         return lambda shape: torch.randn((problems, *shape), generator=one)
     if len(seed) != problems:
         raise InputError(f"{len(seed)} seeds for {problems} problems")
-    own = [torch.Generator().manual_seed(each) for each in seed]
+    own = [torch.Generator().manual_seed(int(each)) for each in seed]
     return lambda shape: torch.stack([torch.randn(shape, generator=each) for each in own])

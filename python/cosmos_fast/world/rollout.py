@@ -15,7 +15,8 @@ import torch
 from cosmos_fast.clip import DEFAULT_CRF, ClipWriter
 from cosmos_fast.errors import InputError
 from cosmos_fast.types import Frames
-from cosmos_fast.world.actions import tensor_of
+from cosmos_fast.world.actions import check_range, tensor_of
+from cosmos_fast.world.call import finite, positive
 from cosmos_fast.world.cameras import cut, joined
 from cosmos_fast.world.world import World
 
@@ -44,6 +45,7 @@ class Rollout:
     actions: np.ndarray
     """float32 (T, dim): those that were carried out."""
     state: WorldState
+    """Where the video ends."""
     report: WorldReport
     disagreement: np.ndarray | None
     """float32 (T,): of the samples at each frame; None for one sample."""
@@ -141,6 +143,7 @@ def rollout_actions(
         rows, seed = rows[: len(rows) // spec.chunk * spec.chunk], 0
         if not len(rows):
             raise InputError(f"{len(actions)} actions: the reference rolls out whole {spec.chunk}s")
+    check_range(spec, rows[None])
     chunks = list(rows.split(spec.chunk))
     return _Run(engine, seed, samples, stop_at, reference, on_chunk, len(rows), options).made(
         frame, lambda _, chunk: chunks[chunk] if chunk < len(chunks) else None
@@ -171,14 +174,19 @@ def rollout_policy(
     """
     spec = _spec(engine)
     acting = load_policy(policy) if isinstance(policy, str) else policy
-    if num_actions < 1:
-        raise InputError(f"{num_actions = }: at least 1 is needed")
-    left = [num_actions]
+    if not callable(acting):
+        raise InputError(f"policy = {policy!r}: a function, or module:function, is needed")
+    left = [positive("num_actions", num_actions)]
 
     def ask(newest: np.ndarray, _: int) -> torch.Tensor | None:
         if not left[0]:
             return None
         answer = tensor_of(acting(newest), "the policy's actions")
+        if answer.ndim not in (1, 2) or answer.shape[-1] != spec.dim:
+            raise InputError(
+                f"the policy's actions of shape {tuple(answer.shape)}: (1 to {spec.chunk}, "
+                f"{spec.dim}) is needed, or ({spec.dim},) for one"
+            )
         rows = answer[None] if answer.ndim == 1 else answer
         rows = rows[: min(left[0], spec.chunk)]
         left[0] -= len(rows)
@@ -199,7 +207,7 @@ def load_policy(name: str) -> Policy:
         raise InputError(f"policy = {name!r}: module:function is needed")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:  # a TypeError of a name like ".a"
         raise InputError(f"policy = {name!r}: {error}") from error
     if not callable(found):
         raise InputError(f"policy = {name!r} is a {type(found).__name__}, not a function")
@@ -222,6 +230,7 @@ class _Run:
     def made(self, frame: Any, ask: Callable[[np.ndarray, int], torch.Tensor | None]) -> Rollout:
         """The rollout whose chunks follow the actions that ``ask`` answers the newest frame and
         the chunk's number with; it ends at None."""
+        self._check()
         profile = self.engine.profile
         is_by_camera = isinstance(frame, Mapping)
         start = joined(profile, frame) if is_by_camera else tensor_of(frame, "frame")
@@ -229,8 +238,10 @@ class _Run:
         stopped = False
         with World(self.engine) as world:
             world.reset(start[None], seed=self.seed)
+            state = world.states[0]
             for chunk in itertools.count():
-                rows = ask(np.asarray(frames[-1][-1].cpu()), chunk)
+                # A copy: what a policy does to its picture does not reach the video.
+                rows = ask(frames[-1][-1].cpu().numpy().copy(), chunk)
                 if rows is None:
                     break
                 step = world.step(rows[None], samples=self.samples, **self.options)
@@ -247,9 +258,10 @@ class _Run:
                     new = torch.cat((frames[-1][-1:].to(new.device), new))
                 frames.append(new)
                 done.append(np.asarray(rows.cpu(), dtype=np.float32))
+                state = step.state[0]
                 if self.on_chunk is not None:
                     self.on_chunk(sum(map(len, done)), self.total)
-            state, report = world.states[0], world.report()
+            report = world.report()
         if self.reference:
             frames = [part[:-1] if number > 1 else part for number, part in enumerate(frames)]
         with self.engine.lend() as parts:
@@ -266,6 +278,21 @@ class _Run:
             settings=self._settings(),
             guardrail=_of_all(records),
         )
+
+    def _check(self) -> None:
+        """
+        Raises:
+            InputError: options that a rollout cannot have.
+        """
+        if not self.options.get("decode", True):
+            raise InputError("decode = False: a rollout is made of frames; use World.step")
+        if self.stop_at is None:
+            return
+        if finite("stop_at", self.stop_at) <= 0 or self.samples < 2:
+            raise InputError(
+                f"stop_at = {self.stop_at} with samples = {self.samples}: a limit above 0 is "
+                f"needed, and 2 samples or more, as one future cannot disagree"
+            )
 
     def _settings(self) -> dict[str, Any]:
         profile, options = self.engine.profile, self.options

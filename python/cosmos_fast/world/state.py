@@ -73,13 +73,13 @@ class WorldState:
 
     @property
     def frames(self) -> Frames | None:
-        """The last frames, uint8 (k, H, W, 3), as they were published.
+        """The last frames, uint8 (k, H, W, 3), as they were published: a copy, to write on.
 
         None after a step with ``decode=False``: nobody has looked at them.
         """
         if self.tail.shown is None:
             return None
-        return Frames(self.tail.shown, self.profile.fps)
+        return Frames(self.tail.shown.clone(), self.profile.fps)
 
     @property
     def text(self) -> TextEmbedding | NoText:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -14,9 +13,11 @@ import torch
 from cosmos_fast.config import check_size
 from cosmos_fast.errors import InputError
 from cosmos_fast.sampling.noise import MAX_SEED, check_seed
+from cosmos_fast.turns import Turns
 from cosmos_fast.types import NO_TEXT, NoText, Size, TextEmbedding
 from cosmos_fast.world.actions import tensor_of
 from cosmos_fast.world.advance import advance
+from cosmos_fast.world.call import positive
 from cosmos_fast.world.cameras import joined
 from cosmos_fast.world.noise import check_noise
 from cosmos_fast.world.script import Script, admit
@@ -26,7 +27,7 @@ from cosmos_fast.world.timing import History, WorldReport
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator
     from concurrent.futures import Future
     from types import TracebackType
 
@@ -71,16 +72,17 @@ class World:
         Raises:
             InputError: a value out of range.
         """
-        if isinstance(num_worlds, bool) or not isinstance(num_worlds, int) or num_worlds < 1:
-            raise InputError(f"{num_worlds = }: a whole number of at least 1 is needed")
         self.engine: Final = engine
-        self.num_worlds: Final = num_worlds
+        self.num_worlds: Final = positive("num_worlds", num_worlds)
+        for name, value in (("num_steps", num_steps), ("batch", batch)):
+            if value is not None:
+                positive(name, value)
         self._options: dict[str, Any] = {
             "noise": check_noise(noise), "num_steps": num_steps, "batch": batch,
         }  # fmt: skip
         self._states: tuple[WorldState, ...] | None = None
         self._history = History()
-        self._turn = threading.Lock()
+        self._turn = Turns()
         self._line = engine.worker.line()
         self._closed = False
 
@@ -131,24 +133,17 @@ class World:
         height, width = pixels.shape[2:4]
         size = Size(height, width)
         check_size(size, self.engine.profile.dit)
-        old = self._states
-        if old is None and not all(chosen):
-            raise InputError("the first reset starts all worlds: leave mask out")
-        given = pixels.shape[1]
-        states = []
-        for world, wanted in enumerate(chosen):
-            if not wanted:
-                assert old is not None
-                states.append(old[world])
-                continue
-            # A copy: the simulator may write its next picture where this one lies.
-            own = pixels[world].to(self.engine.device, copy=True)
-            tail = Tail(given, frames=own, shown=own)
-            script, profile = scripts[world], self.engine.profile
-            states.append(WorldState(seeds[world], 0, size, tail, script, profile))
-        with self._turn:
+        with self._alone():  # the others stay as they are once a step in another thread is over
+            self._check_open()
+            states = list(self._others(chosen, size, pixels.shape[1]))
+            for world in (k for k, wanted in enumerate(chosen) if wanted):
+                # A copy: the simulator may write its next picture where this one lies.
+                own = pixels[world].to(self.engine.device, copy=True)
+                tail = Tail(pixels.shape[1], frames=own, shown=own)
+                script, profile = scripts[world], self.engine.profile
+                states[world] = WorldState(seeds[world], 0, size, tail, script, profile)
             self._states = tuple(states)
-        return self._states
+            return self._states
 
     def step(
         self, actions: Any = None, *, samples: int = 1, decode: bool = True, **options: Any
@@ -169,7 +164,7 @@ class World:
             InputError, Cancelled, MemoryPlanError, DeviceLost.
             Whichever it is, the worlds are as they were.
         """
-        with self._turn:
+        with self._alone():
             made = advance(
                 self.engine,
                 self.states,
@@ -213,12 +208,11 @@ class World:
         if not isinstance(world, int | np.integer) or not 0 <= world < len(states):
             raise InputError(f"{world = }: 0 to {len(states) - 1} are there")
         branch = World(self.engine, copies, **self._options)
-        if seeds is not None and len(seeds) != copies:
-            raise InputError(f"{len(seeds)} seeds for {copies} copies")
         parent = states[world]
-        branch._states = tuple(
-            parent if seeds is None else parent.with_seed(seeds[copy]) for copy in range(copies)
-        )
+        branch._states = (parent,) * copies
+        if seeds is not None:
+            each = _each_seed(seeds, copies, f"{copies}, one a copy,")
+            branch._states = tuple(parent.with_seed(seed) for seed in each)
         return branch
 
     def snapshot(self, path: str | os.PathLike[str] | None = None) -> Snapshot:
@@ -257,7 +251,7 @@ class World:
         if any(state.profile != self.engine.profile for state in states):
             raise InputError(f"a snapshot of {states[0].profile.name}, not of this checkpoint")
         admit(self.engine, (state.script for state in states))
-        with self._turn:
+        with self._alone():
             self._states = states
         return states
 
@@ -288,6 +282,21 @@ class World:
         name = self.engine.profile.name
         return f"World({name!r}, num_worlds={self.num_worlds}{', closed' * self._closed})"
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other threads from changing the states meanwhile.
+
+        Raises:
+            InputError: in a callback of this world's own step, where waiting would never end.
+        """
+        if self._turn.mine:
+            raise InputError(
+                "this world is in the middle of a step, in one of whose callbacks this is called: "
+                "do it when the step is over, or submit() it"
+            )
+        with self._turn:
+            yield
+
     def _check_open(self) -> None:
         if self._closed:
             raise InputError("this world is closed: make another with World(engine, ...)")
@@ -303,6 +312,21 @@ class World:
             )
         values: list[bool] = chosen.tolist()
         return values
+
+    def _others(self, chosen: list[bool], size: Size, given: int) -> Sequence[Any]:
+        """The states so far, None before the first reset; those not chosen fit the new ones."""
+        if self._states is None:
+            if not all(chosen):
+                raise InputError("the first reset starts all worlds: leave mask out")
+            return [None] * self.num_worlds
+        for world, (state, is_new) in enumerate(zip(self._states, chosen, strict=True)):
+            if not is_new and (state.size, state.tail.given) != (size, given):
+                raise InputError(
+                    f"{given} frames a world of {size}, where world {world}, which is not reset, "
+                    f"has {state.tail.given} of {state.size}: worlds that step together have one "
+                    f"form; give that, or leave mask out"
+                )
+        return self._states
 
     def _pixels(self, frames: Any) -> torch.Tensor:
         """uint8 (N, k, H, W, 3), where they are."""
@@ -336,13 +360,13 @@ class World:
     def _seeds(self, seed: Any) -> list[int]:
         if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
             return [(check_seed(int(seed)) + k) % (MAX_SEED + 1) for k in range(self.num_worlds)]
-        if not hasattr(seed, "__len__") or len(seed) != self.num_worlds:
-            raise InputError(f"{seed = }: an integer or {self.num_worlds} of them are needed")
-        return [check_seed(int(each)) for each in seed]
+        return _each_seed(seed, self.num_worlds, f"an integer or {self.num_worlds} of them")
 
     def _scripts(self, prompts: Any) -> list[Script]:
         if prompts is None or isinstance(prompts, str | TextEmbedding | NoText):
             prompts = [NO_TEXT if prompts is None else prompts] * self.num_worlds
+        if not isinstance(prompts, Sequence):
+            raise InputError(f"{prompts = }: one for all or {self.num_worlds} of them")
         if len(prompts) != self.num_worlds:
             raise InputError(f"{len(prompts)} prompts for {self.num_worlds} worlds")
         for prompt in prompts:
@@ -357,3 +381,17 @@ class World:
             if key not in made:
                 made[key] = Script.of(self.engine, prompt)
         return [made[key] for key in keys]
+
+
+def _each_seed(seeds: Any, number: int, needed: str) -> list[int]:
+    """
+    Args:
+        seeds: a sequence, or an array, of ``number`` integers.
+
+    Raises:
+        InputError: it is none; ``needed`` says of what.
+    """
+    if not hasattr(seeds, "__len__") or isinstance(seeds, str) or len(seeds) != number:
+        raise InputError(f"seeds = {seeds!r}: {needed} are needed")
+    numbers: list[Any] = seeds.tolist() if isinstance(seeds, torch.Tensor) else list(seeds)
+    return [check_seed(each) for each in numbers]
