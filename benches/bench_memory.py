@@ -58,6 +58,9 @@ MAKER = Path(__file__).parent.parent / "tools" / "make_random_checkpoint.py"
 PATIENCE = 4.0
 STILL = 256 * MIB
 """What the host's free memory may move by, in two looks, and be at rest."""
+STARTING_S = 60.0
+"""What a process may take to its first row beside that, with imports from a cold disk, weights and
+plans; rows that were begun while another process measured have most of it behind them."""
 HOG = """
 import sys, torch
 free = torch.cuda.mem_get_info()[0]
@@ -224,7 +227,8 @@ class Run:
                 continue
             if not process.alive:
                 process = Asked(row.process)
-            patience = min(PATIENCE * row.expected_s, left)
+            starting = 0.0 if process.answered else STARTING_S
+            patience = min(PATIENCE * row.expected_s + starting, left)
             start = time.perf_counter()
             with ExitStack() as held:
                 if row.memory == "auto":
@@ -275,6 +279,8 @@ class Asked:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self.answered = False
+        """Whether a row has come back."""
         self._lines: Queue[str | None] = Queue()
         self._said: list[str] = []
         Thread(target=self._listen, daemon=True).start()
@@ -295,6 +301,7 @@ class Asked:
                 if said is None:
                     return self._failed(row, f"the process ended with {self._child.wait()}")
                 if said.startswith("result "):
+                    self.answered = True
                     found: dict[str, Any] = json.loads(said.removeprefix("result "))
                     if "error" in found:
                         self._failed(row, found["error"])
