@@ -16,7 +16,7 @@ from cosmos_fast.clip import DEFAULT_CRF, ClipWriter
 from cosmos_fast.errors import InputError
 from cosmos_fast.types import Frames
 from cosmos_fast.world.actions import check_range, tensor_of
-from cosmos_fast.world.call import finite, positive
+from cosmos_fast.world.call import check_engine, finite, positive
 from cosmos_fast.world.cameras import cut, joined
 from cosmos_fast.world.world import World
 
@@ -316,6 +316,7 @@ def _of_all(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _spec(engine: Video2World) -> ActionSpec:
+    check_engine(engine)
     if engine.profile.actions is None:
         raise InputError(f"{engine.profile.name} takes no actions: it follows prompts")
     return engine.profile.actions
