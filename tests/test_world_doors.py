@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 import cosmos_fast as cf
 from action_world import actions, pictures
+from cosmos_fast.types import Camera
 from cosmos_fast.world import CostModel, advance, rollout_actions, rollout_policy
 
 if TYPE_CHECKING:
@@ -41,3 +43,61 @@ def test_an_environment_needs_an_engine_too() -> None:
     gym = pytest.importorskip("cosmos_fast.world.gym")
     with pytest.raises(cf.InputError, match="a Video2World is needed"):
         gym.WorldEnv("pusherworld", np.zeros((1, 32, 48, 3), np.uint8))
+
+
+@pytest.fixture
+def batch() -> cf.BatchFrames:
+    """Of three worlds, all of whose bytes differ; one camera of two."""
+    pixels = torch.arange(3 * 2 * 4 * 2 * 3, dtype=torch.uint8).reshape(3, 2, 4, 2, 3)
+    return cf.BatchFrames(pixels, 8.0, (Camera("front", 0, 0, 2, 2),))
+
+
+@pytest.mark.parametrize("world", [0, 2, -1, -3, np.int64(1), torch.tensor(1)], ids=repr)
+def test_a_batch_is_indexed_by_world_without_a_copy(batch: cf.BatchFrames, world: Any) -> None:
+    one = batch[world]
+    assert isinstance(one, cf.Frames)
+    assert one.fps == batch.fps
+    assert torch.equal(one.to("pt"), batch.data[int(world)])
+    assert one.to("pt").data_ptr() == batch.data[int(world)].data_ptr(), "a view"
+
+
+@pytest.mark.parametrize("cut", [slice(1, None), slice(-2, 3), slice(None, None, 2), slice(3, 9)])
+def test_a_slice_of_a_batch_is_a_batch_of_its_worlds(batch: cf.BatchFrames, cut: slice) -> None:
+    some = batch[cut]
+    assert len(some) == len(range(3)[cut])
+    assert torch.equal(some.data, batch.data[cut])
+    assert some.data.untyped_storage().data_ptr() == batch.data.untyped_storage().data_ptr()
+    assert (some.fps, some.cameras) == (batch.fps, batch.cameras)
+
+
+def test_the_worlds_of_a_batch_come_one_after_another(batch: cf.BatchFrames) -> None:
+    worlds = list(batch)
+    assert len(worlds) == len(batch) == 3
+    assert [np.asarray(one).tobytes() for one in worlds] == [
+        batch.of(world).to("np").tobytes() for world in range(3)
+    ]
+
+
+def test_a_world_of_several_futures_is_a_batch_of_them(batch: cf.BatchFrames) -> None:
+    futures = cf.BatchFrames(batch.data.reshape(1, 3, *batch.shape[1:]), 8.0, batch.cameras)
+    samples = futures[0]
+    assert isinstance(samples, cf.BatchFrames)
+    assert samples.cameras == batch.cameras
+    assert torch.equal(samples.data, batch.data)
+    last = samples[-1]
+    assert isinstance(last, cf.Frames)
+    assert torch.equal(last.to("pt"), futures.of(0, 2).to("pt"))
+
+
+@pytest.mark.parametrize("world", [3, -4, 10**30])
+def test_a_world_that_a_batch_has_not_is_an_index_error(batch: cf.BatchFrames, world: int) -> None:
+    with pytest.raises(IndexError, match=f"world {world}: 3 are there"):
+        batch[world]
+
+
+@pytest.mark.parametrize(
+    "index", ["0", 1.0, None, (0, 1), np.arange(3), slice(None, None, -1)], ids=str
+)
+def test_what_names_no_world_of_a_batch_is_refused(batch: cf.BatchFrames, index: Any) -> None:
+    with pytest.raises(cf.InputError, match=r"a slice, is needed|ascending"):
+        batch[index]
