@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cosmos_fast.cli import main
 from cosmos_fast.cli.config_file import merge, read_config
 from cosmos_fast.cli.exits import MissingPartError, UsageError
 from cosmos_fast.cli.flags import Flag, in_flags, parse_flags, spread_values
@@ -22,6 +23,7 @@ from cosmos_fast.cli.video2world_flags import (
     VIDEO2WORLD_FLAGS,
 )
 from cosmos_fast.config import DiTConfig, Profile
+from cosmos_fast.memory import Budget
 from cosmos_fast.types import Size
 
 LATER = "--input_path a.png --prompt p --disable_prompt_refiner"
@@ -333,6 +335,22 @@ def test_offloading_is_for_the_plan(line: str, parts: tuple[str, ...]) -> None:
     found.refuse_missing()
 
 
+def test_host_memory_is_the_other_half_of_the_budget(capfd: pytest.CaptureFixture[str]) -> None:
+    from cosmos_fast.cli.video2world import memory
+
+    assert memory(settings(LATER)) == "auto"
+    assert memory(settings(f"{LATER} --memory 12GiB")) == "12gib"
+    assert memory(settings(f"{LATER} --host_memory 32GiB")) == Budget(None, "32GiB")
+    assert memory(settings(f"{LATER} --memory 12GiB --host_memory 8GB")) == Budget("12GiB", "8GB")
+    found = settings(f"{ORIGINAL} --prompt p --host_memory 8GB")
+    assert (found.host_memory, found.origins["host_memory"]) == ("8GB", "command line")
+    with pytest.raises(UsageError, match="--host_memory and --memory resident contradict"):
+        settings(f"{LATER} --memory Resident --host_memory 8GB")
+    for command in ("video2world", "batch", "rollout", "best-of-n", "plan"):
+        assert main([command, "--help"]) == 0
+        assert "--host_memory" in capfd.readouterr().out, command
+
+
 def test_a_prompt_is_required() -> None:
     with pytest.raises(UsageError, match="--prompt is required"):
         settings("--input_path a.png --disable_prompt_refiner")
@@ -444,6 +462,7 @@ RIGHT: dict[str, object] = {
     "device": "cuda:1",
     "precision": "fp32",
     "memory": "12GiB",
+    "host_memory": "32 gib",
     "rope_table": "float32",
     "num_gpus": "8",
     "config": "a.toml",
@@ -491,6 +510,7 @@ WRONG: dict[str, tuple[object, str]] = {
     "device": ("gpu", "auto, cpu, cuda or cuda:N"),
     "precision": ("fp16", "auto, bf16 or fp32"),
     "memory": ("lots", "auto, resident, or an amount such as 12GiB"),
+    "host_memory": ("auto", "an amount such as 32GiB"),
     "rope_table": ("exact", "reference or float32"),
     "num_gpus": ("0", "a whole number of at least 1"),
     "config": ("", "a path that is not empty"),
