@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import cosmos_fast as cf
-from action_world import actions, pictures
+from action_world import CHUNK, action_engine, actions, pictures
 from cosmos_fast.types import Camera
 from cosmos_fast.world import CostModel, advance, rollout_actions, rollout_policy
 
@@ -101,3 +101,21 @@ def test_a_world_that_a_batch_has_not_is_an_index_error(batch: cf.BatchFrames, w
 def test_what_names_no_world_of_a_batch_is_refused(batch: cf.BatchFrames, index: Any) -> None:
     with pytest.raises(cf.InputError, match=r"a slice, is needed|ascending"):
         batch[index]
+
+
+def test_a_world_reset_on_the_frames_that_another_showed_goes_on_as_that_one(
+    tmp_path: Path,
+) -> None:
+    """Bit for bit: nothing of a state is hidden from whoever sees the frames. The reference's noise
+    counts actions, so that the other's seed is that of the moment."""
+    engine = action_engine(tmp_path)
+    with cf.World(engine, 2, noise="reference") as world:
+        world.reset(pictures(2), seed=5)
+        shown = world.step(actions(2)).frames
+        wanted = world.step(actions(2, seed=1))
+    assert shown is not None
+    with cf.World(engine, 2, noise="reference") as other:
+        other.reset(np.asarray(shown), seed=5 + CHUNK)
+        made = other.step(actions(2, seed=1))
+    assert torch.equal(made.latents.tensor, wanted.latents.tensor)
+    np.testing.assert_array_equal(np.asarray(made.frames), np.asarray(wanted.frames))
