@@ -241,12 +241,13 @@ def load_parts(
     # Ranks share the decoder's rows through its modules, which the fused decoder leaves out.
     fused = ops if ranks.size == 1 else None
     fuses = fused is not None and fused.fuses_decoder
-    if ranks.size > 1:
-        residence.agree(ranks)
     first = _first_workload(files.profile, dtype, text_stage, ops, fused=fuses)
-    mesh = ranks.mesh(first.branches)
+    if ranks.size > 1 and residence.managed:
+        residence.agree(ranks)
+        mesh = ranks.mesh(first.branches)
+        first = replace(first, split=mesh.branches, context=mesh.context)
     with ranks.alike():
-        residence.begin(replace(first, split=mesh.branches, context=mesh.context))
+        residence.begin(first)
     with clock.stage("load transformer"):
         dit = _loaded(
             residence,
