@@ -126,14 +126,16 @@ def _work(given: dict[str, object], device: str, attempt: int) -> None:
 
     code: int = ExitCode.OK
     try:
-        with interruptible():
-            _end_with_parent()
-            _join_run(given, device, attempt)
+        with interruptible() as stop_raising:
+            try:
+                _end_with_parent()
+                _join_run(given, device, attempt)
+            except Exception as error:
+                stop_raising()
+                print(f"error: {device}: {message_of(error)}", file=sys.stderr, flush=True)
+                code = exit_code_of(error)
     except Interrupted as interrupted:
         code = interrupted.exit_code
-    except Exception as error:
-        print(f"error: {device}: {message_of(error)}", file=sys.stderr, flush=True)
-        code = exit_code_of(error)
     sys.stderr.flush()
     os._exit(code)
 
