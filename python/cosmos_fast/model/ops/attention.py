@@ -163,7 +163,9 @@ class TableAttention:
         plain = q_BSHD.shape[-1] in (64, 128) and q_BSHD.dtype in ERROR_LIMIT
         if chosen is None or not plain or needs_gradient(q_BSHD, k_BSHD, v_BSHD):
             return self._fallback(q_BSHD, k_BSHD, v_BSHD, spec)
-        if chosen == "hopper" and not reachable_by_tma(q_BSHD, k_BSHD, v_BSHD):
+        if any(one.stride(-1) != 1 for one in (q_BSHD, k_BSHD, v_BSHD)):
+            return self._fallback(q_BSHD, k_BSHD, v_BSHD, spec)
+        if chosen in ("fa3", "hopper") and not reachable_by_tma(q_BSHD, k_BSHD, v_BSHD):
             return self._fallback(q_BSHD, k_BSHD, v_BSHD, spec)
         return self._backends[chosen](q_BSHD, k_BSHD, v_BSHD, spec)
 
