@@ -243,6 +243,26 @@ def test_shapes_have_the_tokens_that_they_are_known_by() -> None:
     assert (tokens["2b_480p_93"], tokens["2b_720p_93"], tokens["2b_action"]) == (31104, 84480, 4800)
 
 
+def test_the_forward_is_checked_in_the_designs_in_which_it_is_timed() -> None:
+    import math
+
+    import bench_forward
+
+    from cosmos_fast.model.linear_table import DESIGNS, design
+    from cosmos_fast_kernels.attention_hopper import shipped
+
+    for name, shape in bench_forward.SHAPES.items():
+        frames, height, width = shape.checked
+        tokens = math.prod((frames, height // 2, width // 2))
+        assert tokens <= max(shape.tokens / 2, 8192 + 3520), name
+        assert 2 <= frames <= shape.latent[0]
+        assert shipped(128, tokens) == shipped(128, shape.tokens)
+        for inputs in (shape.config.width, shape.config.mlp_width):
+            for epilogue in {epilogue for epilogue, _ in DESIGNS}:
+                wanted = design(epilogue, shape.tokens, inputs)
+                assert design(epilogue, tokens, inputs) == wanted, (name, epilogue)
+
+
 def test_worlds_are_measured_part_by_part(tmp_path: Path) -> None:
     import bench_world
     from harness import WrongResult
