@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import sysconfig
 import warnings
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,7 +31,7 @@ from cosmos_fast.model.linear_table import (
     design,
 )
 from cosmos_fast.model.linear_table import self_test_error as product_error
-from cosmos_fast.model.obstacles import gluon_obstacle, launcher_obstacle
+from cosmos_fast.model.obstacles import gluon_obstacle_of, launcher_obstacle
 from cosmos_fast.model.ops import (
     Ops,
     TableAttention,
@@ -105,11 +106,11 @@ def test_launcher_without_python_headers(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("version", ["3.6.0", "3.9.0", "3.10.1", "4.0.0", "3.6.0+git1234", "main"])
 def test_gluon_of_a_newer_triton_is_tried(version: str) -> None:
-    assert gluon_obstacle(version) is None
+    assert gluon_obstacle_of(version) is None
 
 
 def test_gluon_of_an_older_triton_is_told_with_the_cure() -> None:
-    told = str(gluon_obstacle("3.5.1"))
+    told = str(gluon_obstacle_of("3.5.1"))
     assert "triton 3.5.1: kernels for Hopper need 3.6" in told
     assert "pip install --upgrade torch" in told
 
@@ -267,6 +268,12 @@ def test_the_report_names_what_runs_and_what_failed() -> None:
         == "self torch sdpa, cross torch sdpa"
     )
     assert not TableAttention((8, 9), {}, torch_attention).folds_padding
+
+
+@pytest.mark.skipif(bool(find_spec("fa3_fwd_interface")), reason="the wheel is installed")
+def test_a_wheel_of_no_known_version_is_named_all_the_same() -> None:
+    attend = TableAttention((9, 0), {"fa3": torch_attention}, torch_attention)
+    assert attend.description == "self fa3-fwd, cross torch sdpa"
 
 
 def test_every_row_of_the_table_covers_every_class() -> None:

@@ -50,8 +50,15 @@ def launcher_obstacle() -> str | None:
     return None
 
 
-def gluon_obstacle(triton: str) -> str | None:
-    """Why our kernels for Hopper cannot be compiled by this version of Triton; None if they can."""
+def gluon_obstacle() -> str | None:
+    """Why this Triton cannot compile our kernels for Hopper; None if it can."""
+    import triton
+
+    return gluon_obstacle_of(triton.__version__)
+
+
+def gluon_obstacle_of(triton: str) -> str | None:
+    """The same of a version of Triton."""
     version = re.match(r"(\d+)\.(\d+)", triton)
     if version is None or tuple(map(int, version.groups())) >= _GLUON_SINCE:
         return None

@@ -184,7 +184,14 @@ class TableAttention:
         if chosen is None:
             return "cudnn" if self._fallback is cudnn_attention else "torch sdpa"
         names = {"hopper": "gluon (own, sm_90a)", "portable": "triton (own)"}
-        return names.get(chosen) or f"fa3-fwd {metadata.version('fa3-fwd')}"
+        return names.get(chosen) or _wheel_name()
+
+
+def _wheel_name() -> str:
+    try:
+        return f"fa3-fwd {metadata.version('fa3-fwd')}"
+    except metadata.PackageNotFoundError:  # its module lies on the path, and nothing tells of it
+        return "fa3-fwd"
 
 
 def _is_first(name: Backend, passed: Container[Backend], order: tuple[Backend, ...]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ def product_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> Prod
     fits = dtype == torch.bfloat16 and head_dim in (64, 128)
     if torch.cuda.get_device_capability(device) != CAPABILITY or not fits:
         return no_product
-    failure = gluon_obstacle(metadata.version("triton"))
+    failure = gluon_obstacle()
     if failure is None:
         with torch.cuda.device(device):
             failure = why_wrong(
