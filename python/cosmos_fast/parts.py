@@ -238,10 +238,10 @@ def load_parts(
     ops = replace(ops, attention=ranks.attention(ops.attention))
     text_dtype = _DTYPES.get(text_precision)
     text_stage = _text_stage(files, text_dtype) if residence.managed else (None, dtype)
-    # Ranks share the decoder's rows through its modules, which the fused decoder leaves out.
-    fused = ops if ranks.size == 1 else None
-    fuses = fused is not None and fused.fuses_decoder
-    first = _first_workload(files.profile, dtype, text_stage, ops, fused=fuses)
+    # Ranks that share the decoder's rows have to decode them in the same way.
+    if not all(ranks.least([ops.fuses_decoder])):
+        ops = ops.decoding_plainly()
+    first = _first_workload(files.profile, dtype, text_stage, ops, fused=ops.fuses_decoder)
     if ranks.size > 1 and residence.managed:
         residence.agree(ranks)
         mesh = ranks.mesh(first.branches)
@@ -260,7 +260,7 @@ def load_parts(
     with clock.stage("load VAE"):
         vae = _loaded(
             residence,
-            lambda: VAE(files.profile.vae, fused),
+            lambda: VAE(files.profile.vae, ops),
             vae_blocks,
             lambda place: load_vae(files, _place_of(device, place), dtype, place),
             lambda: locate_vae(files, dtype),

@@ -187,6 +187,11 @@ class Ops:
         for people."""
         return self.rms_silu is not reference.rms_silu
 
+    def decoding_plainly(self) -> Ops:
+        """The same, but for the VAE's decoder, which is left to torch."""
+        names = {**self.names, "rms_silu": "torch", "upsample": "torch"}
+        return replace(self, rms_silu=reference.rms_silu, upsample=reference.upsample, names=names)
+
     @property
     def multiplies(self) -> bool:
         """Whether products of the transformer are ours."""
