@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -25,6 +25,9 @@ from cosmos_fast.config import Seat
 from cosmos_fast.parallel import join
 from cosmos_fast.types import TextEmbedding
 from guarded import Check, inverted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class OneCard:
@@ -207,8 +210,8 @@ def work(port: int, rank: int, size: int, job: dict[str, Any]) -> NoReturn:
     os._exit(0)
 
 
-def fork(*given: Any) -> int:
-    """The process that does the :func:`work`."""
+def fork(work: Callable[..., NoReturn], *given: Any) -> int:
+    """The process that does the ``work``."""
     if child := os.fork():
         return child
     try:
@@ -219,12 +222,12 @@ def fork(*given: Any) -> int:
         os._exit(1)
 
 
-def main() -> None:
+def main(work: Callable[..., NoReturn] = work) -> None:
     port, size = int(sys.argv[1]), int(sys.argv[3])
     ranks, job = [int(rank) for rank in sys.argv[2].split(",")], json.loads(sys.argv[4])
     if len(ranks) == 1:
         work(port, ranks[0], size, job)
-    children = [fork(port, rank, size, job) for rank in ranks]
+    children = [fork(work, port, rank, size, job) for rank in ranks]
     ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     Path(job["out"], "ends.json").write_text(json.dumps(ends), "ascii")
 

@@ -314,22 +314,27 @@ def test_what_the_first_rank_s_guardrail_says_holds_for_all(world: Path, tmp_pat
 
 
 def run(
-    size: int, job: dict[str, Any], ends: list[int] | None = None, patience: float = 300
+    size: int,
+    job: dict[str, Any],
+    ends: list[int] | None = None,
+    patience: float = 300,
+    program: str = "rank_process.py",
 ) -> list[dict[str, Any]]:
     """What each rank that ended well made of the job.
 
     Args:
         ends: the exit code of each rank; None: all well.
         patience: seconds that a rank may take.
+        program: of one rank or several, beside this file.
     """
     ends = ends or [0] * size
     store = serve_store(size)
-    program = [sys.executable, str(Path(__file__).with_name("rank_process.py")), str(store.port)]
+    command = [sys.executable, str(Path(__file__).with_name(program)), str(store.port)]
     # Forks of one process, which imports torch once; what may have touched a GPU does not fork.
     together = "device" not in job
     ranks = list(map(str, range(size)))
     started = [
-        subprocess.Popen([*program, each, str(size), json.dumps(job)], start_new_session=True)
+        subprocess.Popen([*command, each, str(size), json.dumps(job)], start_new_session=True)
         for each in ([",".join(ranks)] if together else ranks)
     ]
     try:
