@@ -20,31 +20,8 @@ from cosmos_fast.model.vae import VAE
 from cosmos_fast.parallel import join
 from cosmos_fast.parallel.exchange import Exchange
 from cosmos_fast.parallel.stripes import SharedRows
-from random_vae import network
+from random_vae import everywhere, network
 from rank_process import main
-
-
-class Everywhere(Ops):
-    """Fuses on any device."""
-
-    def decodes(self, *tensors: torch.Tensor) -> bool:
-        return True
-
-
-def everywhere(kernels: bool, passes: list[int]) -> Ops:
-    """Operations of a decoder that fuses.
-
-    Args:
-        kernels: ours, else their definitions in plain torch.
-        passes: gets an entry for every pass between convolutions.
-    """
-    given = _with_kernels(torch_attention, dict(Ops().names)) if kernels else Ops()
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        passes.append(1)
-        return given.rms_silu(*arguments, **options)
-
-    return Everywhere(rms_silu=counted, upsample=given.upsample)
 
 
 @torch.no_grad()
@@ -57,7 +34,9 @@ def decoded(
         exchange: of the ranks that share the rows; None: all of them here.
     """
     passes: list[int] = []
-    vae.ops = None if case.get("plain") else everywhere(bool(case.get("kernels")), passes)
+    kernels = case.get("kernels")
+    given = _with_kernels(torch_attention, dict(Ops().names)) if kernels else Ops()
+    vae.ops = None if case.get("plain") else everywhere(given, passes)
     latents = torch.randn(case["latents"], generator=torch.Generator().manual_seed(5))
     latents = latents.to(vae.quant_conv.weight.device)
     rows = None if exchange is None else SharedRows(exchange, latents.shape[-2])

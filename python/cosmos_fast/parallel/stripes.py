@@ -7,7 +7,7 @@ nothing is approximated.
 Between kernels (``model/vae_fused.py``) that is one exchange a convolution, of the first and the
 last row of every frame that it reads, and three launches beside it: what is sent, and what arrives
 or is zero at either end. The 2B's decoder has 28 such convolutions a latent frame; at 432 x 768
-each rank sends 17.5 MB for them to each neighbour. The plain decoder copies what a convolution
+each rank sends 18.7 MB for them to each neighbour. The plain decoder copies what a convolution
 reads, and its result, once more; there the causal memory holds the borders too.
 """
 
