@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import torch
 
-from rank_process import error_of
+from cosmos_fast.errors import CosmosFastError
+from cosmos_fast.parallel.exchange import Exchange
+from cosmos_fast.parallel.stripes import SharedRows
+from rank_process import Arrived, error_of
 from stripe_process import decoded, vae_of
 from test_parallel_engine import run
 from test_vae import relative_error
@@ -50,6 +53,46 @@ def test_stripes_are_the_rows_of_the_whole(size: int, rows: int, tmp_path: Path)
             assert torch.equal(pixels, results[0][case["name"]][0]), (case, rank)
             # Between kernels where one device is, at every convolution.
             assert passes_here == passes, (case, rank)
+
+
+class FirstOfTwo:
+    """A group whose other rank sends nothing but zeros."""
+
+    def rank(self) -> int:
+        return 0
+
+    def size(self) -> int:
+        return 2
+
+    def name(self) -> str:
+        return "zeros"
+
+    def alltoall_base(self, received: torch.Tensor, *_: Any) -> Arrived:
+        received.zero_()
+        return Arrived()
+
+
+def test_nobody_listens_at_the_layers_between_two_chunks() -> None:
+    """The plain decoder of a stripe has hooks; those of another clip must not meet them."""
+    rows = SharedRows(Exchange(FirstOfTwo(), torch.device("cpu")), 4)
+    vae = vae_of({})
+    heights = []
+    for chunk in vae.decode_chunks(torch.randn(1, 16, 2, 4, 2), stripe=rows):
+        heights.append(chunk.shape[-2])
+        layers = list(vae.decoder.modules())
+        assert not any(one._forward_hooks or one._forward_pre_hooks for one in layers)
+    assert heights == [8 * 2, 8 * 2]
+
+
+def test_rows_without_borders_are_not_put_together() -> None:
+    rows = SharedRows(Exchange(FirstOfTwo(), torch.device("cpu")), 4)
+    pixels = torch.zeros(1, 16, 16, 3)
+    with pytest.raises(CosmosFastError, match="takes a stripe"):
+        rows.gathered(pixels)
+    rows.border(torch.zeros(1, 1, 4, 2, 3))
+    assert rows.gathered(pixels).shape == (1, 32, 16, 3)
+    with pytest.raises(CosmosFastError, match="takes a stripe"):
+        rows.gathered(pixels)
 
 
 CARDS: Final[tuple[dict[str, Any], ...]] = (
