@@ -53,7 +53,7 @@ def variants() -> dict[str, tuple[Any, Mapping[str, str], Mapping[str, Any], int
     heads_of_64 = {"HALF": 32, "HALF_BLOCK": 32, "BOTH": False, "ROTATE": False}
     raster = {"frame_pointer": None, "INDEXED": False}
     no_norm = dict.fromkeys(("shift_pointer", "scale_pointer", "normed_pointer"))
-    flags = ("NORM", "BIAS", "RESIDUAL", "RESIDUAL_BIAS", "EARLIER", "TOTAL")
+    flags = ("NORM", "BIAS", "RESIDUAL", "RESIDUAL_BIAS", "TOTAL")
     all_parts = dict.fromkeys(flags, True) | {"HISTORY": 2}
     return {
         "qk_norm_rope_2b": (norm_rope, tables, heads_of_128 | {"HEADS": 16, "HEAD_BLOCK": 16}, 4),

@@ -20,6 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
+from cosmos_fast_kernels.launching import launch
+
 LOG2_E: Final = math.log2(math.e)
 
 LIST_BLOCK: Final = 128
@@ -260,7 +262,9 @@ def attention(
         sums_BSH = q_BSHD.new_empty((batches, queries, heads), dtype=torch.float32)
     if q_BSHD.numel() == 0:
         return out, sums_BSH
-    _attention_kernel[(triton.cdiv(queries, blocks.rows), heads, batches)](
+    launch(
+        _attention_kernel,
+        (triton.cdiv(queries, blocks.rows), heads, batches),
         q_BSHD,
         k_BSHD,
         v_BSHD,
@@ -290,10 +294,11 @@ def attention(
 
 
 def shipped_blocks(device: torch.device, head_dim: int) -> Blocks:
-    """The choice of :data:`BLOCKS` for ``device``: of its own capability or the next below."""
-    if device.type != "cuda":
+    """The choice of :data:`BLOCKS` for ``device``: of its own capability or the next below; of the
+    current device where ``device`` is "meta"."""
+    if device.type not in ("cuda", "meta"):
         return Blocks(32, 32, 4, 1)
-    major, minor = torch.cuda.get_device_capability(device)
+    major, minor = torch.cuda.get_device_capability(device if device.type == "cuda" else None)
     known = [capability for capability, features in BLOCKS if features == head_dim]
     return BLOCKS[max(one for one in known if one <= 10 * major + minor), head_dim]
 

@@ -35,6 +35,7 @@ from cosmos_fast_kernels.attention_hopper_pipeline import (
     make_barriers,
     make_ring,
 )
+from cosmos_fast_kernels.launching import launch, processors
 
 
 @gluon.jit(do_not_specialize=["zero_keys", "batches", "queries", "keys", "heads"])
@@ -191,10 +192,11 @@ def hopper_attention(
         return out.zero_(), None if sums_BSH is None else sums_BSH.fill_(math.log(zero_keys))
 
     tiles = triton.cdiv(queries, config.rows * config.consumers) * heads * batches
-    processors = torch.cuda.get_device_properties(q_BSHD.device).multi_processor_count
     tail = config.tail or config.keys
-    with torch.cuda.device(q_BSHD.device):
-        _attention_kernel[(min(tiles, processors),)](
+    with torch.cuda.device_of(q_BSHD):  # Triton launches on the current device
+        launch(
+            _attention_kernel,
+            (min(tiles, processors(q_BSHD)),),
             _descriptor(q_BSHD, config.rows),
             _descriptor(k_BSHD, config.keys),
             _descriptor(v_BSHD, config.keys),

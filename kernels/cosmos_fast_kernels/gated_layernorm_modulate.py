@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from cosmos_fast_kernels.launching import launch
 from cosmos_fast_kernels.modulation_checks import check_layout, check_modulation
 
 
@@ -153,7 +154,9 @@ def _launch(
         for stride in (x_BND if one is None else one).stride()[:2]
     ]
     with torch.cuda.device_of(x_BND):  # Triton launches on the current device
-        _gated_kernel[(tokens, batch)](
+        launch(
+            _gated_kernel,
+            (tokens, batch),
             x_BND,
             y_BND,
             *spread,

@@ -9,10 +9,11 @@ import torch
 import triton
 import triton.language as tl
 
+from cosmos_fast_kernels.launching import launch
 from cosmos_fast_kernels.modulation_checks import check_layout, check_modulation
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens_per_frame"])
 def _layernorm_modulate_kernel(
     x_pointer,
     shift_pointer,
@@ -90,7 +91,9 @@ def layernorm_modulate(
     shift_BTD, scale_BTD = shift_BTD.expand(batch, -1, -1), scale_BTD.expand(batch, -1, -1)
     block = triton.next_power_of_2(features)
     with torch.cuda.device_of(x_BND):  # Triton launches on the current device
-        _layernorm_modulate_kernel[(tokens, batch)](
+        launch(
+            _layernorm_modulate_kernel,
+            (tokens, batch),
             x_BND,
             shift_BTD,
             scale_BTD,

@@ -24,6 +24,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from cosmos_fast_kernels.attention_hopper_pipeline import make_barriers, make_ring
+from cosmos_fast_kernels.launching import launch, processors
 from cosmos_fast_kernels.linear_hopper_checks import (
     check_angles,
     check_gate,
@@ -35,10 +36,19 @@ from cosmos_fast_kernels.linear_hopper_consumer import consume
 from cosmos_fast_kernels.linear_hopper_epilogue import Epilogue
 from cosmos_fast_kernels.linear_hopper_pipeline import CONSUMERS, LinearConfig, load_tiles
 
-_CHANGING: Final = ["rows", "row_tiles", "column_tiles", "column_pieces", "k_steps"]
+_CHANGING: Final = [
+    "rows",
+    "row_tiles",
+    "column_tiles",
+    "column_pieces",
+    "k_steps",
+    "rows_per_frame",
+    "tokens",
+    "q_heads",
+]
 
 
-@gluon.jit(do_not_specialize=[*_CHANGING, "tokens", "q_heads"])
+@gluon.jit(do_not_specialize=_CHANGING)
 def _linear_kernel(
     x_desc,
     w_desc,
@@ -280,9 +290,10 @@ def _launch(
 
     row_tiles = triton.cdiv(rows, config.tile_rows)
     column_tiles = triton.cdiv(outputs, config.columns)
-    processors = torch.cuda.get_device_properties(x_MK.device).multi_processor_count
-    with torch.cuda.device(x_MK.device):
-        _linear_kernel[(min(row_tiles * column_tiles, processors),)](
+    with torch.cuda.device_of(x_MK):  # Triton launches on the current device
+        launch(
+            _linear_kernel,
+            (min(row_tiles * column_tiles, processors(x_MK)),),
             _descriptor(x_MK, config.rows),
             _descriptor(weight_NK, config.columns),
             _descriptor(residual_MN, config.rows),

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from cosmos_fast_kernels.launching import launch
+
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -203,7 +205,9 @@ def _launch(
     strides = (*q.stride()[:3], *(q if k is None else k).stride()[:3])
     out_strides = (*q_out.stride()[:3], *(q_out if k_out is None else k_out).stride()[:3])
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        _norm_rope_kernel[(tokens, triton.cdiv(heads, head_block), batch)](
+        launch(
+            _norm_rope_kernel,
+            (tokens, triton.cdiv(heads, head_block), batch),
             q,
             k,
             q_out,

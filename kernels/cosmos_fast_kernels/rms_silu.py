@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from cosmos_fast_kernels.launching import launch
+
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _TILE = 4096
 """Values in one program."""
@@ -31,7 +33,7 @@ class Assembled(NamedTuple):
     """(B, history, H, W, C): its last frames, for the next chunk."""
 
 
-@triton.jit(do_not_specialize=["positions", "frames"])
+@triton.jit(do_not_specialize=["positions", "frames", "follows"])
 def _assemble_kernel(
     x_pointer,
     bias_pointer,
@@ -44,6 +46,7 @@ def _assemble_kernel(
     kept_pointer,
     positions,
     frames,
+    follows,
     gain,
     CHANNELS: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -53,7 +56,6 @@ def _assemble_kernel(
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     RESIDUAL_BIAS: tl.constexpr,
-    EARLIER: tl.constexpr,
     TOTAL: tl.constexpr,
 ):
     position = (tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
@@ -69,7 +71,7 @@ def _assemble_kernel(
 
     if place < HISTORY:
         value = tl.zeros([BLOCK_P, BLOCK_C], padded_pointer.dtype.element_ty)
-        if EARLIER:
+        if follows > 0:
             earlier_frame = (batch * HISTORY + place) * frame_size
             value = tl.load(earlier_pointer + earlier_frame + within, mask=mask, other=0.0)
     else:
@@ -134,7 +136,8 @@ def rms_silu(
     out = _made(x_BTHWC, history, keep_total, kept_BTHWC) if out is None else out
     _check_out(x_BTHWC, history, keep_total, out)
     total, padded, kept = out
-    if earlier_BTHWC is not None and kept.data_ptr() == earlier_BTHWC.data_ptr() and history:
+    overwritten = earlier_BTHWC is not None and kept.data_ptr() == earlier_BTHWC.data_ptr()
+    if overwritten and history and not x_BTHWC.is_meta:
         raise ValueError("kept: earlier is read while it is written; another tensor is needed")
     if x_BTHWC.numel() == 0:
         return out
@@ -142,18 +145,21 @@ def rms_silu(
     block_p = max(1, _TILE // block_c)
     positions = height * width
     with torch.cuda.device_of(x_BTHWC):  # Triton launches on the current device
-        _assemble_kernel[(triton.cdiv(positions, block_p), history + frames, batch)](
+        launch(
+            _assemble_kernel,
+            (triton.cdiv(positions, block_p), history + frames, batch),
             x_BTHWC,
             bias_C,
             residual_BTHWC,
             residual_bias_C,
             gamma_C,
-            earlier_BTHWC,
+            padded if earlier_BTHWC is None else earlier_BTHWC,
             total,
             padded,
             kept,
             positions,
             frames,
+            int(earlier_BTHWC is not None),  # a first chunk has the kernels of those that follow
             channels**0.5,
             CHANNELS=channels,
             BLOCK_C=block_c,
@@ -163,7 +169,6 @@ def rms_silu(
             BIAS=bias_C is not None,
             RESIDUAL=residual_BTHWC is not None,
             RESIDUAL_BIAS=residual_bias_C is not None,
-            EARLIER=earlier_BTHWC is not None,
             TOTAL=keep_total,
             num_warps=4,
         )

@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from cosmos_fast_kernels.launching import launch
+
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _TILE = 4096
 """Values in one program."""
@@ -93,7 +95,9 @@ def upsample(x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: boo
     block_c = triton.next_power_of_2(channels)
     block_p = max(1, _TILE // block_c)
     with torch.cuda.device_of(x_BTHWC):  # Triton launches on the current device
-        _upsample_kernel[(triton.cdiv(height * width, block_p), batch * frames, parts)](
+        launch(
+            _upsample_kernel,
+            (triton.cdiv(height * width, block_p), batch * frames, parts),
             x_BTHWC,
             bias_C,
             out,
