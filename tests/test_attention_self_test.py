@@ -202,3 +202,36 @@ def test_each_backend_is_tested_for_what_the_table_names_it() -> None:
     assert classes_of("hopper", HOPPER) == DENSE
     assert set(classes_of("portable", HOPPER)) == {"folded", "listed", "merged"}
     assert set(classes_of("portable", (8, 9))) == {"listed", "merged"}
+
+
+def test_what_nobody_will_ask_for_is_neither_tested_nor_taken() -> None:
+    asked: dict[str, list[AttentionSpec]] = {"hopper": [], "portable": []}
+
+    def noting(name: str) -> Attention:
+        def attend(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, /
+        ) -> Attended:
+            asked[name].append(spec)
+            return torch_attention(q, k, v, spec)
+
+        return attend
+
+    found: dict[Backend, Attention] = {name: noting(name) for name in ("hopper", "portable")}
+    chosen = TableAttention.passing(
+        HOPPER, found, {"sdpa": torch_attention}, 64, HALF, "cpu", ("self", "cross", "folded")
+    )
+    assert asked["hopper"]
+    assert not any(spec.log_sum_exp for spec in asked["hopper"])
+    assert not asked["portable"]  # behind a kernel that passed
+    assert chosen._chosen(AttentionSpec(0.1)) == "hopper"
+    assert chosen._chosen(AttentionSpec(0.1, "cross", zero_keys=1)) == "hopper"
+    assert chosen._chosen(AttentionSpec(0.1, log_sum_exp=True)) is None
+    assert chosen.without("hopper")._chosen(AttentionSpec(0.1, log_sum_exp=True)) is None
+
+    found["hopper"] = broken
+    with pytest.warns(RuntimeWarning, match="'hopper': 'OSError: no compiler'"):
+        chosen = TableAttention.passing(
+            HOPPER, found, {"sdpa": torch_attention}, 64, HALF, "cpu", ("self", "cross", "folded")
+        )
+    assert {spec.zero_keys > 0 for spec in asked["portable"]} == {True}
+    assert chosen._chosen(AttentionSpec(0.1, "cross", zero_keys=1)) == "portable"

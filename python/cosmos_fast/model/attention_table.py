@@ -24,6 +24,8 @@ ShapeClass = Literal["self", "cross", "folded", "listed", "merged"]
 """Self-attention; cross-attention, with its padding spelled out or folded; blocks of keys from a
 list; results that are going to be merged and need their log-sum-exp."""
 
+ALL_CLASSES: Final[tuple[ShapeClass, ...]] = ("self", "cross", "folded", "listed", "merged")
+
 TABLE: Final[Mapping[tuple[int, int], Mapping[ShapeClass, tuple[Backend, ...]]]] = {
     # H200: FA3 682 to 707 TFLOP/s, ours 646 to 677, cuDNN 550 to 631 at 27,216 to 84,480 tokens;
     # 512 keys: 517, 513, 500; 128 of 512 keys, the others folded: 625 (not folded), 771, 597.
@@ -79,7 +81,7 @@ def preferences(capability: tuple[int, int], wanted: ShapeClass) -> tuple[Backen
 
 def classes_of(backend: Backend, capability: tuple[int, int]) -> tuple[ShapeClass, ...]:
     """The columns in which the row of this generation of GPUs names ``backend``."""
-    return tuple(one for one in ELSEWHERE if backend in preferences(capability, one))
+    return tuple(one for one in ALL_CLASSES if backend in preferences(capability, one))
 
 
 QUERIES: Final = 200

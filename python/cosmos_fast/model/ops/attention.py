@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from importlib import metadata
 
 import torch
@@ -16,6 +16,7 @@ from cosmos_fast.model.attention import (
     torch_attention,
 )
 from cosmos_fast.model.attention_table import (
+    ALL_CLASSES,
     ERROR_LIMIT,
     Backend,
     ShapeClass,
@@ -41,15 +42,26 @@ class TableAttention:
         backends: Mapping[Backend, Attention],
         fallback: Attention,
         failures: Mapping[Backend, str] | None = None,
+        classes: Iterable[ShapeClass] = ALL_CLASSES,
     ) -> None:
+        """
+        Args:
+            classes: what ``backends`` may be asked for; the rest is the fallback's.
+        """
         self._capability = capability
+        self._classes = tuple(classes)
         self._backends = dict(backends)
         self._fallback = fallback
         self._failures = dict(failures or {})
 
     @classmethod
     def tested(
-        cls, device: torch.device, dtype: torch.dtype, head_dim: int, fallback: Attention
+        cls,
+        device: torch.device,
+        dtype: torch.dtype,
+        head_dim: int,
+        fallback: Attention,
+        classes: Iterable[ShapeClass] = ALL_CLASSES,
     ) -> TableAttention:
         """With the backends of ``device`` that pass their test for heads of this size."""
         capability = torch.cuda.get_device_capability(device)
@@ -60,7 +72,7 @@ class TableAttention:
         if not found:
             return cls(capability, {}, fallback)
         with torch.cuda.device(device):
-            return cls.passing(capability, found, fallbacks, head_dim, dtype, str(device))
+            return cls.passing(capability, found, fallbacks, head_dim, dtype, str(device), classes)
 
     @classmethod
     def passing(
@@ -71,10 +83,15 @@ class TableAttention:
         head_dim: int,
         dtype: torch.dtype,
         device: str,
+        classes: Iterable[ShapeClass] = ALL_CLASSES,
     ) -> TableAttention:
         """With those of ``found`` that pass their test in all that the table names them for.
 
+        One that would never be asked, as better ones have passed, is neither tested nor taken.
+
         Args:
+            found: in the order in which they are tested.
+            classes: what will be asked for; the rest is the fallback's, untested.
             fallbacks: torch's own, best first. The first that passes is taken; the last, if none
                 does: nothing is left to fall back to.
 
@@ -83,18 +100,24 @@ class TableAttention:
         """
         passed: dict[Backend, Attention] = {}
         failures: dict[Backend, str] = {}
+        wanted = tuple(classes)
         for name, attend in found.items():
-            failure = _failure(attend, head_dim, dtype, device, classes_of(name, capability))
+            named = [one for one in classes_of(name, capability) if one in wanted]
+            if not any(_is_first(name, passed, preferences(capability, one)) for one in named):
+                continue
+            failure = _failure(attend, head_dim, dtype, device, named)
             if failure is None:
                 passed[name] = attend
             else:
                 failures[name] = failure
         # Whatever a backend cannot take comes here too, even where the table never does.
-        classes: list[ShapeClass] = ["self", "cross", "folded"]
-        if not any(name in passed for name in preferences(capability, "merged")):
-            classes.append("merged")
+        left: list[ShapeClass] = ["self", "cross", "folded"]
+        if "merged" in wanted and not any(
+            name in passed for name in preferences(capability, "merged")
+        ):
+            left.append("merged")
         for name, fallback in fallbacks.items():
-            failure = _failure(fallback, head_dim, dtype, device, classes)
+            failure = _failure(fallback, head_dim, dtype, device, left)
             if failure is None:
                 break
             failures[name] = failure
@@ -104,12 +127,14 @@ class TableAttention:
                 RuntimeWarning,
                 stacklevel=4,
             )
-        return cls(capability, passed, fallback, failures)
+        return cls(capability, passed, fallback, failures, wanted)
 
     def without(self, backend: Backend) -> TableAttention:
         """The same choice, had this backend not been installed."""
         others = {name: one for name, one in self._backends.items() if name != backend}
-        return TableAttention(self._capability, others, self._fallback, self._failures)
+        return TableAttention(
+            self._capability, others, self._fallback, self._failures, self._classes
+        )
 
     @property
     def folds_padding(self) -> bool:
@@ -143,9 +168,10 @@ class TableAttention:
         return self._backends[chosen](q_BSHD, k_BSHD, v_BSHD, spec)
 
     def _chosen(self, spec: AttentionSpec) -> Backend | None:
-        if spec.precision != "input":
+        asked = shape_class(spec)
+        if spec.precision != "input" or asked not in self._classes:
             return None
-        for name in preferences(self._capability, shape_class(spec)):
+        for name in preferences(self._capability, asked):
             if name in ("cudnn", "sdpa"):
                 return None
             if name in self._backends:
@@ -157,6 +183,11 @@ class TableAttention:
             return "cudnn" if self._fallback is cudnn_attention else "torch sdpa"
         names = {"hopper": "gluon (own, sm_90a)", "portable": "triton (own)"}
         return names.get(chosen) or f"fa3-fwd {metadata.version('fa3-fwd')}"
+
+
+def _is_first(name: Backend, passed: Container[Backend], order: tuple[Backend, ...]) -> bool:
+    """Whether ``name`` would be asked before all that have passed."""
+    return not any(better in passed for better in order[: order.index(name)])
 
 
 def _failure(

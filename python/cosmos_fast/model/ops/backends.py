@@ -21,15 +21,16 @@ from cosmos_fast.model.attention_table import ERROR_LIMIT, Backend
 def candidates(
     capability: tuple[int, int], dtype: torch.dtype, head_dim: int
 ) -> dict[Backend, Attention]:
-    """Backends beyond torch's own that could run on this device, none of them tested yet."""
+    """Backends beyond torch's own that could run on this device, none of them tested yet; best
+    first."""
     if dtype not in ERROR_LIMIT or head_dim not in (64, 128):
         return {}
-    found: dict[Backend, Attention] = {"portable": _portable_attention()}
+    found: dict[Backend, Attention] = {}
     if capability == (9, 0):
-        found["hopper"] = _hopper_attention()
         if importlib.util.find_spec("fa3_fwd_interface") is not None:
             found["fa3"] = _fa3_attention()
-    return found
+        found["hopper"] = _hopper_attention()
+    return found | {"portable": _portable_attention()}
 
 
 def _portable_attention() -> Attention:

@@ -6,7 +6,7 @@ Asked once, when a network is made. :attr:`Ops.names` says what was taken, for t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from cosmos_fast.errors import InputError
 from cosmos_fast.model.attention import Attention, torch_attention
+from cosmos_fast.model.attention_table import ALL_CLASSES, ShapeClass
 from cosmos_fast.model.linear_table import Gated, Normed
 from cosmos_fast.model.obstacles import obstacle
 from cosmos_fast.model.ops.attention import TableAttention, attention_for
@@ -200,6 +201,7 @@ class Ops:
         *,
         head_dim: int = 128,
         kernels: bool | None = None,
+        classes: Iterable[ShapeClass] = ALL_CLASSES,
     ) -> Ops:
         """What is best on ``device`` for tensors of ``dtype``.
 
@@ -213,6 +215,8 @@ class Ops:
             head_dim: features of its heads.
             kernels: True: Triton kernels, or an error; False: plain torch; None: kernels on CUDA
                 where they can run, otherwise torch with one warning that says why.
+            classes: what attention will be asked for: for the rest no kernel is compiled, and it is
+                torch's.
 
         Raises:
             InputError: a CUDA device where torch sees none, or ``kernels=True`` where they cannot
@@ -235,7 +239,9 @@ class Ops:
                 stacklevel=2,
             )
             return cls(attention=attention, names=names)
-        chosen = TableAttention.tested(device, dtype, head_dim, fallback=attention)
+        chosen = TableAttention.tested(
+            device, dtype, head_dim, fallback=attention, classes=classes
+        )
         ops = _with_kernels(
             chosen, names | {"attention": chosen.description}, folds_padding=chosen.folds_padding
         )
