@@ -239,9 +239,7 @@ class Ops:
                 stacklevel=2,
             )
             return cls(attention=attention, names=names)
-        chosen = TableAttention.tested(
-            device, dtype, head_dim, fallback=attention, classes=classes
-        )
+        chosen = TableAttention.tested(device, dtype, head_dim, fallback=attention, classes=classes)
         ops = _with_kernels(
             chosen, names | {"attention": chosen.description}, folds_padding=chosen.folds_padding
         )

@@ -1,0 +1,158 @@
+"""Kernels compiled side by side before they are launched, and which those are.
+
+The calls that will be made are made with tensors of the meta device, and name what they would
+launch. Triton's compiler lets go of the interpreter in its passes, in LLVM and in the assembler,
+which are four fifths of its time, so that threads are enough. What is compiled lies in Triton's
+cache on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+import torch
+
+from cosmos_fast.model.attention import Attended, AttentionSpec
+from cosmos_fast.model.attention_table import (
+    LONG_KEYS,
+    QUERIES,
+    SHORT_KEYS,
+    ShapeClass,
+    forms,
+)
+from cosmos_fast.model.linear_table import DESIGNS, Epilogue, Following, Gated, Normed
+from cosmos_fast.model.ops.attention import TableAttention
+from cosmos_fast.model.ops.backends import candidates
+from cosmos_fast.model.ops.choice import Ops, _with_kernels
+from cosmos_fast.model.ops.products import _hopper_product, has_designs, table_product
+from cosmos_fast_kernels.launching import Launch, only_named
+
+logger = logging.getLogger(__name__)
+
+_MOST_THREADS: Final = 16
+"""The part of compiling that holds the interpreter keeps no more of them busy."""
+
+
+@contextmanager
+def compiling(device: torch.device, calls: Callable[[], None]) -> Iterator[None]:
+    """Compiles what ``calls`` would launch while the body runs, and ends when all is compiled.
+
+    A launch in the body waits for its own kernel alone. What cannot be compiled is left to the
+    launch that needs it, which tells why; where nothing can be compiled ahead, the body runs as it
+    is.
+
+    Args:
+        device: a CUDA device, where kernels can run.
+        calls: calls operations with tensors of the meta device.
+    """
+    import triton
+
+    launches = _named(device, calls)
+    threads = max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)), len(launches)))
+    with ThreadPoolExecutor(threads, "cosmos-fast compiler") as pool:
+        mode = triton.AsyncCompileMode(_Loading(pool, device), ignore_errors=True)
+        try:
+            mode.__enter__()
+        except RuntimeError as problem:  # the program around us is in such a mode of its own
+            logger.debug("kernels are not compiled ahead: %s", problem)
+            yield
+            return
+        try:
+            _submit(device, launches)
+            yield
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:
+            mode.__exit__(None, None, None)
+
+
+def _named(device: torch.device, calls: Callable[[], None]) -> list[Launch]:
+    with only_named() as launches:
+        try:
+            with torch.cuda.device(device), torch.no_grad():
+                calls()
+        except Exception as problem:  # the real call will tell, if it fails as well
+            logger.warning("not all kernels are compiled ahead: %s", problem)
+    return launches
+
+
+def _submit(device: torch.device, launches: list[Launch]) -> None:
+    """Within Triton's mode, which compiles each variant once."""
+    for one in launches:
+        try:
+            with torch.cuda.device(device):
+                one.compile()
+        except Exception as problem:  # the launch itself will tell
+            logger.warning("a kernel is not compiled ahead: %s", problem)
+
+
+class _Loading:
+    """The executor of Triton's mode: a kernel is compiled, and then loaded, by the same thread."""
+
+    def __init__(self, pool: ThreadPoolExecutor, device: torch.device) -> None:
+        self._pool = pool
+        self._device = device
+
+    def submit(self, compile_one: Callable[[], Any]) -> Future[Any]:
+        return self._pool.submit(self._loaded, compile_one)
+
+    def _loaded(self, compile_one: Callable[[], Any]) -> Any:
+        kernel = compile_one()
+        try:
+            with torch.cuda.device(self._device):
+                kernel[1, 1, 1]  # compiles its launcher in C, and launches nothing
+        except Exception as problem:
+            logger.warning("kernel %s is not loaded ahead: %s", kernel.name, problem)
+            return compile_one()  # from the disk, as if nobody had tried; the launch will tell
+        return kernel
+
+
+def expected(device: torch.device, dtype: torch.dtype, head_dim: int) -> Ops:
+    """What :meth:`Ops.select` chooses on a CUDA device if every test is passed, for naming alone:
+    attention and products that are not ours compute nothing."""
+    capability = torch.cuda.get_device_capability(device)
+    found = candidates(capability, dtype, head_dim)
+    found.pop("fa3", None)  # a wheel is compiled already
+    attention = TableAttention(capability, found, _no_attention)
+    ops = _with_kernels(attention, {}, folds_padding=attention.folds_padding)
+    return replace(ops, product=table_product) if has_designs(device, dtype, head_dim) else ops
+
+
+def _no_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, /
+) -> Attended:
+    return Attended(torch.empty_like(q, memory_format=torch.contiguous_format))
+
+
+def name_tests(
+    ops: Ops,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    classes: Collection[ShapeClass],
+) -> None:
+    """The launches of the tests that :meth:`Ops.select` makes, where they are only named."""
+
+    def meta(*shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=kind, device="meta")
+
+    for wanted in classes:
+        for keys, spec in forms(wanted, head_dim**-0.5):
+            assert keys in (SHORT_KEYS, LONG_KEYS)
+            q, k, v = meta(1, keys, 3, 2, head_dim).unbind(2)
+            ops.attention(q[:, :QUERIES], k, v, spec)
+    if not has_designs(device, dtype, head_dim):
+        return
+    outputs = 3 * head_dim
+    gated = Gated(meta(1, 300, outputs), meta(1, 3, outputs), None)
+    following: dict[Epilogue, Following] = {"gated": gated, "norm": Normed(meta(head_dim), 1e-6)}
+    for epilogue, name in DESIGNS:
+        given = following.get(epilogue)
+        _hopper_product(epilogue, name, meta(1, 300, 320), meta(outputs, 320), given)
