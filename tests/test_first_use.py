@@ -21,9 +21,11 @@ import pytest
 import torch
 
 from ahead_of_time import pretend_target, printed_by
+from cosmos_fast.config import Profile
+from cosmos_fast.types import Size
+from cosmos_fast.weights.released import ARCHITECTURES
 
 if TYPE_CHECKING:
-    from cosmos_fast.config import Profile
     from cosmos_fast.model.attention_table import ShapeClass
 
 ALONE: tuple[ShapeClass, ...] = ("self", "cross", "folded")
@@ -41,6 +43,25 @@ def test_what_is_named_is_what_a_run_asks_for(shape: str, tmp_path: Path) -> Non
     if shape == "example1":  # a clip of actions has no prompt
         assert not named - run, "compiled for nothing"
     assert not told["compiler_of_torch"], "naming kernels must not take seconds of imports"
+
+
+@pytest.mark.parametrize("dtype", [HALF, torch.float32])
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 3), (12, 0)])
+@pytest.mark.parametrize("heads", [(2, 64), (40, 128), (3, 16)])
+def test_kernels_can_be_named_for_every_card_and_network(
+    heads: tuple[int, int],
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    dit = replace(profile_of_2b().dit, num_heads=heads[0], head_dim=heads[1])
+    for profile in (profile_of_2b(), replace(profile_of_2b(), size=Size(64, 96), num_frames=1)):
+        names = named_launches(replace(profile, dit=dit), dtype, (*ALONE, "listed", "merged"))
+        kernels = {(one.kernel.__module__, one.kernel.__name__) for one in names}
+        assert len(kernels) >= 5
+        products = any(name == "_linear_kernel" for _, name in kernels)
+        assert products == (capability == (9, 0) and dtype == HALF and heads[1] > 16)
 
 
 @pytest.mark.slow
@@ -64,23 +85,16 @@ def test_kernels_are_compiled_once_and_found_by_the_next_process(tmp_path: Path)
 def test_what_cannot_be_compiled_is_told_by_its_launch(tmp_path: Path) -> None:
     told = printed_by(__file__, "compile_what_fails", cache=tmp_path)
     assert told["good"] == "launched"
-    assert "CompilationError" in told["bad, ahead"]
-    assert "CompilationError" in told["bad, afterwards"]
+    assert "CompileTimeAssertionFailure" in told["bad, ahead"]
+    assert "CompileTimeAssertionFailure" in told["bad, afterwards"]
     assert told["after a failure to load"] == "launched"
     assert told["body"] == "KeyError('body')"
     assert told["compiled after the body failed"] < 100
 
 
-def profile_of_2b(*, action: bool = False) -> Profile:
+def profile_of_2b() -> Profile:
     """Of the released 2B: 704 x 1280, 93 frames, whatever is asked of it."""
-    from cosmos_fast.config import Profile
-    from cosmos_fast.types import Size
-    from cosmos_fast.weights.released import ARCHITECTURES
-
-    dit = ARCHITECTURES["2B"]
-    if action:
-        dit = replace(dit, action_inputs=84)
-    return Profile("2B", Size(704, 1280), 93, 16.0, dit=replace(dit, num_layers=2))
+    return Profile("2B", Size(704, 1280), 93, 16.0, dit=ARCHITECTURES["2B"])
 
 
 def asked_for(shape: str) -> dict[str, Any]:
@@ -113,12 +127,16 @@ def asked_for(shape: str) -> dict[str, Any]:
     return {"named": named, "run": taken(), "compiler_of_torch": heavy}
 
 
-def named_launches() -> list[Any]:
+def named_launches(
+    profile: Profile | None = None,
+    dtype: torch.dtype = HALF,
+    classes: tuple[ShapeClass, ...] = ALONE,
+) -> list[Any]:
     from cosmos_fast.model.first_use import name_kernels
     from cosmos_fast_kernels.launching import only_named
 
     with only_named() as launches, torch.no_grad():
-        name_kernels(profile_of_2b(), CUDA, HALF, classes=ALONE, fused=True)
+        name_kernels(profile or profile_of_2b(), CUDA, dtype, classes=classes, fused=True)
     return launches
 
 
@@ -136,7 +154,7 @@ def run_tests() -> None:
 
 @torch.no_grad()
 def run_networks(shape: str) -> None:
-    """Forwards at the size of ``shape``, and three chunks of a small picture decoded."""
+    """Forwards at the size of ``shape``, and three chunks of a tiny picture decoded."""
     from cosmos_fast.model.dit import DiT
     from cosmos_fast.model.ops import expected
     from cosmos_fast.model.vae import VAE
@@ -144,12 +162,13 @@ def run_networks(shape: str) -> None:
     from cosmos_fast.types import TokenLayout
 
     action = shape == "action"
-    profile = profile_of_2b(action=action)
+    profile = profile_of_2b()
+    config = replace(profile.dit, num_layers=2, action_inputs=84 if action else 0)
     ops = expected(CUDA, HALF, 128)
     frames, height, width = (4, 60, 80) if action else (21, 54, 96)
     layout = TokenLayout((frames, height // 2, width // 2))
     with torch.device("meta"):
-        dit = DiT(profile.dit, ops).to(HALF).requires_grad_(False)
+        dit = DiT(config, ops).to(HALF).requires_grad_(False)
         x, mask = (
             torch.empty(1, 16, frames, height, width),
             torch.empty(1, 1, frames, height, width),
@@ -166,7 +185,7 @@ def run_networks(shape: str) -> None:
     vae.to_empty(device="cpu")
     decoder = FusedDecoder(vae.decoder, vae.post_quant_conv, ops)
     for _ in range(3):
-        decoder.chunk(torch.zeros(1, 16, 1, 4, 6, dtype=HALF))
+        decoder.chunk(torch.zeros(1, 16, 1, 1, 2, dtype=HALF))
 
 
 class Told:
@@ -264,7 +283,11 @@ def compile_what_fails() -> dict[str, Any]:
         return "launched"
 
     def named(*values: int) -> Any:
-        return compiling(CUDA, lambda: [launch(store, (1,), x, VALUE=one) for one in values])
+        def calls() -> None:
+            for one in values:
+                launch(store, (1,), x, VALUE=one)
+
+        return compiling(CUDA, calls)
 
     found = {}
     with named(1, 1000):

@@ -56,18 +56,19 @@ def compiling(device: torch.device, calls: Callable[[], None]) -> Iterator[None]
     launches = _named(device, calls)
     threads = max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)), len(launches)))
     with ThreadPoolExecutor(threads, "cosmos-fast compiler") as pool:
-        mode = triton.AsyncCompileMode(_Loading(pool, device), ignore_errors=True)
+        compiler = _Compiler(pool, device)
         try:
+            mode = triton.AsyncCompileMode(compiler, ignore_errors=True)
             mode.__enter__()
-        except RuntimeError as problem:  # the program around us is in such a mode of its own
-            logger.debug("kernels are not compiled ahead: %s", problem)
+        except Exception as problem:  # such as: the program around us has entered one of its own
+            logger.warning("kernels are not compiled ahead: %s", problem)
             yield
             return
         try:
             _submit(device, launches)
             yield
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            compiler.stop()
             raise
         finally:
             mode.__exit__(None, None, None)
@@ -93,17 +94,24 @@ def _submit(device: torch.device, launches: list[Launch]) -> None:
             logger.warning("a kernel is not compiled ahead: %s", problem)
 
 
-class _Loading:
+class _Compiler:
     """The executor of Triton's mode: a kernel is compiled, and then loaded, by the same thread."""
 
     def __init__(self, pool: ThreadPoolExecutor, device: torch.device) -> None:
         self._pool = pool
         self._device = device
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Nothing more is begun. (The mode would wait for ever for futures that are cancelled.)"""
+        self._stopped = True
 
     def submit(self, compile_one: Callable[[], Any]) -> Future[Any]:
         return self._pool.submit(self._loaded, compile_one)
 
     def _loaded(self, compile_one: Callable[[], Any]) -> Any:
+        if self._stopped:
+            raise RuntimeError("nobody needs this kernel any more")
         kernel = compile_one()
         try:
             with torch.cuda.device(self._device):
