@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from harness import machine
 from memory_offload import inputs, offloaded
-from memory_stages import SHAPES, generate, short_stages
+from memory_stages import SHAPES, decodes, generate, short_stages
 from memory_watch import Account, Watch, taken_of_card, tidy, wait, watched
 
 import cosmos_fast as cf
@@ -206,6 +206,7 @@ class Bench:
         tidy()
         watch.prefix = ""
         clip = generate(engine, row, watch)
+        short["decode"] = decodes(engine, row, watch, clip.latents.tensor)
         report, plan = clip.report, engine.memory_plan
         per_step = [seconds / report.forwards_per_step for seconds in report.step_seconds]
         # The first of several steps also makes what is made once a run.

@@ -1,5 +1,6 @@
-"""The stages before the first forward, timed well: they are over in 20 to 400 ms, and one look at
-them says more of what else the host was doing than of the stage.
+"""The short stages, timed well: those before the first forward are over in 20 to 400 ms, and a
+decode is thousands of launches, so that one look at them says more of what else the host was doing
+than of the stage.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from memory_watch import wait
 
 import cosmos_fast as cf
+from cosmos_fast.request import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from memory_rows import Row
     from memory_watch import Watch
 
@@ -28,6 +32,8 @@ LEAST = 5
 """Repeats in any case."""
 REPEAT_SECONDS = 2.0
 """After so many, with enough repeats, there are no more."""
+LEAST_DECODES = 2
+"""Repeats of decoding in any case."""
 
 
 def generate(engine: cf.Video2World, row: Row, watch: Watch, **more: Any) -> cf.Clip:
@@ -98,6 +104,32 @@ def short_stages(engine: cf.Video2World, row: Row, watch: Watch) -> dict[str, di
         ):
             takes.append(begun(engine, row, watch, len(takes) + 1))
     return {name: spread([take[name] for take in takes]) for name in takes[0]}
+
+
+def decodes(
+    engine: cf.Video2World, row: Row, watch: Watch, latents_BCTHW: torch.Tensor
+) -> dict[str, Any]:
+    """Decoding, again and again, with nothing watching the card: what :func:`spread` says.
+
+    Args:
+        latents_BCTHW: of a clip that the engine has just made, so that its plan is in force.
+    """
+    size, frames = SHAPES[row.shape]
+    request = resolve(engine.profile, *PROMPTS, size=size, num_frames=frames)
+    takes: list[float] = []
+    begin = time.perf_counter()
+    with watch.resting():
+        while len(takes) < LEAST_DECODES or (
+            len(takes) < REPEATS and time.perf_counter() - begin < REPEAT_SECONDS
+        ):
+            with engine._making(request, PICTURE, None, None, None) as (making, _):
+                wait()
+                start = time.perf_counter()
+                pictures = list(making.frames(latents_BCTHW))
+                wait()
+                takes.append(time.perf_counter() - start)
+            del pictures
+    return spread(takes)
 
 
 def spread(seconds: Sequence[float]) -> dict[str, Any]:

@@ -60,6 +60,7 @@ BAD: Final[dict[str, tuple[bytes, str]]] = {
     "a seed as text": (job(seed="1"), "whole number"),
     "a seed as a truth": (job(seed=True), "whole number"),
     "a negative seed": (job(seed=-1), "seed"),
+    "a switch as a number": (job(upsample=0), "true or false"),
     "steps in halves": (job(num_steps=1.5), "whole number"),
     "no steps": (job(num_steps=0), "step"),
     "a length of 6": (job(num_frames=6), "6 frames"),

@@ -1,7 +1,9 @@
-"""A command of the command line, run in the process of the test."""
+"""A command of the command line, run in the process of the test or in one of its own."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ from cosmos_fast.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import pytest
 
@@ -19,3 +22,16 @@ def ran(capfd: pytest.CaptureFixture[str], arguments: Sequence[str]) -> tuple[in
     sys.stdout.flush()
     captured = capfd.readouterr()
     return code, captured.out, captured.err
+
+
+def process(
+    *arguments: str, at: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cosmos_fast", *arguments],
+        cwd=at,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )

@@ -193,7 +193,11 @@ def process_globals() -> dict[str, Any]:
         "signal handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
         "root log handlers": [type(handler) for handler in logging.getLogger().handlers],
         "root log level": logging.getLogger().level,
-        "own log handlers": logging.getLogger("cosmos_fast").handlers.copy(),
+        "own log handlers": [
+            handler
+            for handler in logging.getLogger("cosmos_fast").handlers
+            if type(handler) is not logging.NullHandler  # a library's own, which does nothing
+        ],
         "excepthook": (sys.excepthook, sys.unraisablehook),
         "recursion limit": sys.getrecursionlimit(),
     }

@@ -109,10 +109,10 @@ def test_short_stages_count_by_their_median_alone(
     assert found["whole_s"] == pytest.approx(72 * 0.41 + 0.72 + sorted(each)[2] + 1e-5)
 
 
-def test_short_stages_are_repeated_without_a_forward(tmp_path: Path) -> None:
+def test_short_stages_and_decoding_are_repeated_without_a_forward(tmp_path: Path) -> None:
     """Of a plan that streams: nothing stays of the clips that end where their forward begins."""
     from memory_rows import Row
-    from memory_stages import LEAST, REPEATS, generate, short_stages
+    from memory_stages import LEAST, LEAST_DECODES, REPEATS, decodes, generate, short_stages
     from memory_watch import Account, Watch
 
     checkpoint = make_random_world(tmp_path / "world", replace(RANDOM_PROFILE, dit=DIT))
@@ -134,6 +134,9 @@ def test_short_stages_are_repeated_without_a_forward(tmp_path: Path) -> None:
         assert LEAST <= one["repeats"] <= REPEATS
         assert len(one["each_s"]) == one["repeats"]
         assert one["median_s"] > 0, name
+    found["decode"] = decodes(engine, row, watch, before.latents.tensor)
+    assert forwards == []
+    assert LEAST_DECODES <= found["decode"]["repeats"] <= REPEATS
     assert moving._running is None
     assert generate(engine, row, watch).report.latents_sha256 == before.report.latents_sha256
     assert forwards

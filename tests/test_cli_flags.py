@@ -14,8 +14,8 @@ from cosmos_fast.cli.flags import Text
 from cosmos_fast.cli.resolve import resolve
 from cosmos_fast.cli.settings import Origin, Settings
 from cosmos_fast.cli.video2world_flags import EXCLUSIVE_FLAGS, VIDEO2WORLD_FLAGS
-from test_cli_settings import RIGHT
-from test_cli_settings import WRONG as WRONG_OF_VIDEO2WORLD
+from test_cli_flag_values import RIGHT
+from test_cli_flag_values import WRONG as WRONG_OF_VIDEO2WORLD
 
 if TYPE_CHECKING:
     from cosmos_fast.cli.flags import Flag

@@ -15,15 +15,15 @@ import pytest
 from PIL import Image
 
 from attacks.checkpoints.fake_hub import FakeHub
+from command_lines import settings
 from cosmos_fast.cli import main
 from cosmos_fast.config import VAEConfig
 from cosmos_fast.media import read_frames
 from cosmos_fast.types import Size
 from cosmos_fast.weights import find_checkpoint
 from cosmos_fast.weights.convert import convert
+from documented import EXAMPLE_1, EXAMPLE_1B, HIDDEN_2, HIDDEN_3, HIDDEN_4, HIDDEN_5, PROMPT, words
 from random_world import RANDOM_PROFILE, make_random_world
-from test_cli import EXAMPLE_1, EXAMPLE_1B, HIDDEN_2, HIDDEN_3, HIDDEN_4, HIDDEN_5, PROMPT, words
-from test_cli_settings import settings
 
 if TYPE_CHECKING:
     from cosmos_fast.cli.settings import Settings

@@ -130,6 +130,7 @@ def test_json_tells_what_was_made(run: Run, place: Path) -> None:
     told = json.loads(out)
     assert (told["status"], told["video"], told["manifest"]) == ("ok", "a.mp4", "a.json")
     assert (told["frames"], told["actions"], told["stopped"]) == (6, 5, False)
+    assert told["stopped_at"] is None
     assert len(told["disagreement"]) == 5
     assert (told["settings"]["samples"], told["settings"]["num_steps"]) == (2, 1)
     assert told["report"]["steps"] == 1
@@ -140,8 +141,12 @@ def test_a_rollout_ends_where_the_futures_disagree(run: Run, place: Path) -> Non
     code, out, err = run(*RECORDED, "--samples", "2", "--stop_at", "1e-6", "--save_path", "a.npy",
                          "--json")  # fmt: skip
     assert code == 0, err
-    assert json.loads(out)["stopped"]
-    assert "the futures disagree; 0 actions" in err
+    told, manifest = json.loads(out), json.loads(Path("a.json").read_text())
+    at = told["stopped_at"]
+    assert told["stopped"]
+    assert at == manifest["rollout"]["stopped_at"] > 1e-6
+    said = f"the futures disagree by {at:.3g}, more than --stop_at 1e-06; 0 actions"
+    assert said in " ".join(err.split())
 
 
 def test_a_policy_of_the_working_directory_acts(run: Run, place: Path) -> None:

@@ -102,6 +102,23 @@ def test_the_later_generation_writes_its_files(run: Run, place: Path) -> None:
     assert frames.shape == (9, 32, 48, 3)
 
 
+@pytest.mark.parametrize(
+    ("host", "rests"),
+    [([], "pinned"), (["--host_memory", "2561MiB"], "files")],
+    ids=["free", "1 MiB"],
+)
+def test_the_hosts_memory_decides_what_is_read_again(
+    run: Run, place: Path, host: list[str], rests: str
+) -> None:
+    """Of 2561 MiB the planner sets 2.5 GiB aside for the process."""
+    code, out, err = run(*later("--memory", "11MiB", *host, "--save_path", "a.npy", "--json"))
+    assert code == 0, err
+    assert json.loads(out)["report"]["memory"]["sources"]["dit"] == rests
+    code, _, err = run(*later("--host_memory", "1GiB", "--save_path", "b.npy"))
+    assert code == 1
+    assert "1.00 GiB of host memory is too little" in err
+
+
 @pytest.mark.parametrize("name", ["heron.mkv", "heron.npy", "heron/%05d.png"])
 def test_a_lossless_video_holds_the_frames_and_has_its_manifest(
     run: Run, place: Path, name: str

@@ -162,6 +162,7 @@ def test_the_later_command_ranks_by_what_the_critic_says(run: Run, checkpoints: 
         assert own.count("&lt;overview&gt;A kettle boils.&lt;/overview&gt;") == 3
     assert page.count("&lt;overview&gt;A kettle boils.&lt;/overview&gt;") == 6
     assert page.count("<details>") == 2
+    assert page.count("<h2>Answer ") == 6
     # The later tool's --checkpoint_dir is the folder of the critic.
     code, again, err = run("--skip_generation", "--checkpoint_dir", str(checkpoints / REASON1),
                            "--num_critic_trials", "3", "--seed", "7", "--json")  # fmt: skip

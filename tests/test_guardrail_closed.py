@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -159,6 +160,16 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "custom list empty": lambda r: rewritten(r / COSMOS / "blocklist/custom/list.txt", b"\n \n"),
     "custom folder empty": lambda r: (r / COSMOS / "blocklist/custom/list.txt").unlink(),
     "exact list empty": lambda r: rewritten(r / COSMOS / "blocklist/exact_match/list.txt", b""),
+    "custom list invisible": lambda r: rewritten(
+        r / COSMOS / "blocklist/custom/list.txt", "\u200b\n\ufeff\n".encode()
+    ),
+    "exact list of marks": lambda r: rewritten(
+        r / COSMOS / "blocklist/exact_match/list.txt", "---\n\u2013\n".encode()
+    ),
+    "every custom word allowed": lambda r: shutil.copytree(
+        r / COSMOS / "blocklist/custom", r / COSMOS / "blocklist/whitelist", dirs_exist_ok=True
+    ),
+    "list is a pipe": lambda r: os.mkfifo(r / COSMOS / "blocklist/custom/more.txt"),
     "list of another coding": lambda r: rewritten(
         r / COSMOS / "blocklist/custom/list.txt", "kaboomium\n".encode("utf-16-le")
     ),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cosmos_fast.errors import CheckpointError
 from cosmos_fast.prompt.guardrails import Blocklist
 from cosmos_fast.prompt.guardrails.lemmas import Lemmatizer
-from cosmos_fast.prompt.guardrails.word_match import DisguisedWords, WholeWords
+from cosmos_fast.prompt.guardrails.word_match import DisguisedWords, ForeignWords, WholeWords
 from cosmos_fast.weights.released import NEGATIVE_PROMPT
 from guarded import COSMOS, PROMPT
 
@@ -233,8 +233,19 @@ def test_other_languages_pass(blocklist: Blocklist, prompt: str) -> None:
         (b"Grobnik\r\nother\r\n", "a grobnik"),
         ("Gr\u00f6bnik".encode(), "a gr\u00f6bnik"),
         ("Gr\u00f6bnik".encode(), "a gro\u0308bnik"),
+        ("grob\u2013nik\u2019s".encode(), "a grob\u2013nik\u2019s"),
+        ("\u6bd2\u836f".encode(), "\u4ed6\u559d\u4e86\u6bd2\u836f\u3002"),
+        ("\u042f\u0434\nother".encode(), "\u0414\u0430\u0439 \u044f\u0434!"),
     ],
-    ids=["byte order mark", "carriage returns", "accent", "loose accent"],
+    ids=[
+        "byte order mark",
+        "carriage returns",
+        "accent",
+        "loose accent",
+        "typographic marks",
+        "a script without spaces",
+        "another alphabet",
+    ],
 )
 @pytest.mark.parametrize("name", ["custom", "exact_match"])
 def test_however_a_list_is_written_its_words_are_found(
@@ -245,3 +256,9 @@ def test_however_a_list_is_written_its_words_are_found(
     lists = Blocklist(folder)
     lists.load()
     assert lists.check(prompt).safe is False
+
+
+def test_a_word_of_another_alphabet_is_found_as_a_whole_word() -> None:
+    words = ForeignWords(["\u044f\u0434", "plain"])
+    assert words.find("\u0440\u044f\u0434 \u044f\u0434\u0440\u0430, plain") is None
+    assert words.find("\u0440\u044f\u0434 \u044f\u0434.") == ("\u044f\u0434", "\u044f\u0434")

@@ -102,6 +102,39 @@ print("unchanged")
 """
 
 
+WARNED = """
+import logging, sys
+import numpy as np
+import torch
+import cosmos_fast as cf
+
+engine = cf.Video2World.from_pretrained("ballworld", device="cpu", memory="1GiB")
+picture, small = np.zeros((96, 160, 3), np.uint8), {"size": (32, 48), "num_frames": 5}
+
+def run_out_of_memory():
+    failed = []
+
+    def once(*_):
+        if not failed:
+            failed.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    clip = engine.generate(picture, "A red ball.", num_steps=1, on_step=once, **small)
+    assert clip.report.notes[-1].startswith("out of memory with a plan of")
+
+run_out_of_memory()
+logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
+run_out_of_memory()
+"""
+
+
+def test_a_warning_is_printed_where_the_host_has_set_up_logging_and_nowhere_else() -> None:
+    """Here that of a run that ran out of memory, and began again with a smaller plan."""
+    told = child(WARNED)
+    assert told.startswith("WARNING cosmos_fast.generation: out of memory with a plan of")
+    assert told.count("\n") == 1
+
+
 def test_generate_leaves_the_process_as_it_was(tmp_path: Path) -> None:
     printed = child(GENERATE, folder=tmp_path, PYTHONPATH=str(TESTS))
     assert printed == "unchanged\n"

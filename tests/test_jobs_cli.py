@@ -159,10 +159,13 @@ def test_a_long_video_is_made_both_ways(run: Run, place: Path) -> None:
 
 
 CRITIC = """
-from cosmos_fast.jobs import Judgement
+from cosmos_fast.jobs import Judgement, judgement_of
 
 def judge(frames, *, trials, seed):
     return Judgement(len(frames) / 10)
+
+def mumble(frames, *, trials, seed):
+    return judgement_of(["Hm."] * trials)
 """
 
 
@@ -178,6 +181,10 @@ def test_the_best_of_two_is_told(run: Run, place: Path) -> None:
     code, out, err = run(*common, "--skip_generation", "--json")
     assert code == 0, err
     assert json.loads(out)["best"] == "made/start_seed3.mp4"
+    assert "can be read" not in err
+    code, _, err = run(*common[:-1], "my_critic_of_tests:mumble", "--skip_generation")
+    assert code == 0, err
+    assert err.count("warning: none of the critic's answers can be read") == 2
 
 
 @pytest.mark.slow

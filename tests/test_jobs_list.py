@@ -17,6 +17,7 @@ from cosmos_fast.errors import InputError
 from cosmos_fast.jobs import Defaults, run_batch
 from cosmos_fast.jobs.job_list import JobList
 from cosmos_fast.media import write_png
+from cosmos_fast.request import Options
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def test_entries_override_the_defaults(place: Path) -> None:
     every = {
         "negative_prompt": "Fog.", "height": 32, "width": 48, "num_video_frames": 9, "fps": 8,
         "num_input_frames": 1, "num_steps": 3, "guidance": 2, "seed": 11, "fit": "stretch",
-        "recipe": "lossless",
+        "recipe": "lossless", "upsample": False,
     }  # fmt: skip
     (place / "jobs.jsonl").write_bytes(job() + b"\n" + job(**every))
     defaults = Defaults(
@@ -182,8 +183,18 @@ def test_entries_override_the_defaults(place: Path) -> None:
     assert second == {
         "negative": "Fog.", "size": (32, 48), "num_frames": 9, "fps": 8,
         "num_conditional_frames": 1, "num_steps": 3, "guidance": 2, "seed": 11, "fit": "stretch",
-        "recipe": "lossless",
+        "recipe": "lossless", "upsample": False,
     }  # fmt: skip
+    assert set(Options.__annotations__) <= set(second), "each argument of generate has its key"
+
+
+def test_a_job_that_is_not_upsampled_needs_a_prompt(place: Path) -> None:
+    lines = [job(prompt=...), job(prompt=..., upsample=False), job(upsample=False)]
+    summary = run(place, lines, defaults=Defaults(needs_prompt=False))
+    [row] = summary.failures
+    assert row.line == 2
+    assert row.failure is not None
+    assert "upsample = false" in row.failure.message
 
 
 def test_a_root_behind_a_link_is_no_link_of_the_list(place: Path, tmp_path: Path) -> None:

@@ -171,19 +171,47 @@ def test_a_video_of_another_program_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "score"),
+    ("answers", "score", "verdicts"),
     [
-        (["<answer>No</answer>", "<answer>yes</answer>"], 0.5),
-        (["<think>Yes</think>\n<ANSWER> no </ANSWER>", "I am not sure", "<answer>"], 1.0),
-        (["no", ""], 0.0),
-        ([], 0.0),
+        (["<answer>No</answer>", "<answer>yes</answer>"], 0.5, (True, False)),
+        (
+            ["<think>Yes</think>\n<ANSWER> no </ANSWER>", "I am not sure", "<answer>"],
+            1.0,
+            (True, None, None),
+        ),
+        (["no", ""], 0.0, (None, None)),
+        ([], 0.0, ()),
     ],
     ids=["half", "unreadable ones drop out", "none readable", "none"],
 )
-def test_answers_are_counted_as_the_reference_counts(answers: list[str], score: float) -> None:
-    assert judgement_of(answers) == Judgement(score, tuple(answers))
+def test_answers_are_counted_as_the_reference_counts(
+    answers: list[str], score: float, verdicts: tuple[bool | None, ...]
+) -> None:
+    assert judgement_of(answers) == Judgement(score, tuple(answers), verdicts)
+
+
+def test_the_page_tells_how_every_answer_was_read(engine: cf.Video2World, tmp_path: Path) -> None:
+    """Of a score of 0 it must show whether faults were found, or nothing could be read."""
+    videos = generate_candidates(
+        engine, PICTURE, "A heron.", out=tmp_path, name="a", num_generations=1, **SMALL
+    )
+    said = ["<answer>No</answer>", "<answer>Yes</answer>", "Hm.", "<answer>No</answer>"]
+    [best] = judge(videos, lambda *_, **__: judgement_of(said))
+    assert best.percent == 66
+    verdict = json.loads((tmp_path / "a_seed0_score066.json").read_bytes())
+    assert verdict["tally"] == {"no fault": 2, "fault": 1, "unreadable": 1}
+    for name in ("a_seed0_score066.html", "best_of_n.html"):
+        page = (tmp_path / name).read_text("utf-8")
+        assert "4 answers: 2 no fault, 1 fault, 1 unreadable" in page
+        read = [f"Answer {n + 1}: {w}" for n, w in enumerate(("no fault", "fault", "unreadable"))]
+        assert [line for line in read if f"<h2>{line}</h2>" in page] == read
 
 
 def test_a_score_beyond_one_is_refused() -> None:
     with pytest.raises(cf.InputError, match="0 to 1"):
         Judgement(1.5)
+
+
+def test_a_verdict_for_some_answers_only_is_refused() -> None:
+    with pytest.raises(cf.InputError, match="1 verdicts of 2 answers"):
+        Judgement(0.5, ("a", "b"), (True,))

@@ -19,10 +19,10 @@ from cosmos_fast.cli import main
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
 from cosmos_fast.media import VideoWriter, read_frames
 from cosmos_fast.types import Size
+from documented import EXAMPLE_1, EXAMPLE_1B, HIDDEN_2, HIDDEN_3, HIDDEN_4, HIDDEN_5
+from documented import NEGATIVE as GIVEN_NEGATIVE
+from documented import PROMPT as LONG_PROMPT
 from released_folders import NEGATIVE, make_released_folders
-from test_cli import EXAMPLE_1, EXAMPLE_1B, HIDDEN_2, HIDDEN_3, HIDDEN_4, HIDDEN_5
-from test_cli import NEGATIVE as GIVEN_NEGATIVE
-from test_cli import PROMPT as LONG_PROMPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

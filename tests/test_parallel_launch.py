@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -107,6 +108,33 @@ def test_a_killed_rank_ends_the_command(inputs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_of_torchrun_is_named(killed: int, inputs: Path, tmp_path: Path) -> None:
+    """Whoever is first, the ranks' own watch or torchrun, which ends those that are left."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "cosmos_fast"]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, *command(inputs, tmp_path, "--num_steps", "900")],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(process, "denoise")
+        (rank,) = (
+            pid for pid in children(process.pid) if f"LOCAL_RANK={killed}" in environment_of(pid)
+        )
+        began = time.monotonic()
+        os.kill(rank, signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+        assert time.monotonic() - began < DEADLINE
+        assert re.search(rf"^error: (interrupted: )?rank {killed} died", errors, re.MULTILINE), (
+            errors
+        )
+        assert names(tmp_path) == set()
+        eventually_alone(process.pid)
+    finally:
+        process.kill()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["Ctrl-C", "killed"])
 def test_no_rank_outlives_the_command(how: str, inputs: Path, tmp_path: Path) -> None:
     process = start(*command(inputs, tmp_path, "--num_gpus", "2", "--num_steps", "900"))
@@ -159,6 +187,10 @@ def children(pid: int) -> list[int]:
         for listing in Path(f"/proc/{pid}/task").glob("*/children")
         for child in listing.read_text().split()
     ]
+
+
+def environment_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text("utf-8", errors="replace").split("\0")
 
 
 def line_of(pid: int) -> str:

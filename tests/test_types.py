@@ -7,6 +7,7 @@ import torch
 from cosmos_fast.errors import InputError
 from cosmos_fast.types import (
     NO_TEXT,
+    ActionSpec,
     Conditioning,
     Frames,
     LatentFrames,
@@ -89,6 +90,37 @@ def test_latents_check_shape_and_dtype():
         Latents(torch.zeros(1, 16, 2, 3, 4, dtype=torch.bfloat16), "v")
     with pytest.raises(InputError, match="16"):
         Latents(torch.zeros(1, 4, 2, 3, 4), "v")
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"mean": (0.0, NAN)}, r"mean\[1\] \(turn\) = nan: a finite number is"),
+        ({"mean": (-INFINITE, 0.0)}, r"mean\[0\] \(way\) = -inf: a finite number is"),
+        ({"mean": (0.0, "1")}, r"mean\[1\] \(turn\) = '1': a finite number is"),
+        ({"std": (1.0, NAN)}, r"std\[1\] \(turn\) = nan: a finite number above 0 is"),
+        ({"std": (INFINITE, 1.0)}, r"std\[0\] \(way\) = inf: a finite number above 0 is"),
+        ({"std": (1.0, 0.0)}, r"std\[1\] \(turn\) = 0\.0: a finite number above 0 is"),
+        ({"std": (-1.0, 1.0)}, r"std\[0\] \(way\) = -1\.0: a finite number above 0 is"),
+        ({"scale": (1.0, INFINITE)}, r"scale\[1\] \(turn\) = inf: a finite number above 0 is"),
+        ({"scale": (True, 1.0)}, r"scale\[0\] \(way\) = True: a finite number above 0 is"),
+        ({"fps": NAN}, "fps = nan: a finite number above 0 is"),
+        ({"fps": 10**400}, "fps = 1000.*: a finite number above 0 is"),
+        ({"mean": None}, "together"),
+        ({"names": "xy"}, "names = xy: 2 are needed"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_actions_are_described_by_finite_numbers(change, named):
+    numbers = {"scale": (1.0, 2.0), "fps": 4.0, "mean": (0.0, -1.0), "std": (1.0, 0.5)}
+    words = {"names": ("way", "turn"), "units": ("m", "rad"), "frame": "table"}
+    spec = ActionSpec(dim=2, chunk=4, **words, **numbers)
+    assert ActionSpec(**{**vars(spec), "std": tuple(np.float32([1, 0.5]))}) == spec
+    with pytest.raises(InputError, match=named):
+        ActionSpec(**{**vars(spec), **change})
 
 
 def test_conditioning_places_the_first_frames():

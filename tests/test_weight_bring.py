@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cosmos_fast._core import WeightReader
 from cosmos_fast.errors import CheckpointError
+from cosmos_fast.weights import bring as bringing
 from cosmos_fast.weights.bring import Piece, Reading, Ring, bring, send
 from cosmos_fast.weights.extents import Extent
 from cosmos_fast.weights.tensor_files import open_tensors
@@ -169,3 +171,56 @@ def _flags_of_open_files(path: Path) -> list[int]:
                 told = (Path("/proc/self/fdinfo") / link.name).read_text()
                 found.append(int(told.split("flags:")[1].split()[0], 8))
     return found
+
+
+@pytest.mark.parametrize(
+    ("processors", "files", "threads"),
+    [
+        (128, {}, 16),
+        (16, {}, 16),
+        (6, {}, 6),
+        (1, {}, 2),
+        (128, {"cpu.max": "max 100000\n"}, 16),
+        (128, {"cpu.max": "450000 100000\n"}, 4),
+        (3, {"cpu.max": "450000 100000\n"}, 3),
+        (128, {"cpu.max": "50000 100000\n"}, 2),
+        (128, {"cpu.max": "damaged"}, 16),
+        (128, {"cpu/cpu.cfs_quota_us": "500000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 5),
+        (128, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 16),
+    ],
+    ids=str,
+)
+def test_as_many_threads_read_as_have_a_processor(
+    processors: int,
+    files: dict[str, str],
+    threads: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Up to 16; two at least, of which one reads while the other waits."""
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(bringing, "_GROUPS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
+    assert Reading().usable_threads == threads
+
+
+def test_a_checkpoint_is_read_by_the_threads_that_are_asked_for(
+    tensors: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default too: what is told to the reader is what the settings say."""
+    told: list[int] = []
+
+    def watched(*given: object, threads: int, **options: object) -> WeightReader:
+        told.append(threads)
+        return WeightReader(*given, threads=threads, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bringing, "WeightReader", watched)
+    monkeypatch.setattr(bringing, "usable_processors", lambda: 11)
+    with open_tensors(_file(tmp_path, ".safetensors", tensors)) as file:
+        made = torch.full(tensors["long"].shape, torch.nan)
+        assert list(bring(file, [Piece("long", made)])) == [0]
+        assert list(bring(file, [Piece("long", made)], SMALL)) == [0]
+    assert torch.equal(made, tensors["long"])
+    assert told == [11, SMALL.threads]

@@ -105,6 +105,10 @@ def test_a_rollout_stops_where_the_samples_disagree(engine: cf.Video2World) -> N
     limit = float(min(whole.disagreement[CHUNK - 1], whole.disagreement[-1])) / 2
     made = rollout_actions(engine, START, given, samples=2, stop_at=limit)
     assert made.stopped
+    assert (
+        made.stopped_at == made.record()["rollout"]["stopped_at"] == whole.disagreement[CHUNK - 1]
+    )
+    assert whole.stopped_at is None
     assert len(made.frames.to("np")) == 1
     assert (made.state.chunks, made.record()["rollout"]["chunks"]) == (0, 0)
     assert made.state.frames is not None

@@ -6,6 +6,8 @@
 >>> clip.save("out.mp4")
 """
 
+import logging
+
 from cosmos_fast._core import __version__
 from cosmos_fast.clip import Clip
 from cosmos_fast.config import Profile
@@ -39,6 +41,9 @@ from cosmos_fast.types import (
     TextEmbedding,
 )
 from cosmos_fast.world import BatchFrames, World, WorldState, WorldStep
+
+# Without it Python prints warnings of a program that has set up no logging on its stderr.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "NO_TEXT",

@@ -5,7 +5,9 @@ Axes: B batch, T frames (pixel or latent, as stated), H/W pixels, h/w latent pos
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, NewType, overload
 
 import numpy as np
@@ -242,15 +244,15 @@ class ActionSpec:
     units: tuple[str, ...]
     """What each value is measured in; "1" for a plain number."""
     scale: tuple[float, ...]
-    """Factor of each value; positive."""
+    """Factor of each value; finite and positive."""
     frame: str
     """Frame of reference that the values are given in."""
     fps: float
     """Actions, and frames, a second."""
     mean: tuple[float, ...] | None = None
-    """Of the actions trained on, in their units."""
+    """Of the actions trained on, in their units; finite."""
     std: tuple[float, ...] | None = None
-    """Of the actions trained on, in their units; positive. Given with ``mean``, or neither."""
+    """Of the actions trained on, in their units; finite and positive. With ``mean``, or neither."""
 
     FARTHEST: ClassVar[float] = 20.0
     """Largest magnitude of a value as the network sees it; beyond it a unit must be wrong."""
@@ -265,11 +267,13 @@ class ActionSpec:
             raise InputError("an action's mean and std are given together or not at all")
         for name in ("names", "units", "scale", "mean", "std"):
             values = getattr(self, name)
-            if values is not None and len(values) != self.dim:
+            if values is not None and (isinstance(values, str) or len(values) != self.dim):
                 raise InputError(f"{name} = {values}: {self.dim} are needed, one a value")
-        positive = (*self.scale, *(self.std or ()), self.fps)
-        if not all(0 < value < float("inf") for value in positive):
-            raise InputError(f"{self.scale = }, {self.std = }, {self.fps = }: all above 0")
+        for name in ("scale", "mean", "std"):
+            for number, value in enumerate(getattr(self, name) or ()):
+                where = f"{name}[{number}] ({self.names[number]})"
+                _check_number(where, value, positive=name != "mean")
+        _check_number("fps", self.fps, positive=True)
 
     @property
     def inputs(self) -> int:
@@ -280,6 +284,20 @@ class ActionSpec:
     def num_frames(self) -> PixelFrames:
         """Frames of a chunk with the given one."""
         return PixelFrames(self.chunk + 1)
+
+
+def _check_number(name: str, value: object, *, positive: bool) -> None:
+    """
+    Raises:
+        InputError: no finite number, or one that should be positive and is not.
+    """
+    try:
+        fine = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        fine = False
+    if not fine or (positive and not value > 0):  # type: ignore[operator]
+        needed = "a finite number above 0" if positive else "a finite number"
+        raise InputError(f"{name} = {value!r}: {needed} is needed")
 
 
 @dataclass(frozen=True)

@@ -299,14 +299,26 @@ def _guardrail(
             folder=_path(wanted.folder),
             llama_guard=_path(wanted.llama_guard),
         )
+        folders = GuardrailFolders(*files)
+        needed = guardrail_needs(
+            folders, device, weight_bytes, size=size, placement=wanted.placement
+        )
     except CheckpointError as error:
         raise GuardrailBlocked(
             f"the guardrail is {error}. Fetch it with cosmos-fast download --guardrail, or go "
             f'without one, on record: guardrail=NoGuardrail(reason="...") or --disable_guardrail',
             cause="missing",
         ) from error
-    folders = GuardrailFolders(*files)
-    needs += guardrail_needs(folders, device, weight_bytes, size=size, placement=wanted.placement)
+    except Exception as error:
+        # A folder that may not be entered, a config of another shape: whatever it is, it blocks.
+        told = " ".join(str(error).split())
+        raise GuardrailBlocked(
+            f"the guardrail cannot be looked through: {type(error).__name__}: {told}; without it "
+            f"nothing passes. Make its folders readable, or fetch it again with cosmos-fast "
+            f"download --guardrail",
+            cause="error",
+        ) from error
+    needs += needed
     return cosmos_guardrail(
         folders,
         device,

@@ -100,8 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _invoke(spread_values(given, SEVERAL_VALUES))
     except Interrupted as interrupted:
         code = interrupted.exit_code
-        if is_first():
-            _fail(given, "interrupted", interrupted, code)
+        if is_first() or interrupted.cause is not None:
+            why = f": {interrupted.cause}" if interrupted.cause is not None else ""
+            _fail(given, f"interrupted{why}", interrupted, code)
         if arguments is None:
             _end_at_once(code)
         return code

@@ -38,9 +38,10 @@ def batch(**given: object) -> int:
     The list is JSON lines ({"visual_input": "a.jpg", "prompt": "..."}) or a JSON array
     ({"input_video": "a.jpg", "prompt": "...", "output_video": "a.mp4"}); its content says which.
     An entry may set every argument of its video: negative_prompt, height, width, num_frames, fps,
-    num_conditional_frames, num_steps, guidance, seed, fit, crf. Videos without a name are called
-    0.mp4, 1.mp4 and so on (array: output_0.mp4). Inputs stay below --input_root, videos below
-    --out. A job that fails costs that job: the exit code is 4, and {list}.summary.json says why.
+    num_conditional_frames, num_steps, guidance, seed, fit, crf, upsample (true or false). Videos
+    without a name are called 0.mp4, 1.mp4 and so on (array: output_0.mp4). Inputs stay below
+    --input_root, videos below --out. A job that fails costs that job: the exit code is 4, and
+    {list}.summary.json says why.
 
     Killed at any moment, the same command with --resume makes what is left and repeats nothing
     that is whole. Several commands with --resume may share one folder, on one machine or on several

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from cosmos_fast.cli.exits import ExitCode, MissingPartError, UsageError
 from cosmos_fast.cli.flags import Choice, Flag, Location, Number, Word, parse_flags, takes
+from cosmos_fast.cli.progress import PlainDisplay, telling_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -164,7 +165,8 @@ def _run(folder: Path, name: str, arguments: list[str]) -> str:
     sys.argv = [f"benches/{program.name}", *arguments]
     sys.path.insert(0, str(folder))
     try:
-        runpy.run_path(str(program), run_name="__main__")
+        with telling_warnings(PlainDisplay()):
+            runpy.run_path(str(program), run_name="__main__")
     except SystemExit as end:
         if isinstance(end.code, str):
             return end.code or "it gave no reason"

@@ -91,7 +91,12 @@ def best_of_n(**given: object) -> int:
     code = ExitCode.PART_OF_BATCH_FAILED if refused else ExitCode.OK
     if flags.get("json"):
         told = [
-            {"video": str(one.video), "score": one.judgement.score, "percent": one.percent}
+            {
+                "video": str(one.video),
+                "score": one.judgement.score,
+                "percent": one.percent,
+                "tally": one.judgement.tally,
+            }
             for one in ranking
         ]
         best = str(ranking[0].video)
@@ -257,6 +262,9 @@ def _judge(videos: list[Path], critic: Critic, own: dict[str, Any], seed: int) -
 
     def tell(display: Display, one: Candidate) -> None:
         display.say(f"{one.percent:3d} %  {one.video}")
+        tally = one.judgement.tally
+        if tally and tally["unreadable"] == len(one.judgement.answers):
+            display.say("warning: none of the critic's answers can be read; the score says nothing")
 
     with showing() as display:
         return judge(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import typer
 from rich.markup import escape
@@ -181,6 +181,10 @@ class Pattern:
         if not re.fullmatch(self.form, text.strip(), re.IGNORECASE):
             raise ValueError
         return text.strip()
+
+
+AMOUNT: Final = r"\d+(\.\d+)?\s*([KMGT]i?B)?"
+"""The form of an amount of memory, for a :class:`Pattern`."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = SIGNALS[signal.Signals(number)]
+        self.cause: str | None = None
+        """What had the signal sent, where that is known."""
 
 
 @contextlib.contextmanager

@@ -161,14 +161,21 @@ def _seated(seat: Seat, asked: str, store: Any = None) -> Iterator[Place]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     over = threading.Event()
+    known: list[str] = []
 
     def end(lost: Exception) -> None:
+        known.append(str(lost))
         if not over.wait(GRACE):
             force_end(ExitCode.FAILED, str(lost) if seat.rank == 0 else "")
 
     try:
         group = join(seat, device, store)
         yield Place(str(device), seat.rank == 0, Parallel(group, on_loss=end))
+    except Interrupted as interrupted:
+        # torchrun ends the ranks that are left as soon as one has died: that was the reason.
+        if known and interrupted.exit_code is ExitCode.TERMINATED:
+            interrupted.cause = known[0]
+        raise
     finally:
         over.set()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.cli.exits import ExitCode, UsageError
 from cosmos_fast.cli.flags import (
+    AMOUNT,
     Choice,
     Flag,
     FrameCount,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from cosmos_fast import Plan
 
-_AMOUNT: Final = r"\d+(\.\d+)?\s*([KMGT]i?B)?"
 _STAGES: Final = ("text", "encode", "denoise", "decode")
 
 PLAN_FLAGS: Final = (
@@ -41,19 +41,19 @@ PLAN_FLAGS: Final = (
     Flag("list_cards", None, "List the cards that have names, and stop."),
     Flag(
         "memory",
-        Pattern(rf"auto|resident|{_AMOUNT}", "auto, resident, or an amount such as 8GiB", "AMOUNT"),
+        Pattern(rf"auto|resident|{AMOUNT}", "auto, resident, or an amount such as 8GiB", "AMOUNT"),
         "What the video may take of the card, everything counted: auto is all of it, resident "
         "keeps all weights there. Default: auto.",
     ),
     Flag(
         "host_memory",
-        Pattern(_AMOUNT, "an amount such as 32GiB", "AMOUNT"),
+        Pattern(AMOUNT, "an amount such as 32GiB", "AMOUNT"),
         "RAM that it may take; what does not fit is read from the files again and again. "
         "Default: as much as it likes.",
     ),
     Flag(
         "reserved",
-        Pattern(_AMOUNT, "an amount such as 17GiB", "AMOUNT"),
+        Pattern(AMOUNT, "an amount such as 17GiB", "AMOUNT"),
         "Of the card, for what is no part of the plan: the networks of a guardrail (about 17GiB of "
         "NVIDIA's) and of an upsampler, where they stay there. Default: nothing.",
     ),

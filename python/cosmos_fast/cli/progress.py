@@ -43,14 +43,21 @@ def showing(visible: bool = True) -> Iterator[Display]:
 
     console = Console(stderr=True)
     live = console.is_terminal and not console.no_color and not console.is_dumb_terminal
-    with _live(console) if live else contextlib.nullcontext(PlainDisplay()) as display:
-        handler = _Warnings(display)
-        logger = logging.getLogger("cosmos_fast")
-        logger.addHandler(handler)
-        try:
-            yield display
-        finally:
-            logger.removeHandler(handler)
+    shown = _live(console) if live else contextlib.nullcontext(PlainDisplay())
+    with shown as display, telling_warnings(display):
+        yield display
+
+
+@contextlib.contextmanager
+def telling_warnings(display: Display) -> Iterator[None]:
+    """``display`` says what the library warns of, which prints nothing by itself."""
+    handler = _Warnings(display)
+    logger = logging.getLogger("cosmos_fast")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 class NoDisplay:

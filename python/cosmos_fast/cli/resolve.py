@@ -218,6 +218,7 @@ def _machine(values: Values) -> dict[str, Any]:
         "num_gpus": values.pick("num_gpus", default=None),
         "precision": values.pick("precision", default="auto"),
         "memory": values.pick("memory", default="auto").lower(),
+        "host_memory": values.pick("host_memory", default=None),
         "offload": _offload(values),
         "rope_table": values.pick("rope_table", default="reference"),
         "downcast_text_encoder": values.pick("downcast_text_encoder", default=False),

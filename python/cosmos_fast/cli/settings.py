@@ -70,6 +70,8 @@ class Settings:
     """GPUs that share one video; None is one, or as many as torchrun started processes."""
     precision: Literal["auto", "bf16", "fp32"]
     memory: str
+    host_memory: str | None
+    """RAM that the engine may take; None is what is free."""
     offload: tuple[str, ...]
     """Parts that leave the device when their stage ends."""
     rope_table: Literal["reference", "float32"]

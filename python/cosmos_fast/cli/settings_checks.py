@@ -17,6 +17,11 @@ def refuse_contradictions(given: Mapping[str, Any]) -> None:
         found = [f"--{name}" for name in group if given.get(name) not in (None, False)]
         if len(found) > 1:
             raise UsageError(f"{' and '.join(found)} contradict each other; give one of them")
+    if "host_memory" in given and str(given.get("memory")).lower() == "resident":
+        raise UsageError(
+            "--host_memory and --memory resident contradict each other: no weights rest in RAM "
+            "where all stay on the device; leave one of them out"
+        )
     if "model" in given and "aspect_ratio" in given and "resolution" not in given:
         raise UsageError(
             "--aspect_ratio with --model needs --resolution 480 or 720; "

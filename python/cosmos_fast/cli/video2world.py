@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cosmos_fast.cli.launch import Place
     from cosmos_fast.cli.progress import Display
     from cosmos_fast.cli.settings import Settings
+    from cosmos_fast.memory.budget import Memory
     from cosmos_fast.prompt import GuardrailChoice
     from cosmos_fast.request import Options
 
@@ -226,13 +227,23 @@ def load(settings: Settings, display: Display, place: Place | None = None) -> Vi
         device=place.device if place is not None else settings.device,
         parallel=place.parallel if place is not None else None,
         precision=settings.precision,
-        memory=settings.memory,
+        memory=memory(settings),
         offload=settings.offload,
         rope_table=settings.rope_table,
         guardrail=guardrail(settings),
         upsampler=upsampler(settings),
         on_stage=display.stage,
     )
+
+
+def memory(settings: Settings) -> Memory:
+    """What the engine may take of device and host."""
+    from cosmos_fast import Budget
+
+    if settings.host_memory is None:
+        return settings.memory
+    device = None if settings.memory == "auto" else settings.memory
+    return Budget(device, settings.host_memory)
 
 
 def guardrail(settings: Settings) -> GuardrailChoice:

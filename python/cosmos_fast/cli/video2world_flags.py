@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from cosmos_fast.cli.flags import (
+    AMOUNT,
     Choice,
     Flag,
     FrameCount,
@@ -206,13 +207,16 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
     ),
     Flag(
         "memory",
-        Pattern(
-            r"auto|resident|\d+(\.\d+)?\s*([KMGT]i?B)?",
-            "auto, resident, or an amount such as 12GiB",
-            "AMOUNT",
-        ),
+        Pattern(rf"auto|resident|{AMOUNT}", "auto, resident, or an amount such as 12GiB", "AMOUNT"),
         "This run's whole share of device memory: an amount such as 8GiB (weights that do not fit "
         "are streamed), auto (what is free), or resident. Default: auto.",
+        _MACHINE,
+    ),
+    Flag(
+        "host_memory",
+        Pattern(AMOUNT, "an amount such as 32GiB", "AMOUNT"),
+        "RAM that it may take, such as 32GiB, in each process: weights that fit neither there nor "
+        "on the device are read from their files again and again. Default: what is free.",
         _MACHINE,
     ),
     Flag(

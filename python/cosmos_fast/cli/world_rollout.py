@@ -246,8 +246,11 @@ def _make(order: _Order) -> Rollout:
         made = _rolled_out(engine, order, start, display)
         if settings.origins.get("fps") in _BY_USER and settings.fps is not None:
             made = replace(made, frames=Frames(made.frames.data, settings.fps))
-        if made.stopped:
-            display.say(f"note: the futures disagree; {len(made.actions)} actions were carried out")
+        if made.stopped_at is not None:
+            display.say(
+                f"note: the futures disagree by {made.stopped_at:.3g}, more than --stop_at "
+                f"{order.own['stop_at']:g}; {len(made.actions)} actions were carried out"
+            )
         _save(order, made, display)
         report = made.report
         display.say(
@@ -337,8 +340,9 @@ def _save(order: _Order, made: Rollout, display: Display) -> None:
 
         if not len(made.actions):
             raise InputError(
-                f"--save_dataset: an episode needs an action, and the futures disagree by more "
-                f"than --stop_at {order.own['stop_at']:g} in the first chunk; allow for more"
+                f"--save_dataset: an episode needs an action, and the futures disagree by "
+                f"{made.stopped_at:.3g} in the first chunk, more than --stop_at "
+                f"{order.own['stop_at']:g}; allow for more"
             )
         task = order.own.get("task") or _task(order)
         written.append(save_dataset(folder, [made], tasks=[task], sources=[_source(order, made)]))
@@ -372,6 +376,7 @@ def _result(order: _Order, made: Rollout) -> dict[str, Any]:
         "frames": len(made.frames),
         "actions": len(made.actions),
         "stopped": made.stopped,
+        "stopped_at": made.stopped_at,
         "disagreement": None if apart is None else apart.tolist(),
         "guardrail": made.guardrail,
         "report": asdict(made.report),

@@ -49,10 +49,25 @@ class Judgement:
     """0 to 1, more is better."""
     answers: tuple[str, ...] = ()
     """What it said, where it says something."""
+    verdicts: tuple[bool | None, ...] = ()
+    """What each answer means, where the score is a count of them: True is no fault found, None is
+    an answer that cannot be read."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.score <= 1:
             raise InputError(f"{self.score = }: a critic's score is a number from 0 to 1")
+        if self.verdicts and len(self.verdicts) != len(self.answers):
+            raise InputError(
+                f"{len(self.verdicts)} verdicts of {len(self.answers)} answers: one of each or none"
+            )
+
+    @property
+    def tally(self) -> dict[str, int]:
+        """How many answers found no fault, a fault, or cannot be read; empty where none counts."""
+        if not self.verdicts:
+            return {}
+        kinds = {"no fault": True, "fault": False, "unreadable": None}
+        return {name: self.verdicts.count(kind) for name, kind in kinds.items()}
 
 
 class Critic(Protocol):
@@ -85,8 +100,10 @@ def judgement_of(answers: Sequence[str]) -> Judgement:
 
     An answer that cannot be read drops out of the count; 0 where none can be.
     """
-    found = [match[1].lower() for text in answers if (match := _ANSWER.search(text))]
-    return Judgement(found.count("no") / len(found) if found else 0.0, tuple(answers))
+    found = [_ANSWER.search(text) for text in answers]
+    verdicts = tuple(None if match is None else match[1].lower() == "no" for match in found)
+    read = len(verdicts) - verdicts.count(None)
+    return Judgement(verdicts.count(True) / read if read else 0.0, tuple(answers), verdicts)
 
 
 def generate_candidates(
@@ -225,13 +242,17 @@ def best_of_n(
             engine.sleep()
         ranking: list[Candidate] = []
 
-        def told() -> list[tuple[str, float, Sequence[str]]]:
+        def told() -> list[tuple[str, float, Sequence[str], Sequence[bool | None]]]:
             assert judges is not None
             ranking.extend(judge(videos, judges, num_trials=num_trials, seed=seed))
-            return [(str(c.video), c.judgement.score, c.judgement.answers) for c in ranking]
+            found = ((str(one.video), one.judgement) for one in ranking)
+            return [(video, j.score, j.answers, j.verdicts) for video, j in found]
 
         rows = ranks.same(told)
-        return ranking or [Candidate(Path(v), Judgement(s, tuple(a))) for v, s, a in rows]
+        return ranking or [
+            Candidate(Path(video), Judgement(score, tuple(answers), tuple(verdicts)))
+            for video, score, answers, verdicts in rows
+        ]
 
 
 def whole_video(video: Path) -> Frames:
@@ -260,6 +281,7 @@ def _write_verdict(candidate: Candidate) -> None:
     verdict = {
         "video": candidate.video.name,
         "score": candidate.judgement.score,
+        **({"tally": tally} if (tally := candidate.judgement.tally) else {}),
         "answers": list(candidate.judgement.answers),
     }
     write_atomically(
@@ -282,6 +304,8 @@ def _shown(candidate: Candidate) -> Shown:
         video=candidate.video,
         percent=candidate.percent,
         answers=candidate.judgement.answers,
+        verdicts=candidate.judgement.verdicts,
+        tally=candidate.judgement.tally,
         seed=arguments.get("seed"),
         prompt=arguments.get("prompt", ""),
     )

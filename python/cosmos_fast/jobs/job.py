@@ -33,6 +33,7 @@ _WHOLE: Final = (
     "crf",
 )
 _NUMBERS: Final = ("fps", "guidance")
+_SWITCHES: Final = ("upsample",)
 _TEXTS: Final = (*INPUT_KEYS, "prompt", "negative_prompt", "output_video", "fit", "recipe")
 _SAME: Final = (
     INPUT_KEYS,
@@ -40,7 +41,7 @@ _SAME: Final = (
     ("num_conditional_frames", "num_input_frames"),
 )
 """Keys that say the same thing: one of each group."""
-_KNOWN: Final = (*_TEXTS, *_WHOLE, *_NUMBERS, "meta")
+_KNOWN: Final = (*_TEXTS, *_WHOLE, *_NUMBERS, *_SWITCHES, "meta")
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,11 @@ def make_job(
     if input_key is None:
         raise InputError(f"no input: {' or '.join(INPUT_KEYS[:2])} must name a picture or video")
     prompt = entry.get("prompt", defaults.prompt)
-    if defaults.needs_prompt and not (prompt or "").strip():
-        raise InputError("no prompt: each job needs one, since no prompt upsampler is on")
+    if not (prompt or "").strip():
+        if defaults.needs_prompt:
+            raise InputError("no prompt: each job needs one, since no prompt upsampler is on")
+        if not entry.get("upsample", defaults.options.get("upsample", True)):
+            raise InputError("no prompt: upsample = false leaves it as it is; write one")
     video = _video(entry.get("output_video", default_name), outputs)
     source = inputs.place(input_key, entry[input_key])
     check_input(input_key, source)
@@ -162,6 +166,8 @@ def _check_types(entry: Mapping[str, Any]) -> None:
             raise InputError(f"{key} = {value!r:.80}: a whole number is needed")
         elif key in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise InputError(f"{key} = {value!r:.80}: a number is needed")
+        elif key in _SWITCHES and not isinstance(value, bool):
+            raise InputError(f"{key} = {value!r:.80}: true or false is needed")
 
 
 def _check_text(key: str, value: object) -> None:
@@ -193,7 +199,10 @@ def _options(entry: Mapping[str, Any], shared: Options) -> Options:
     for name, keys in (
         ("num_frames", ("num_frames", "num_video_frames")),
         ("num_conditional_frames", ("num_conditional_frames", "num_input_frames")),
-        *((key, (key,)) for key in ("fps", "num_steps", "guidance", "seed", "fit", "recipe")),
+        *(
+            (key, (key,))
+            for key in ("fps", "num_steps", "guidance", "seed", "fit", "recipe", *_SWITCHES)
+        ),
     ):
         for key in keys:
             if key in entry:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 _FRAME: Final = """<!doctype html>
@@ -26,6 +26,7 @@ figure {{ margin: 0; background: #fff; border: 1px solid #ddd; padding: 1rem }}
 figure:first-child {{ border-color: #2a7d46; border-width: 2px }}
 video {{ width: 100%; background: #000 }}
 b {{ font-size: 1.3rem }}
+h2 {{ font-size: 1rem; margin: 1rem 0 0 }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: .5rem }}
 </style>
 </head>
@@ -48,6 +49,9 @@ class Shown:
     video: Path
     percent: int
     answers: tuple[str, ...]
+    verdicts: tuple[bool | None, ...]
+    """What each answer means; empty where they are not counted."""
+    tally: Mapping[str, int]
     seed: int | None
     prompt: str
 
@@ -70,11 +74,22 @@ def _figure(one: Shown, answers: Literal["shown", "folded"]) -> str:
     data = base64.b64encode(one.video.read_bytes()).decode("ascii")
     told = [f"<b>{one.percent} %</b>", html.escape(one.video.name)]
     told += [f"seed {one.seed}"] if one.seed is not None else []
-    told += [f"{len(one.answers)} answers"] if one.answers else []
-    said = "".join(f"<pre>{html.escape(text)}</pre>" for text in one.answers)
+    counts = ", ".join(f"{count} {kind}" for kind, count in one.tally.items())
+    told += [f"{len(one.answers)} answers{f': {counts}' if counts else ''}"] if one.answers else []
+    said = "".join(
+        f"{_heading(number, one.verdicts)}<pre>{html.escape(text)}</pre>"
+        for number, text in enumerate(one.answers)
+    )
     if said and answers == "folded":
         said = f"<details><summary>What the critic says</summary>{said}</details>"
     return (
         f'<figure><video controls loop muted src="data:video/mp4;base64,{data}"></video>'
         f"<figcaption>{'<br>'.join(told)}</figcaption>{said}</figure>"
     )
+
+
+def _heading(number: int, verdicts: Sequence[bool | None]) -> str:
+    if not verdicts:
+        return ""
+    meaning = {True: "no fault", False: "fault", None: "unreadable"}[verdicts[number]]
+    return f"<h2>Answer {number + 1}: {meaning}</h2>"

@@ -13,7 +13,7 @@ actions of 7 values from 14 of 6.
 
 from __future__ import annotations
 
-import math
+from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -85,16 +85,23 @@ def _value(key: str, value: object, path: Path) -> Any:
     if key == "frame" and isinstance(value, str):
         return value
     if key == "fps" and _is_number(value):
-        return float(value)  # type: ignore[arg-type]
+        return _as_float(value)
     if isinstance(value, list):
         if key in _WORDS and all(isinstance(item, str) for item in value):
             return tuple(value)
         if key in ("scale", *_OPTIONAL) and all(_is_number(item) for item in value):
-            return tuple(float(item) for item in value)
+            return tuple(_as_float(item) for item in value)
     kinds = {"frame": "a text", "fps": "a number"} | dict.fromkeys(_WHOLE, "a whole number")
     kinds |= dict.fromkeys(_WORDS, "a list of texts")
     raise CheckpointError(f"{path}: {key} = {value!r}; {kinds.get(key, 'a list of numbers')}")
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    return type(value) in (int, float)  # which of them make sense, ActionSpec knows
+
+
+def _as_float(value: Any) -> Any:
+    """The number as a float; itself where it is too large for one."""
+    with suppress(OverflowError):
+        return float(value)
+    return value

@@ -27,7 +27,7 @@ from cosmos_fast.types import (
     latent_frames,
 )
 from cosmos_fast.world.actions import Chunk, chunk_of
-from cosmos_fast.world.call import Plan, check_states, finite, positive
+from cosmos_fast.world.call import Plan, check_engine, check_states, finite, positive
 from cosmos_fast.world.frames import BatchFrames
 from cosmos_fast.world.noise import check_noise, chunk_noise
 from cosmos_fast.world.state import Tail, WorldState
@@ -93,6 +93,7 @@ def advance(
         InputError, Cancelled, MemoryPlanError, DeviceLost.
         Whichever it is, ``states`` are as they were.
     """
+    check_engine(engine)
     profile = engine.profile
     check_states(engine, states)
     inspection = engine.inspection()

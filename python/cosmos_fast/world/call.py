@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
+from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cosmos_fast.engine import Video2World
 from cosmos_fast.errors import InputError
 from cosmos_fast.world.state import WorldState
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from cosmos_fast.engine import Video2World
     from cosmos_fast.sampling.solver import CancelToken
     from cosmos_fast.world.noise import NoiseKind
 
@@ -38,6 +39,19 @@ class Plan:
     than over one, and a world's future must not depend on its neighbours to the last bit."""
     on_frames: OnFrames | None
     cancel: CancelToken | None
+
+
+def check_engine(engine: object) -> None:
+    """
+    Raises:
+        InputError: it is none, such as the name of a checkpoint.
+    """
+    if not isinstance(engine, Video2World):
+        source = repr(fspath(engine)) if isinstance(engine, str | PathLike) else '"pusherworld"'
+        raise InputError(
+            f"engine = {engine!r}: a Video2World is needed; make one with "
+            f"Video2World.from_pretrained({source})"
+        )
 
 
 def check_states(engine: Video2World, states: Sequence[WorldState]) -> None:

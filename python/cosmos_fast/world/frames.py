@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, overload
+import operator
+from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex, overload
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from cosmos_fast.types import Frames
 from cosmos_fast.world.cameras import camera_named, cut
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
     from cosmos_fast.types import Camera
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 class BatchFrames:
     """uint8 RGB of shape (N, T, H, W, 3), or (N, K, T, H, W, 3) with K samples a world.
+
+    A sequence of worlds: ``frames[k]`` is world k's ``Frames``, or with samples the ``BatchFrames``
+    of its K futures; ``frames[k:m]`` are several worlds. Neither copies anything.
 
     Stays on the device until someone asks: ``np.asarray(frames)`` and ``.to("np")`` bring the
     pixels to the host, ``__dlpack__`` and ``.to("pt")`` hand them over where they are.
@@ -50,6 +56,33 @@ class BatchFrames:
 
     def __len__(self) -> int:
         return int(self.data.shape[0])
+
+    @overload
+    def __getitem__(self, index: slice) -> BatchFrames: ...
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Frames | BatchFrames: ...
+    def __getitem__(self, index: slice | SupportsIndex) -> Frames | BatchFrames:
+        """One world's frames, counted from the end where ``index`` is negative, or several worlds'.
+
+        Raises:
+            IndexError: no such world.
+            InputError: no whole number and no slice, or a slice of negative stride.
+        """
+        if isinstance(index, slice):
+            if index.step is not None and index.step < 1:
+                raise InputError(f"{index}: worlds are taken in ascending order")
+            return BatchFrames(self.data[index], self.fps, self.cameras)
+        try:
+            world = operator.index(index)
+        except TypeError as error:  # arrays too have __index__, and refuse
+            raise InputError(f"{index!r}: a world's number, or a slice, is needed") from error
+        if not -len(self) <= world < len(self):
+            raise IndexError(f"world {world}: {len(self)} are there")
+        one = self.data[world]
+        return Frames(one, self.fps) if one.ndim == 4 else BatchFrames(one, self.fps, self.cameras)
+
+    def __iter__(self) -> Iterator[Frames | BatchFrames]:
+        return (self[world] for world in range(len(self)))
 
     def of(self, world: int, sample: int = 0) -> Frames:
         """The frames of one world.

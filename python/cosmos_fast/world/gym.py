@@ -37,7 +37,7 @@ except ImportError as error:
 from cosmos_fast.errors import InputError
 from cosmos_fast.sampling.noise import MAX_SEED
 from cosmos_fast.world.advance import advance
-from cosmos_fast.world.call import positive
+from cosmos_fast.world.call import check_engine, positive
 from cosmos_fast.world.episode import Episode
 from cosmos_fast.world.world import World
 
@@ -95,8 +95,9 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             noise, num_steps: as ``World``.
 
         Raises:
-            InputError: a checkpoint without actions, or a value out of range.
+            InputError: no engine, a checkpoint without actions, or a value out of range.
         """
+        check_engine(engine)
         spec = engine.profile.actions
         if spec is None:
             raise InputError(f"{engine.profile.name} takes no actions: no environment")

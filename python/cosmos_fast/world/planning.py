@@ -15,6 +15,7 @@ import torch
 from cosmos_fast.errors import InputError
 from cosmos_fast.world.actions import tensor_of
 from cosmos_fast.world.advance import advance
+from cosmos_fast.world.call import check_engine
 
 if TYPE_CHECKING:
     from cosmos_fast.engine import Video2World
@@ -54,8 +55,9 @@ class CostModel:
             num_steps, batch: as ``advance``. Fewer steps are rougher and cheaper.
 
         Raises:
-            InputError: a checkpoint without actions.
+            InputError: no engine, or a checkpoint without actions.
         """
+        check_engine(engine)
         if engine.profile.actions is None:
             raise InputError(f"{engine.profile.name} takes no actions: nothing to plan")
         self._engine, self._cost, self._spec = engine, cost, engine.profile.actions

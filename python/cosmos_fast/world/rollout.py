@@ -16,7 +16,7 @@ from cosmos_fast.clip import DEFAULT_CRF, ClipWriter
 from cosmos_fast.errors import InputError
 from cosmos_fast.types import Frames
 from cosmos_fast.world.actions import check_range, tensor_of
-from cosmos_fast.world.call import finite, positive
+from cosmos_fast.world.call import check_engine, finite, positive
 from cosmos_fast.world.cameras import cut, joined
 from cosmos_fast.world.world import World
 
@@ -49,13 +49,18 @@ class Rollout:
     report: WorldReport
     disagreement: np.ndarray | None
     """float32 (T,): of the samples at each frame; None for one sample."""
-    stopped: bool
-    """Ended because the samples disagreed."""
+    stopped_at: float | None
+    """The disagreement at the end of the chunk that ``stop_at`` kept out; None where none was."""
     model: dict[str, Any]
     settings: dict[str, Any]
     """How it was made: steps, guidance, noise, samples, limit of disagreement, seams."""
     guardrail: dict[str, Any]
     """Of the last chunk; its verdict is "partly checked" where the chunks' differ."""
+
+    @property
+    def stopped(self) -> bool:
+        """Ended because the samples disagreed."""
+        return self.stopped_at is not None
 
     def save(
         self,
@@ -95,6 +100,7 @@ class Rollout:
                 "seed": self.state.seed,
                 "chunks": self.state.chunks,
                 "stopped": self.stopped,
+                "stopped_at": self.stopped_at,
                 "disagreement": None if self.disagreement is None else self.disagreement.tolist(),
                 "frames_per_second": self.report.frames_per_second,
                 **self.settings,
@@ -235,7 +241,7 @@ class _Run:
         is_by_camera = isinstance(frame, Mapping)
         start = joined(profile, frame) if is_by_camera else tensor_of(frame, "frame")
         frames, done, apart, records = [start[None]], [], [], []
-        stopped = False
+        stopped_at = None
         with World(self.engine) as world:
             world.reset(start[None], seed=self.seed)
             state = world.states[0]
@@ -250,7 +256,7 @@ class _Run:
                 if step.disagreement is not None:
                     found = step.disagreement[0, : len(rows)].cpu().numpy()
                     if self.stop_at is not None and float(found[-1]) > self.stop_at:
-                        stopped = True
+                        stopped_at = float(found[-1])
                         break
                     apart.append(found)
                 new = step.frames.to("pt")[0, : len(rows)]
@@ -273,7 +279,7 @@ class _Run:
             state=state,
             report=report,
             disagreement=np.concatenate(apart) if apart else None,
-            stopped=stopped,
+            stopped_at=stopped_at,
             model=model,
             settings=self._settings(),
             guardrail=_of_all(records),
@@ -316,6 +322,7 @@ def _of_all(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _spec(engine: Video2World) -> ActionSpec:
+    check_engine(engine)
     if engine.profile.actions is None:
         raise InputError(f"{engine.profile.name} takes no actions: it follows prompts")
     return engine.profile.actions

@@ -17,7 +17,7 @@ from cosmos_fast.turns import Turns
 from cosmos_fast.types import NO_TEXT, NoText, Size, TextEmbedding
 from cosmos_fast.world.actions import tensor_of
 from cosmos_fast.world.advance import advance
-from cosmos_fast.world.call import positive
+from cosmos_fast.world.call import check_engine, positive
 from cosmos_fast.world.cameras import joined
 from cosmos_fast.world.noise import check_noise
 from cosmos_fast.world.script import Script, admit
@@ -70,8 +70,9 @@ class World:
             noise, num_steps, batch: as :func:`advance`.
 
         Raises:
-            InputError: a value out of range.
+            InputError: no engine, or a value out of range.
         """
+        check_engine(engine)
         self.engine: Final = engine
         self.num_worlds: Final = positive("num_worlds", num_worlds)
         for name, value in (("num_steps", num_steps), ("batch", batch)):

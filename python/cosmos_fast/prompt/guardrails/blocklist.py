@@ -3,25 +3,28 @@
 Three passes, as the reference's: the custom list through disguises, the same over dictionary forms,
 and the exact list as whole words or nearly. An empty prompt is refused. Parity with the reference's
 verdicts is unverified; where the two differ on purpose this one finds more: through quotation
-marks, any white space, capitals of inflected words, foreign letters that look like plain ones, and
-what is invisible.
+marks, any white space, capitals of inflected words, foreign letters that look like plain ones,
+what is invisible, and entries in other scripts.
 """
 
 from __future__ import annotations
 
 import re
+import stat
 from typing import TYPE_CHECKING, Final
 
 from cosmos_fast.errors import CheckpointError
 from cosmos_fast.prompt.guardrail import Verdict
 from cosmos_fast.prompt.guardrails.lemmas import Lemmatizer
-from cosmos_fast.prompt.guardrails.plain_text import readings, spelled_out
-from cosmos_fast.prompt.guardrails.word_match import DisguisedWords, WholeWords
+from cosmos_fast.prompt.guardrails.plain_text import ascii_only, readings, spelled_out
+from cosmos_fast.prompt.guardrails.word_match import DisguisedWords, ForeignWords, WholeWords
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _TOKEN: Final = re.compile(r"""[A-Za-z0-9@$*]+(?:'[A-Za-z]+)?|\S""")
+_READABLE: Final = re.compile(r"[\w@$*]")
+"""Without one of these an entry is never found."""
 _LIST_LIMIT: Final = 64 << 20
 _LONGEST: Final = 20_000
 """Characters of a prompt; T5 reads 512 tokens. Longer ones would take the lists minutes."""
@@ -41,27 +44,42 @@ class Blocklist:
         self._folder = folder
         self._custom: DisguisedWords | None = None
         self._exact: WholeWords | None = None
+        self._foreign: ForeignWords | None = None
         self._lemmas: Lemmatizer | None = None
 
     def load(self) -> None:
         """
         Raises:
-            CheckpointError: a list is missing, empty or no text; an empty whitelist is fine.
+            CheckpointError: a list is missing, no text, or without an entry that can be found; an
+                empty whitelist is fine.
         """
         custom = _entries(self._folder / "custom")
         exact = _entries(self._folder / "exact_match")
-        allowed = _entries(self._folder / "whitelist", may_be_empty=True)
+        allowed = {
+            entry.lower() for entry in _entries(self._folder / "whitelist", may_be_empty=True)
+        }
+        forbidden = {entry.lower() for entry in custom} - allowed
+        if not forbidden:
+            raise CheckpointError(
+                f"{self._folder}: its whitelist allows every entry of the custom list; fetch the "
+                f"folder again"
+            )
         self._lemmas = Lemmatizer.from_folder(self._folder / "nltk_data")
-        self._custom = DisguisedWords(custom, {entry.lower() for entry in allowed})
+        self._custom = DisguisedWords(custom, allowed)
         self._exact = WholeWords(exact)
+        self._foreign = ForeignWords(forbidden.union(exact))
 
     def check(self, prompt: str) -> Verdict:
         """Refuses an empty prompt, one too long to look through, and one that says what a list
         names."""
         if len(prompt) > _LONGEST:
             return Verdict(False, f"{len(prompt)} characters; at most {_LONGEST} are checked")
-        if not spelled_out(prompt).strip():
+        assert self._foreign is not None
+        seen = spelled_out(prompt)
+        if not seen.strip():
             return Verdict(False, "the text is empty")
+        if found := self._foreign.find(seen):
+            return Verdict(False, f"{found.text!r} is on a list")
         refused = (verdict for text in readings(prompt) if not (verdict := self._read(text)).safe)
         return next(refused, Verdict(True))
 
@@ -91,7 +109,10 @@ def _entries(folder: Path, *, may_be_empty: bool = False) -> list[str]:
         for file in sorted(folder.iterdir()):
             if file.is_dir() or file.name.startswith("."):
                 continue
-            if file.stat().st_size > _LIST_LIMIT:  # a link into nowhere fails here
+            found = file.stat()  # a link into nowhere fails here
+            if not stat.S_ISREG(found.st_mode):  # a pipe would be read for ever
+                raise CheckpointError(f"{file}: no file; fetch the folder again")
+            if found.st_size > _LIST_LIMIT:
                 raise CheckpointError(f"{file}: too large for a word list")
             text = file.read_text("utf-8-sig")
             if "\0" in text:
@@ -99,8 +120,17 @@ def _entries(folder: Path, *, may_be_empty: bool = False) -> list[str]:
             entries += [line.strip() for line in text.splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder}: its word lists cannot be read: {error}") from error
-    # Accents go here as they do in prompts: an entry that keeps them would never be found.
-    entries = [entry if entry.isascii() else spelled_out(entry) for entry in entries if entry]
-    if not entries and not may_be_empty:
-        raise CheckpointError(f"{folder}: its word lists hold no entry; fetch the folder again")
+    entries = [_as_read(entry) for entry in entries if entry]
+    if not may_be_empty and not any(map(_READABLE.search, entries)):
+        raise CheckpointError(
+            f"{folder}: its word lists hold no entry that could be found; fetch the folder again"
+        )
     return entries
+
+
+def _as_read(entry: str) -> str:
+    """``entry`` as prompts are read: one that kept its accents or dashes would never be found."""
+    if entry.isascii():
+        return entry
+    seen = spelled_out(entry)
+    return seen if any(c.isalnum() and not c.isascii() for c in seen) else ascii_only(seen)

@@ -7,6 +7,7 @@ look like others, and words torn apart. Found by key, so that the length of the 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -113,6 +114,33 @@ class WholeWords:
                 if _ratio_reaches(window, entry, least):
                     return Found(entry, window)
         return None
+
+
+class ForeignWords:
+    """Listed words and phrases of other scripts, which the readings in ASCII leave out."""
+
+    def __init__(self, listed: Iterable[str]) -> None:
+        """
+        Args:
+            listed: words or phrases, spelled out; those in ASCII are passed over.
+        """
+        entries = sorted({_one_space(entry) for entry in listed if not entry.isascii()} - {""})
+        self._any = re.compile("|".join(map(_set_apart, entries)) or r"(?!)")
+
+    def find(self, text: str) -> Found | None:
+        """The first listed word in ``text``, which is spelled out as well, or None."""
+        found = self._any.search(_one_space(text))
+        return None if found is None else Found(found[0], found[0])
+
+
+def _set_apart(entry: str) -> str:
+    """A pattern of ``entry`` as a whole word; as a part of one where its script, as those without
+    capitals may, sets no spaces between words."""
+    before, after = (
+        "" if unicodedata.category(letter) == "Lo" else edge
+        for letter, edge in ((entry[0], r"(?<!\w)"), (entry[-1], r"(?!\w)"))
+    )
+    return f"{before}{re.escape(entry)}{after}"
 
 
 def _windows(words: list[str], length: int) -> Iterator[str]:
