@@ -93,6 +93,7 @@ def make(engine: cf.Video2World, case: dict[str, Any], **callbacks: Any) -> cf.C
         num_conditional_frames=given or 1,
         guidance=case.get("guidance", 2.0),
         num_steps=2,
+        **({"size": tuple(case["size"])} if "size" in case else {}),
         **callbacks,
     )
 
@@ -120,6 +121,11 @@ def fault(kind: str, out: Path, rank: int) -> Any:
     return on_step
 
 
+def refusal(*_: Any) -> Any:
+    """In place of a plan."""
+    raise cf.MemoryPlanError("made up by the test")
+
+
 def error_of(found: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference as a share of the largest value."""
     return float((found - expected).abs().max() / expected.abs().max())
@@ -133,6 +139,8 @@ def outcome(job: dict[str, Any], engine: cf.Video2World, case: dict[str, Any], r
         callbacks = {"cancel": token, "on_step": lambda step, total, x0: token.set()}
     if here and case.get("fault"):
         callbacks = {"on_step": fault(case["fault"], Path(job["out"]), rank)}
+    if here and case.get("refuses"):
+        engine._parts.residence.prepare = refusal  # type: ignore[method-assign]
     if here and case.get("guidance_here"):
         case = {**case, "guidance": case["guidance_here"]}
     try:
@@ -144,6 +152,7 @@ def outcome(job: dict[str, Any], engine: cf.Video2World, case: dict[str, Any], r
         "frames": clip.frames.to("pt").cpu(),
         "report": json.dumps(clip.report.as_dict()),
         "text encoder": engine._parts.text.loaded,
+        "plan": engine.memory_plan and engine.memory_plan.as_dict(),
     }
 
 
@@ -174,7 +183,8 @@ def main() -> None:
     for case in job["cases"]:
         began, settings = time.monotonic(), case.get("parallel", {})
         precision = case.get("precision", "auto")
-        key = json.dumps([settings, precision])
+        memory = {name: case[name] for name in ("memory", "offload") if name in case}
+        key = json.dumps([settings, precision, memory])
         if key not in engines:
             parallel = None if settings is None else cf.Parallel(group, **settings)
             engines[key] = cf.Video2World.from_pretrained(
@@ -184,6 +194,7 @@ def main() -> None:
                 prompt_cache=False,
                 parallel=parallel,
                 guardrail=guardrail() if job.get("guarded") else "default",
+                **memory,
             )
         made[case["name"]] = outcome(job, engines[key], case, rank)
         if job.get("one_card") and rank == 0:

@@ -89,6 +89,65 @@ def test_ranks_make_what_one_process_makes(
     assert parallel["no guidance"]["sent_bytes"] > 0
 
 
+MOVING_PROFILE: Final = replace(PROFILE, dit=replace(PROFILE.dit, num_layers=8, head_dim=32))
+MOVING: Final[tuple[dict[str, Any], ...]] = (
+    {"name": "a branch each", "memory": "10MiB"},
+    {"name": "too large", "memory": "10MiB", "num_frames": 81},
+    {"name": "the same again", "memory": "10MiB"},
+    {
+        "name": "tokens, cut",
+        "memory": "13MiB",
+        "num_frames": 33,
+        "size": (96, 128),
+        "parallel": {"guidance": "together"},
+    },
+    {"name": "frame by frame", "memory": "16MiB", "num_frames": 17, "size": (128, 160)},
+    {"name": "offloaded", "offload": ["dit", "vae decoder"]},
+)
+"""Within budgets that do not hold all weights, or with parts that have to leave."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_follow_one_plan_and_make_what_one_process_makes(size: int, tmp_path: Path) -> None:
+    world = make_random_world(tmp_path / "world", MOVING_PROFILE)
+    alone = cf.Video2World.from_pretrained(world, device="cpu", prompt_cache=False)
+    # Three ranks are there for tokens that do not divide; the rest is as for two.
+    cases = [case for case in MOVING if size == 2 or "memory" in case][: 6 if size == 2 else 4]
+    results = run(size, {"world": str(world), "out": str(tmp_path), "cases": cases})
+    for rank, made in enumerate(results):
+        refused = made.pop("too large")
+        assert refused["error"] == "MemoryPlanError", f"rank {rank}: {refused}"
+        assert "smallest budget" in refused["message"]
+        assert made.keys() == {case["name"] for case in cases} - {"too large"}
+        for case in cases:
+            if case["name"] not in made:
+                continue
+            found = made[case["name"]]
+            assert error_of(found["latents"], make(alone, case).latents.tensor) <= 1e-5, case
+            for key in ("latents", "frames"):
+                assert torch.equal(found[key], results[0][case["name"]][key]), case
+            assert found["plan"] == results[0][case["name"]]["plan"], case
+    plans = {name: found["plan"]["stages"] for name, found in results[0].items()}
+    assert all(stages["denoise"]["streamed"] for name, stages in plans.items() if "off" not in name)
+    assert "token chunks" in plans["tokens, cut"]["denoise"]["shape"]
+    # Three evaluations of two branches: by one rank each where there are two.
+    assert plans["a branch each"]["denoise"]["passes"] == (3 if size == 2 else 6)
+    if size == 2:
+        assert plans["frame by frame"]["decode"]["shape"] == "frame by frame"
+        assert plans["offloaded"]["denoise"]["passes"] == 3
+
+
+def test_a_plan_that_one_rank_cannot_follow_ends_the_work_of_all(tmp_path: Path) -> None:
+    world = make_random_world(tmp_path / "world", MOVING_PROFILE)
+    case = {"name": "refused", "memory": "10MiB", "refuses": True, "rank": 1}
+    other, own = run(2, {"world": str(world), "out": str(tmp_path), "cases": [case]})
+    assert own["refused"]["error"] == "MemoryPlanError"
+    assert other["refused"]["error"] == "RankLost"
+    assert "made up by the test" in other["refused"]["message"]
+    assert other["refused"]["at"] - own["refused"]["at"] < 10
+
+
 CARD_PROFILE: Final = replace(PROFILE, size=Size(80, 112), dit=replace(PROFILE.dit, head_dim=64))
 """Heads that the kernels of attention take; 5 frames of 35 tokens divide by neither 2 nor 3."""
 ALONE: Final = "alone"

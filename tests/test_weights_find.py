@@ -365,6 +365,17 @@ def test_sidecar_with_a_fault_is_refused_by_name(
     assert SIDECAR in str(refusal.value)
 
 
+@pytest.mark.parametrize("size", ["2B", "14B"])
+def test_a_large_model_is_no_toy_whatever_its_file_says(made: Path, size: str) -> None:
+    """Toys go without the guardrail."""
+    sidecar = read_sidecar(made / MODEL / SIDECAR)
+    assert sidecar.toy
+    with pytest.raises(CheckpointError, match='"toy" = true, but its transformer has'):
+        sidecar.profile(ARCHITECTURES[size], VAEConfig())
+    honest = dataclasses.replace(sidecar, toy=False)
+    assert not honest.profile(ARCHITECTURES[size], VAEConfig()).toy
+
+
 @pytest.mark.parametrize(
     ("file", "changes", "word"),
     [

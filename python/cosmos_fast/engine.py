@@ -106,7 +106,8 @@ class Video2World:
             memory: this engine's whole share of the device, CUDA context and workspaces included:
                 "auto" (what is free), an amount such as "12GiB", bytes, or a ``Budget`` that also
                 limits host memory. Weights that do not fit are streamed while the device computes.
-                "resident" keeps all of them on the device whatever it takes; ranks always do.
+                "resident" keeps all of them on the device whatever it takes. Of several ranks each
+                has this share of its own device; they keep all weights there with "auto".
             offload: components ("text encoder", "vae encoder", "dit", "vae decoder") that must
                 leave the device when their stage ends.
             guardrail: "default" is the reference's, which must be there, and none for a toy world;
@@ -145,7 +146,10 @@ class Video2World:
             desk.find(files)
             residence.reserve(desk.device_bytes, desk.device_words, desk.parked_bytes)
 
-        same = (str(source), variant, revision, precision, rope_table, ema, text_precision)
+        same = (
+            *(str(source), variant, revision, precision, rope_table, ema, text_precision),
+            *(str(memory), sorted(residence.offload)),
+        )
         with ranks.together(same):
             parts = load_parts(
                 source,

@@ -182,7 +182,7 @@ class Generation:
     def _place(self) -> Plan | None:
         """Weights go where the request needs them; the plan, if there is one."""
         final = not self._studio.desk.rewrites(self._request)
-        return self._parts.place_for(self._request, prompt_is_final=final)
+        return self._parts.place_for(self._request, self._ranks, prompt_is_final=final)
 
     @property
     def _may_start_again(self) -> bool:

@@ -125,10 +125,13 @@ class Parts:
     def _fuses_decoder(self) -> bool:
         return self.vae.ops is not None and self.vae.ops.fuses_decoder
 
-    def place_for(self, request: Request, *, prompt_is_final: bool = True) -> Plan | None:
+    def place_for(
+        self, request: Request, ranks: Ranks, *, prompt_is_final: bool = True
+    ) -> Plan | None:
         """Weights go where ``request`` needs them; the plan, None where nothing is planned.
 
         Args:
+            ranks: who makes it. The plan is one for all, text encoder of the first included.
             prompt_is_final: the text encoder reads the prompt as it is, not another one.
 
         Raises:
@@ -138,8 +141,11 @@ class Parts:
             self.residence.wake()
             return None
         shape, text_dtype = self.text_stage
-        unknown = self.unknown(request.prompts())
-        needs_text = bool(unknown) or self.text.loaded or not prompt_is_final
+
+        def needs_text() -> bool:
+            return bool(self.unknown(request.prompts())) or self.text.loaded or not prompt_is_final
+
+        mesh = ranks.mesh(2 if request.uses_guidance else 1)
         workload = Workload(
             profile=self.profile,
             size=request.size,
@@ -150,10 +156,13 @@ class Parts:
             dtype=self.dtype,
             fused=self._fuses_decoder,
             products=self.ops.multiplies,
-            text=shape if needs_text else None,
+            text=shape if ranks.same(needs_text) else None,
             text_dtype=text_dtype,
+            split=mesh.branches,
+            context=mesh.context,
         )
-        return self.residence.prepare(workload)
+        with ranks.alike():
+            return self.residence.prepare(workload)
 
     def place_for_texts(self) -> None:
         """Weights go where embedding a text needs them."""
@@ -247,7 +256,13 @@ def load_parts(
         text_stage = _text_stage(files, text_dtype) if residence.managed else (None, dtype)
         fused = ops if alone else None
         fuses = fused is not None and fused.fuses_decoder
-        residence.begin(_first_workload(files.profile, dtype, text_stage, ops, fused=fuses))
+        first = _first_workload(files.profile, dtype, text_stage, ops, fused=fuses)
+        if residence.managed and not alone:
+            residence.agree(ranks)
+            mesh = ranks.mesh(first.branches)
+            first = replace(first, split=mesh.branches, context=mesh.context)
+        with ranks.alike():
+            residence.begin(first)
         with clock.stage("load transformer"):
             dit = _loaded(
                 residence,

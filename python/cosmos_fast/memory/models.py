@@ -115,6 +115,11 @@ class Workload:
     """What the text encoder is stored in."""
     offloaded: frozenset[str] = frozenset()
     """Components that must leave the device when their stage ends."""
+    split: int = 1
+    """Ranks among which the guidance branches are divided: 1, or 2 with one branch each."""
+    context: int = 1
+    """Ranks that share the tokens of a branch. What a stage asks of the device is counted as if
+    there were one: an upper bound."""
 
     def __post_init__(self) -> None:
         check_size(self.size, self.profile.dit)
@@ -143,6 +148,11 @@ class Workload:
     @property
     def branches(self) -> int:
         return 2 if self.guided else 1
+
+    @property
+    def forwards(self) -> int:
+        """That one rank computes."""
+        return (self.num_steps + 1) * self.branches // self.split
 
     @property
     def latent_bytes(self) -> int:
@@ -283,13 +293,14 @@ def denoise_stage(workload: Workload, card: Card, shapes: ShapesOf) -> Stage:
         + _nanos(_ELEMENTWISE_PASSES[workload.products] * token_tensor, card.copy_rate)
     )
     blocks = [Block("edges", edges, 0, hold=True)]
+    nanos //= workload.context
     blocks += [Block(f"blocks.{index}", block, nanos) for index in range(config.num_layers)]
     ways = {cut.name: (slowdown, cut == Cut()) for cut, slowdown in SLOWDOWNS.items()}
     return Stage(
         "denoise",
         "dit",
         tuple(blocks),
-        (workload.num_steps + 1) * workload.branches,
+        workload.forwards,
         shapes("denoise", ways),
         workload.residency("dit"),
     )
@@ -321,7 +332,7 @@ def decode_stage(workload: Workload, card: Card, vae: VAE, shapes: ShapesOf) -> 
         workload,
         ("decode", "vae decoder", "decoder"),
         layout([*vae.decoder.parameters(), *vae.post_quant_conv.parameters()])[1],
-        _vae_nanos(workload, card, 0, workload.num_frames),
+        _vae_nanos(workload, card, 0, workload.num_frames) // (workload.split * workload.context),
         shapes("decode", {**_WHOLE, FRAME_BY_FRAME: (slower, False)}),
     )
 

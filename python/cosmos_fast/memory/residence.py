@@ -10,14 +10,14 @@ from __future__ import annotations
 import gc
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
 from cosmos_fast.errors import InputError, MemoryPlanError
 from cosmos_fast.memory.budget import Budget, gib, read_budget
-from cosmos_fast.memory.cards import card_of
+from cosmos_fast.memory.cards import Card, card_of
 from cosmos_fast.memory.copies import Copies
 from cosmos_fast.memory.executor import Executor, host_blocks
 from cosmos_fast.memory.files import Window, file_blocks
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cosmos_fast.memory.budget import Memory
-    from cosmos_fast.memory.cards import Card
     from cosmos_fast.memory.host import Block
     from cosmos_fast.memory.models import Workload
     from cosmos_fast.memory.plan import Plan
     from cosmos_fast.memory.room import Taken
     from cosmos_fast.memory.schedule import StagePlan
+    from cosmos_fast.parallel import Ranks
     from cosmos_fast.weights.load import Sources
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ LEVEL: Final = 0.85
 the fixed bytes."""
 _HOST_SHARE: Final = 0.9
 """Of the host memory that is free, what weights may take unless a budget says otherwise."""
+_NO_LIMIT: Final = 1 << 62
+"""Bytes, where ranks compare their budgets and one has none."""
 
 
 @dataclass(frozen=True)
@@ -97,22 +99,19 @@ class Residence:
                 plan nothing.
             offload: components that must leave the device when their stage ends.
             card: None: the one of ``device``.
-            shared: several ranks make each video together: every one keeps its weights.
+            shared: several ranks make each video together. Unless they were asked to move weights,
+                every one keeps them; if they were, :meth:`agree` has to follow.
 
         Raises:
             InputError: ``memory`` is no budget.
         """
         asked = bool(offload) or memory not in ("auto", "resident")
-        if shared and asked:
-            raise InputError(
-                f"{memory = }, offload = {sorted(offload)}: ranks that share a video keep all "
-                f'weights on their devices; use memory="resident"'
-            )
         self.device: Final = device
         self.offload: Final = offload
         self.managed: Final = (device.type == "cuda" and not shared) or asked
         self.on_move: Callable[[], None] = _nothing
         """Called before weights change their places on the device: captured graphs are void."""
+        self._shared: Final = shared
         self._card = (card or card_of(device)) if self.managed else None
         self._resident: Final = memory == "resident" and not offload
         self._host_is_stated = False
@@ -145,6 +144,25 @@ class Residence:
         if budget.host is None and (free := available_host_bytes()) is not None:
             budget = replace(budget, host=int(free * _HOST_SHARE))
         return budget
+
+    def agree(self, ranks: Ranks) -> None:
+        """Ranks that share a video follow one plan, as they have to run the same layers in the same
+        pieces: that of the first one's card, within the least that any of them has.
+
+        Host memory that nobody stated a share of is divided among them.
+        """
+        if self._card is None:
+            return
+        host = self._budget.host
+        if host is not None and not self._host_is_stated:
+            host //= ranks.size
+        taken = -ranks.least([-ranks.device_bytes()])[0]
+        known = [_NO_LIMIT if each is None else each for each in (self._budget.device, host)]
+        device, host = (None if each == _NO_LIMIT else each for each in ranks.least(known))
+        self._budget = replace(self._budget, device=device, host=host)
+        card = self._card
+        card = Card(**ranks.same(lambda: asdict(card)))
+        self._card = replace(card, context_bytes=card.context_bytes + taken)
 
     def reserve(self, device_bytes: int, whom: str, parked_bytes: int) -> None:
         """Leaves room on the device for networks that are none of the plan's; before anything is
@@ -310,6 +328,7 @@ class Residence:
         return (
             self.plan is not None
             and not self._resident
+            and not self._shared  # the others are in the middle of something
             and self._one_level_down(self.plan) < self.plan.peak_bytes
         )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import torch
 
-from cosmos_fast.errors import Cancelled, InputError, RankLost
+from cosmos_fast.errors import Cancelled, CosmosFastError, InputError, RankLost
 from cosmos_fast.parallel.attention import SharedAttention
 from cosmos_fast.parallel.cancelling import SharedCancel
 from cosmos_fast.parallel.exchange import Exchange, backend_of
@@ -108,6 +108,7 @@ class Ranks:
         if parallel is None or self.size == 1:
             return
         self._parallel, self._device = parallel, device
+        self._before = _taken_beside_torch(device)
         self._exchange = Exchange(parallel.group, device)
         connections = meet(self.rank, self.size, self._told_by_first, _MEETING)
         self._watch = self._exchange.watch = Watch(self.rank, connections)
@@ -234,6 +235,52 @@ class Ranks:
         value: Value = kept[0] if kept else json.loads(data.cpu().numpy().tobytes())
         return value
 
+    def least(self, values: Sequence[int]) -> list[int]:
+        """Of each of ``values``, below 2**63, the smallest that any rank has."""
+        if self.size == 1:
+            return list(values)
+        own = torch.tensor(values, dtype=torch.int64, device=self._device)
+        everybody = self._exchange.to_all(own, [len(values)] * self.size).wait()
+        smallest: list[int] = everybody.view(self.size, -1).amin(dim=0).tolist()
+        return smallest
+
+    @contextmanager
+    def alike(self) -> Iterator[None]:
+        """A body that every rank runs on the same facts: an error that all of them have leaves them
+        together, to go on; one that some have ends the work of all."""
+        if self.size == 1:
+            yield
+            return
+        problem: CosmosFastError | None = None
+        try:
+            yield
+        except CosmosFastError as error:
+            problem = error
+        told = "" if problem is None else f"{type(problem).__name__}: {problem}"
+        digest = int.from_bytes(hashlib.sha256(told.encode()).digest()[:7])
+        is_same = self.least([digest, -digest]) == [digest, -digest]
+        if problem is None:
+            return  # those that failed take this rank with them, if there are any
+        if is_same:
+            self._agreed = problem
+        raise problem
+
+    def mesh(self, branches: int) -> Mesh:
+        """How the ranks are divided among so many guidance branches, and the tokens of each."""
+        if self.size == 1:
+            return self._mesh
+        return self._parallel.mesh(self.rank, self.size, branches)
+
+    def device_bytes(self) -> int:
+        """What the group holds of this rank's device; 0 where it cannot be told.
+
+        NCCL makes its buffers with the first exchanges; to be asked before anything else takes
+        memory beside torch's.
+        """
+        if self.size == 1 or backend_of(self._parallel.group, self._device).name() != "nccl":
+            return 0
+        return max(_taken_beside_torch(self._device) - self._before, 0)
+
     def share(self, grid: tuple[int, int, int], heads: int, branches: int) -> Shares:
         """Divides the tokens and the branches of a run until the end of :meth:`together`.
 
@@ -244,7 +291,7 @@ class Ranks:
         """
         if self.size == 1:
             return Shares(Shards.of(self._mesh, grid), None, branches)
-        self._mesh = self._parallel.mesh(self.rank, self.size, branches)
+        self._mesh = self.mesh(branches)
         shards = Shards.of(self._mesh, grid)
         assert self._attention is not None
         self._attention.way = self._parallel.way(heads, self._mesh)
@@ -385,6 +432,15 @@ def _first_of(velocities: Callable[..., Sequence[torch.Tensor]]) -> Velocity:
 
 def _bytes_tensor(data: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _taken_beside_torch(device: torch.device) -> int:
+    """Bytes of a CUDA device that are none of torch's allocator; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    torch.zeros(1, device=device)  # the context, which is no part of a difference
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
 
 
 def _abort(group: Any, device: torch.device) -> None:

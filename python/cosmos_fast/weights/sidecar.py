@@ -45,6 +45,13 @@ SIDECAR: Final = "cosmos_fast.json"
 _REQUIRED = ("name", "size", "num_frames", "fps", "num_steps", "guidance", "negative_prompt")
 _OPTIONAL = ("rope_scale", "conditional_frames", "toy", "max_size", "vae", "actions", "cameras")
 
+MOST_TOY_WEIGHTS: Final = 400_000_000
+"""Of a transformer that may call itself a toy, and goes unguarded for it: fewer than any released
+one has (0.6 billion)."""
+_WEIGHTS_OF_A_BLOCK: Final = 14
+"""Times the width squared, at least: four projections of self-attention, two of cross-attention,
+eight of the MLP."""
+
 
 @dataclass(frozen=True)
 class Sidecar:
@@ -69,8 +76,16 @@ class Sidecar:
     def profile(self, dit: DiTConfig, vae: VAEConfig) -> Profile:
         """
         Raises:
-            CheckpointError: size or length are none that the networks can make.
+            CheckpointError: size or length are none that the networks can make, or a toy is as large
+                as no toy is.
         """
+        weights = dit.num_layers * _WEIGHTS_OF_A_BLOCK * dit.width**2
+        if self.toy and weights > MOST_TOY_WEIGHTS:
+            raise CheckpointError(
+                f'{self.path}: "toy" = true, but its transformer has {weights / 1e9:.1f} billion '
+                f"weights or more. A toy goes without a guardrail and has at most "
+                f"{MOST_TOY_WEIGHTS / 1e9:.1f}: leave the key out"
+            )
         try:
             return Profile(
                 name=self.name,
