@@ -243,6 +243,7 @@ def load_parts(
         kernels=environment.kernels,
         # Ranks share the decoder's rows through its modules, which the fused decoder leaves out.
         fused=alone,
+        processes=ranks.size,
     ):
         ops = Ops.select(
             device,

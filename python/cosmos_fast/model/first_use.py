@@ -42,6 +42,7 @@ def kernels_ahead(
     classes: Collection[ShapeClass],
     kernels: bool,
     fused: bool,
+    processes: int = 1,
 ) -> Iterator[None]:
     """Compiles the kernels of a clip of the profile's own size while the body runs.
 
@@ -54,13 +55,16 @@ def kernels_ahead(
         classes: what attention will be asked for.
         kernels: whether any are wanted.
         fused: whether the decoder runs between kernels.
+        processes: that load the same at the same time; they share the cores.
     """
     if not kernels or device.type != "cuda" or obstacle(device, dtype):
         yield
         return
-    with compiling(
-        device, lambda: name_kernels(profile, device, dtype, classes=classes, fused=fused)
-    ):
+
+    def calls() -> None:
+        name_kernels(profile, device, dtype, classes=classes, fused=fused)
+
+    with compiling(device, calls, processes=processes):
         yield
 
 

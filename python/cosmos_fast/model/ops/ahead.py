@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -40,7 +41,9 @@ _MOST_THREADS: Final = 16
 
 
 @contextmanager
-def compiling(device: torch.device, calls: Callable[[], None]) -> Iterator[None]:
+def compiling(
+    device: torch.device, calls: Callable[[], None], *, processes: int = 1
+) -> Iterator[None]:
     """Compiles what ``calls`` would launch while the body runs, and ends when all is compiled.
 
     A launch in the body waits for its own kernel alone. What cannot be compiled is left to the
@@ -50,28 +53,56 @@ def compiling(device: torch.device, calls: Callable[[], None]) -> Iterator[None]
     Args:
         device: a CUDA device, where kernels can run.
         calls: calls operations with tensors of the meta device.
+        processes: that do the same at the same time; they share the cores.
     """
-    import triton
-
     launches = _named(device, calls)
-    threads = max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)), len(launches)))
-    with ThreadPoolExecutor(threads, "cosmos-fast compiler") as pool:
+    cores = len(os.sched_getaffinity(0)) // processes
+    threads = max(1, min(_MOST_THREADS, cores, len(launches)))
+    with ThreadPoolExecutor(threads, "cosmos-fast compiler", _leave_interrupts_to_others) as pool:
         compiler = _Compiler(pool, device)
-        try:
-            mode = triton.AsyncCompileMode(compiler, ignore_errors=True)
-            mode.__enter__()
-        except Exception as problem:  # such as: the program around us has entered one of its own
-            logger.warning("kernels are not compiled ahead: %s", problem)
+        mode = _entered(compiler)
+        if mode is None:
             yield
             return
         try:
             _submit(device, launches)
             yield
+            wait(compiler.begun)
         except BaseException:
             compiler.stop()
             raise
         finally:
-            mode.__exit__(None, None, None)
+            _leave(mode)
+
+
+def _leave_interrupts_to_others() -> None:
+    """In a thread that compiles: an assembler that it starts does not hear the terminal's Ctrl-C,
+    for whose death Triton would print all of the assembly."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+def _entered(compiler: _Compiler) -> Any:
+    """Triton's mode, on in this context; None where that cannot be."""
+    import triton
+
+    try:
+        mode = triton.AsyncCompileMode(compiler, ignore_errors=True)
+        mode.__enter__()
+    except Exception as problem:  # such as: the program around us has entered one of its own
+        logger.warning("kernels are not compiled ahead: %s", problem)
+        return None
+    return mode
+
+
+def _leave(mode: Any) -> None:
+    """Ends Triton's mode in this context, come what may: it would hand later launches to threads
+    that are gone."""
+    try:
+        mode.__exit__(None, None, None)
+    except BaseException:  # interrupted as it waited, or a hook of somebody's has failed
+        mode.raw_futures = []
+        mode.__exit__(None, None, None)
+        raise
 
 
 def _named(device: torch.device, calls: Callable[[], None]) -> list[Launch]:
@@ -101,13 +132,24 @@ class _Compiler:
         self._pool = pool
         self._device = device
         self._stopped = False
+        self.begun: Final[list[Future[Any]]] = []
 
     def stop(self) -> None:
         """Nothing more is begun. (The mode would wait for ever for futures that are cancelled.)"""
         self._stopped = True
 
     def submit(self, compile_one: Callable[[], Any]) -> Future[Any]:
-        return self._pool.submit(self._loaded, compile_one)
+        try:
+            future = self._pool.submit(self._loaded, compile_one)
+        except RuntimeError as problem:  # the system starts no thread; here the kernel gets done
+            logger.info("a kernel is compiled by the thread that asks for it: %s", problem)
+            future = Future()
+            try:
+                future.set_result(self._loaded(compile_one))
+            except Exception as failure:
+                future.set_exception(failure)
+        self.begun.append(future)
+        return future
 
     def _loaded(self, compile_one: Callable[[], Any]) -> Any:
         if self._stopped:
