@@ -235,6 +235,9 @@ def load_parts(
     classes: tuple[ShapeClass, ...] = ("self", "cross", "folded")
     if not alone:
         classes = (*classes, "merged")
+    if residence.managed and not alone:
+        # Before kernels are loaded, which takes memory beside torch's, some of it in other threads.
+        residence.agree(ranks)
     with kernels_ahead(
         files.profile,
         device,
@@ -259,7 +262,6 @@ def load_parts(
         fuses = fused is not None and fused.fuses_decoder
         first = _first_workload(files.profile, dtype, text_stage, ops, fused=fuses)
         if residence.managed and not alone:
-            residence.agree(ranks)
             mesh = ranks.mesh(first.branches)
             first = replace(first, split=mesh.branches, context=mesh.context)
         with ranks.alike():
