@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,13 @@ def test_engines_at_once_load_kernels_onto_their_own_devices(tmp_path: Path) -> 
 
 def test_processes_that_compile_the_same_share_the_cores(tmp_path: Path) -> None:
     assert told_by("many_processes", tmp_path)["threads"] == 1
+
+
+def test_filters_of_warnings_are_as_they_were(tmp_path: Path) -> None:
+    """Triton sets some of its own while it reads a kernel, for the whole process."""
+    told = told_by("filters_of_warnings", tmp_path)
+    assert told["one engine"] == told["two at once"] == told["before"]
+    assert told["told"] == ["shown"]
 
 
 @pytest.mark.parametrize(("device", "kernels"), [("cpu", True), ("cuda", False)])
@@ -312,6 +320,48 @@ def many_processes() -> dict[str, Any]:
         pass
     assert len(told.compiled) == 6
     return {"threads": len(told.threads)}
+
+
+def filters_of_warnings() -> dict[str, Any]:
+    """Kernels that take so long to read that threads meet there."""
+    pretend_target(90)
+    import triton
+    import triton.language as tl
+
+    from cosmos_fast.model.ops import compiling
+    from cosmos_fast_kernels.launching import launch
+
+    @triton.jit
+    def unrolled(x_pointer, VALUE: tl.constexpr):
+        for index in tl.static_range(200):
+            tl.store(x_pointer + index, VALUE)
+
+    x = torch.empty(256, device="meta")
+
+    def load(index: int) -> None:
+        def calls() -> None:
+            for value in range(10 * index, 10 * index + 4):
+                launch(unrolled, (1,), x, VALUE=value)
+
+        with compiling(CUDA, calls):
+            pass
+
+    def filters() -> list[str]:
+        return list(map(str, warnings.filters))
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always", UserWarning)
+        found: dict[str, Any] = {"before": filters()}
+        load(0)
+        found["one engine"] = filters()
+        engines = [threading.Thread(target=load, args=(index,)) for index in (1, 2)]
+        for one in engines:
+            one.start()
+        for one in engines:
+            one.join()
+        found["two at once"] = filters()
+        warnings.warn("shown", UserWarning, stacklevel=1)
+    return found | {"told": [str(one.message) for one in shown]}
 
 
 if __name__ == "__main__":

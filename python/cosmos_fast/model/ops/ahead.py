@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -58,7 +60,8 @@ def compiling(
     launches = _named(device, calls)
     cores = len(os.sched_getaffinity(0)) // processes
     threads = max(1, min(_MOST_THREADS, cores, len(launches)))
-    with ThreadPoolExecutor(threads, "cosmos-fast compiler", _leave_interrupts_to_others) as pool:
+    workers = ThreadPoolExecutor(threads, "cosmos-fast compiler", _leave_interrupts_to_others)
+    with _FILTERS, workers as pool:
         compiler = _Compiler(pool, device)
         mode = _entered(compiler)
         if mode is None:
@@ -73,6 +76,34 @@ def compiling(
             raise
         finally:
             _leave(mode)
+
+
+class _Filters:
+    """Filters of warnings are, when the last engine has compiled, as the first one found them.
+
+    Triton sets some of its own while it reads a kernel, and restores what was before. Filters are
+    of the whole process: threads that do so at once restore each other's.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engines = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._engines:
+                self._found = warnings.catch_warnings()
+                self._found.__enter__()
+            self._engines += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._engines -= 1
+            if not self._engines:
+                self._found.__exit__(None, None, None)
+
+
+_FILTERS: Final = _Filters()
 
 
 def _leave_interrupts_to_others() -> None:
