@@ -155,3 +155,44 @@ def test_handlers_are_put_back() -> None:
         assert signal.getsignal(signal.SIGINT) is not before[0]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+LAST_WORDS = """
+import os, signal, sys
+import cosmos_fast.cli
+from cosmos_fast.errors import RankLost
+
+def fail(arguments):
+    try:
+        raise RankLost("rank 1 died")
+    finally:
+        if "finally" in arguments:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+class Late:
+    def write(self, text):
+        if when != "finally":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return sys.__stderr__.write(text)
+
+    def flush(self):
+        sys.__stderr__.flush()
+
+cosmos_fast.cli._invoke = fail
+when = sys.argv[1]
+sys.stderr = Late()
+sys.exit(cosmos_fast.cli.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "code", "said"),
+    [
+        pytest.param("finally", 143, "error: interrupted: rank 1 died\n", id="cleaning up"),
+        pytest.param("words", 1, "error: rank 1 died\n", id="saying why"),
+    ],
+)
+def test_why_a_command_fails_is_said_whole(when: str, code: int, said: str) -> None:
+    """torchrun ends the ranks that are left while they fail for the one that died."""
+    run = subprocess.run([sys.executable, "-c", LAST_WORDS, when], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (code, said)

@@ -166,8 +166,9 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "exact list of marks": lambda r: rewritten(
         r / COSMOS / "blocklist/exact_match/list.txt", "---\n\u2013\n".encode()
     ),
-    "every custom word allowed": lambda r: shutil.copytree(
-        r / COSMOS / "blocklist/custom", r / COSMOS / "blocklist/whitelist", dirs_exist_ok=True
+    "every custom word allowed": lambda r: rewritten(
+        r / COSMOS / "blocklist/whitelist/list.txt",
+        (r / COSMOS / "blocklist/custom/list.txt").read_bytes(),
     ),
     "list is a pipe": lambda r: os.mkfifo(r / COSMOS / "blocklist/custom/more.txt"),
     "list of another coding": lambda r: rewritten(

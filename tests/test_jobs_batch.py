@@ -318,6 +318,28 @@ def test_a_job_that_kills_its_workers_fails_and_no_other_is_blamed(place: Path) 
     assert files(place) == of(0, 2, 3) - {"jobs.jsonl.summary.json"}
 
 
+def die_at_the_summary(place: Path) -> None:
+    replace = Path.replace
+
+    def die(path: Path, target: Path) -> Path:
+        if target.name.endswith(".summary.json"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(path, target)
+
+    Path.replace = die  # type: ignore[assignment,method-assign]
+    run(place)
+
+
+def test_a_run_killed_at_its_last_file_leaves_nothing_behind(place: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=die_at_the_summary, args=(place,))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert files(place) > of(0, 1, 2, 3) - {"jobs.jsonl.summary.json"}  # and what it was writing
+    assert run(place, resume=True).kept == 4
+    assert files(place) == of(0, 1, 2, 3)
+
+
 def test_a_run_is_joined_with_its_own_list_only(place: Path) -> None:
     run(place)
     with pytest.raises(cf.InputError, match="no run 7"):

@@ -135,6 +135,24 @@ def test_a_killed_rank_of_torchrun_is_named(killed: int, inputs: Path, tmp_path:
 
 
 @pytest.mark.slow
+def test_torchrun_that_is_told_to_end_blames_no_rank(inputs: Path, tmp_path: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "cosmos_fast"]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, *command(inputs, tmp_path, "--num_steps", "900")],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(process, "denoise")
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+        assert re.findall("^error: .*", errors, re.MULTILINE) == ["error: interrupted"]
+        assert names(tmp_path) == set()
+        eventually_alone(process.pid)
+    finally:
+        process.kill()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["Ctrl-C", "killed"])
 def test_no_rank_outlives_the_command(how: str, inputs: Path, tmp_path: Path) -> None:
     process = start(*command(inputs, tmp_path, "--num_gpus", "2", "--num_steps", "900"))

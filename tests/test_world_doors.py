@@ -35,7 +35,7 @@ def test_what_is_no_engine_is_refused_with_the_way_to_make_one(
         open_(engine)
     message = str(caught.value)
     assert f"engine = {engine!r}: a Video2World is needed" in message
-    source = repr(str(engine)) if isinstance(engine, str | Path) else '"pusherworld"'
+    source = repr(str(engine)) if isinstance(engine, str | Path) else "'pusherworld'"
     assert message.endswith(f"Video2World.from_pretrained({source})")
 
 

@@ -88,11 +88,13 @@ class RankLost(CosmosFastError):
     Attributes:
         agreed: rank 0 failed and raises what happened, every rank knows, and all can go on; else
             the ranks must start again.
+        interrupted: a signal, or somebody at the keyboard, ended the other rank's work.
     """
 
-    def __init__(self, message: str, *, agreed: bool = False) -> None:
+    def __init__(self, message: str, *, agreed: bool = False, interrupted: bool = False) -> None:
         super().__init__(message)
         self.agreed = agreed
+        self.interrupted = interrupted
 
 
 class Cancelled(CosmosFastError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from cosmos_fast.config import check_size, round_size
@@ -29,6 +30,19 @@ logger = logging.getLogger(__name__)
 Recipe = Literal["lossless"]
 UNTRAINED_CONDITIONING = (9,)
 """Accepted with a warning: it runs, but no released checkpoint was trained with it."""
+
+
+def no_engine(given: object, example: str) -> InputError:
+    """What to raise for ``given`` in an engine's place: most often it is a checkpoint's name.
+
+    Args:
+        example: a checkpoint to name where ``given`` names none.
+    """
+    source = fspath(given) if isinstance(given, str | PathLike) else example
+    return InputError(
+        f"engine = {given!r}: a Video2World is needed; make one with "
+        f"Video2World.from_pretrained({source!r})"
+    )
 
 
 class Options(TypedDict, total=False):

@@ -95,36 +95,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["help"]:
         given = [*given[1:2], "--help"]
+    ends = arguments is None
     try:
-        with interruptible():
-            return _invoke(spread_values(given, SEVERAL_VALUES))
-    except Interrupted as interrupted:
-        code = interrupted.exit_code
-        if is_first() or interrupted.cause is not None:
-            why = f": {interrupted.cause}" if interrupted.cause is not None else ""
-            _fail(given, f"interrupted{why}", interrupted, code)
-        if arguments is None:
-            _end_at_once(code)
-        return code
-    except ToldByFirst as told:
-        return told.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # silences the last flush
-        return ExitCode.FAILED
-    except Exception as error:
-        usage = _usage_message(error, given)
-        if usage is not None:
-            return _fail(given, usage, error, ExitCode.USAGE)
-        if "--debug" in given:
-            traceback.print_exc()
-        message = in_flags(message_of(error), FLAGS_OF.get(given[0], ()) if given else ())
-        return _fail(given, message, error, exit_code_of(error))
+        with interruptible() as stop_raising:
+            try:
+                return _invoke(spread_values(given, SEVERAL_VALUES))
+            except (Exception, Interrupted) as error:
+                stop_raising()  # torchrun ends what is left of a command that is failing
+                return _tell(error, given, ends)
+    except Interrupted as interrupted:  # in the last moment
+        return _tell(interrupted, given, ends)
 
 
 def _invoke(arguments: list[str]) -> int:
     command = typer.main.get_command(build_app())
     outcome = command.main(arguments or ["--help"], prog_name=_PROGRAM, standalone_mode=False)
     return outcome if isinstance(outcome, int) else ExitCode.OK
+
+
+def _tell(error: Exception | Interrupted, given: list[str], ends: bool) -> ExitCode:
+    """Says why the command did not do what it was asked to, and returns its exit code.
+
+    Args:
+        ends: whether an interrupted process ends here.
+    """
+    if isinstance(error, Interrupted):
+        code, cause = error.exit_code, error.cause or _lost_before(error)
+        if is_first() or cause is not None:
+            _fail(given, f"interrupted: {cause}" if cause else "interrupted", error, code)
+        if ends:
+            _end_at_once(code)
+        return code
+    if isinstance(error, ToldByFirst):
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # silences the last flush
+        return ExitCode.FAILED
+    usage = _usage_message(error, given)
+    if usage is not None:
+        return _fail(given, usage, error, ExitCode.USAGE)
+    if "--debug" in given:
+        traceback.print_exception(error)
+    message = in_flags(message_of(error), FLAGS_OF.get(given[0], ()) if given else ())
+    return _fail(given, message, error, exit_code_of(error))
+
+
+def _lost_before(interrupted: Interrupted) -> str | None:
+    """The loss of a rank that this one was already failing from when the signal came."""
+    from cosmos_fast.errors import RankLost
+
+    error = interrupted.__context__
+    while error is not None and not isinstance(error, RankLost):
+        error = error.__context__
+    return None if error is None else str(error)
 
 
 def _usage_message(error: Exception, given: list[str]) -> str | None:

@@ -12,7 +12,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -37,13 +37,17 @@ class Interrupted(BaseException):
 
 
 @contextlib.contextmanager
-def interruptible(*, tells: bool = True) -> Iterator[None]:
+def interruptible(*, tells: bool = True) -> Iterator[Callable[[], None]]:
     """For the time of the block signals raise :class:`Interrupted`, and the watch is kept.
 
     Puts back the handlers that were there before. For the main thread of the main interpreter.
 
     Args:
         tells: whether the watch says why it ends the process; another one may tell the user.
+
+    Yields:
+        What makes signals raise no more until the end of the block, the watch remaining: to be
+        called before the words that say how the work ended, so that they are said whole.
     """
     inlet, outlet = os.pipe()
     for end in (inlet, outlet):
@@ -54,7 +58,7 @@ def interruptible(*, tells: bool = True) -> Iterator[None]:
     watch = threading.Thread(target=_watch, args=(inlet, done, tells), daemon=True, name="signals")
     watch.start()
     try:
-        yield
+        yield _stop_raising
     finally:
         done.set()
         signal.set_wakeup_fd(previous_wakeup)
@@ -90,9 +94,13 @@ def force_end(code: ExitCode, why: str) -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
+    _stop_raising()
+    raise Interrupted(number)
+
+
+def _stop_raising() -> None:
     for each in SIGNALS:
         signal.signal(each, _leave_to_the_watch)
-    raise Interrupted(number)
 
 
 def _leave_to_the_watch(number: int, frame: FrameType | None) -> None:

@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from cosmos_fast import Parallel
     from cosmos_fast.cli.settings import Settings
     from cosmos_fast.config import Seat
+    from cosmos_fast.errors import RankLost
 
 _PARTING: Final = 5.0
 """Seconds that a rank has to end after the work is finished."""
+_NEWS: Final = 0.5
+"""Seconds in which a rank that is told to end waits for the news that another one was lost."""
 
 
 @dataclass(frozen=True)
@@ -131,15 +134,19 @@ def run_rank(share: Share, flags: dict[str, Any], device: str, seat: Seat) -> No
     threading.Thread(target=_end_with_parent, daemon=True, name="parent").start()
     code, seated = ExitCode.OK, False
     try:
-        with interruptible(tells=False), _seated(seat, device) as place:
-            seated = True
-            share(flags, place)
+        with interruptible(tells=False) as stop_raising:
+            try:
+                with _seated(seat, device) as place:
+                    seated = True
+                    share(flags, place)
+            except Exception as error:
+                stop_raising()
+                code = exit_code_of(error)
+                if not seated or not isinstance(error, CosmosFastError):
+                    whose = f"error: rank {seat.rank}"
+                    print(f"{whose}: {message_of(error)}", file=sys.stderr, flush=True)
     except Interrupted as interrupted:
         code = interrupted.exit_code
-    except Exception as error:
-        code = exit_code_of(error)
-        if not seated or not isinstance(error, CosmosFastError):
-            print(f"error: rank {seat.rank}: {message_of(error)}", file=sys.stderr, flush=True)
     os._exit(code)  # taking torch down in good order takes seconds
 
 
@@ -160,11 +167,12 @@ def _seated(seat: Seat, asked: str, store: Any = None) -> Iterator[Place]:
     device = torch.device(_device_of(seat, asked))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    over = threading.Event()
-    known: list[str] = []
+    over, is_known = threading.Event(), threading.Event()
+    known: list[RankLost] = []
 
-    def end(lost: Exception) -> None:
-        known.append(str(lost))
+    def end(lost: RankLost) -> None:
+        known.append(lost)
+        is_known.set()
         if not over.wait(GRACE):
             force_end(ExitCode.FAILED, str(lost) if seat.rank == 0 else "")
 
@@ -172,9 +180,12 @@ def _seated(seat: Seat, asked: str, store: Any = None) -> Iterator[Place]:
         group = join(seat, device, store)
         yield Place(str(device), seat.rank == 0, Parallel(group, on_loss=end))
     except Interrupted as interrupted:
-        # torchrun ends the ranks that are left as soon as one has died: that was the reason.
-        if known and interrupted.exit_code is ExitCode.TERMINATED:
-            interrupted.cause = known[0]
+        # torchrun ends the ranks that are left as soon as one has died: that was the reason. It
+        # may be faster than the ranks' own watch.
+        if store is None and interrupted.exit_code is ExitCode.TERMINATED:
+            is_known.wait(_NEWS)
+            if known and not known[0].interrupted:
+                interrupted.cause = str(known[0])
         raise
     finally:
         over.set()

@@ -38,10 +38,9 @@ def run_workers(settings: Settings, given: Mapping[str, object]) -> BatchSummary
     from cosmos_fast.cli.batch import plan_of
     from cosmos_fast.cli.video2world import local_profile
     from cosmos_fast.errors import GuardrailBlocked
-    from cosmos_fast.jobs.batch import summarise, summary_of
+    from cosmos_fast.jobs.batch import publish_summary, summarise
     from cosmos_fast.jobs.job_list import JobList
     from cosmos_fast.jobs.ledger import Ledger
-    from cosmos_fast.jobs.summary import write_summary
 
     assert settings.batch is not None
     assert settings.batch_folder is not None
@@ -55,9 +54,9 @@ def run_workers(settings: Settings, given: Mapping[str, object]) -> BatchSummary
             # By now the checkpoint is on this machine, and its profile known.
             plan = plan_of(settings, listed, local_profile(settings))
             summary = summarise(plan, ledger)
+            path = publish_summary(ledger, folder, settings.batch, summary)
         finally:
             ledger.close()
-    path = write_summary(summary_of(folder, settings.batch), summary)
     if summary.left and {worker.exitcode for worker in workers.values()} == {ExitCode.BLOCKED}:
         raise GuardrailBlocked(
             f"the guardrail blocked all {len(workers)} workers, as told above: {summary.left} jobs "
@@ -126,14 +125,16 @@ def _work(given: dict[str, object], device: str, attempt: int) -> None:
 
     code: int = ExitCode.OK
     try:
-        with interruptible():
-            _end_with_parent()
-            _join_run(given, device, attempt)
+        with interruptible() as stop_raising:
+            try:
+                _end_with_parent()
+                _join_run(given, device, attempt)
+            except Exception as error:
+                stop_raising()
+                print(f"error: {device}: {message_of(error)}", file=sys.stderr, flush=True)
+                code = exit_code_of(error)
     except Interrupted as interrupted:
         code = interrupted.exit_code
-    except Exception as error:
-        print(f"error: {device}: {message_of(error)}", file=sys.stderr, flush=True)
-        code = exit_code_of(error)
     sys.stderr.flush()
     os._exit(code)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from cosmos_fast.errors import InputError
-from cosmos_fast.jobs.engines import NO_GUARDRAIL, Shares, guardrail_of, identity
+from cosmos_fast.jobs.engines import NO_GUARDRAIL, Shares, check_engine, guardrail_of, identity
 from cosmos_fast.jobs.job import Defaults
 from cosmos_fast.jobs.job_list import JobList
 from cosmos_fast.jobs.ledger import Ledger
@@ -79,6 +79,7 @@ def run_batch(
             the run may be resumed in another one. A job that the guardrail refuses is a row.
         OSError: the disk is full or read-only; the run may be resumed.
     """
+    check_engine(engine)
     with BatchRun(
         engine,
         jobs,
@@ -213,7 +214,7 @@ class BatchRun:
 
     def write_summary(self, summary: BatchSummary) -> Path:
         """Writes ``summary`` beside the videos; its path."""
-        return write_summary(summary_of(self._folder, self._listed.path), summary)
+        return publish_summary(self._ledger, self._folder, self._listed.path, summary)
 
 
 def check_batch(
@@ -230,6 +231,20 @@ def check_batch(
     with JobList(jobs) as listed:
         Ledger.check(Path(out).expanduser().resolve(), listed, resume=resume)
         return len(listed)
+
+
+def publish_summary(
+    ledger: Ledger, folder: Path, jobs: str | os.PathLike[str], summary: BatchSummary
+) -> Path:
+    """Writes ``summary`` beside the videos of the list ``jobs``; its path.
+
+    Should this process be killed meanwhile, the next run removes what it leaves.
+    """
+    with ledger.alone():
+        staging = Staging(folder, Path(jobs).name)
+    with staging:
+        draft = write_summary(staging.path / "summary.json", summary)
+        return draft.replace(summary_of(folder, jobs))
 
 
 def summary_of(folder: Path, jobs: str | os.PathLike[str]) -> Path:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Unpack
 from cosmos_fast.clip import DEFAULT_CRF
 from cosmos_fast.errors import GuardrailBlocked, InputError
 from cosmos_fast.files import write_atomically
+from cosmos_fast.jobs.engines import check_engine
 from cosmos_fast.jobs.page import Shown, page
 from cosmos_fast.media import read_frames
 from cosmos_fast.types import Size
@@ -143,6 +144,7 @@ def generate_candidates(
     Raises:
         GuardrailBlocked: the prompt was refused, or every video.
     """
+    check_engine(engine)
     if num_generations < 1:
         raise InputError(f"{num_generations = }: at least 1 is needed")
     first = options.get("seed", 0)
@@ -228,6 +230,7 @@ def best_of_n(
         critic: None is :class:`ReasoningCritic`, on the engine's device; the engine sleeps while it
             judges. Other ranks than the first do not call theirs.
     """
+    check_engine(engine)
     seed, judges = options.get("seed", 0), critic
     with engine.together(("judged", num_trials)) as ranks:
         if judges is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
+from cosmos_fast.request import no_engine
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -45,6 +47,16 @@ class Inspects(Protocol):
     """The part of ``Video2World`` that tells of its guardrail; an engine without has none."""
 
     def inspection(self) -> Inspection: ...
+
+
+def check_engine(engine: object) -> None:
+    """
+    Raises:
+        InputError: it is none, such as the name of a checkpoint.
+    """
+    is_one = hasattr(engine, "profile") and hasattr(engine, "generate")
+    if isinstance(engine, type) or not is_one:
+        raise no_engine(engine, "ballworld")
 
 
 def guardrail_of(engine: Generates) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from cosmos_fast.clip import DEFAULT_CRF, ClipWriter, sidecar_text
 from cosmos_fast.errors import InputError
 from cosmos_fast.jobs.drift import ChunkDrift, drift_table, measure
+from cosmos_fast.jobs.engines import check_engine
 from cosmos_fast.jobs.prompts import Prompts, known_prompt, prompt_of, refuse_too_few
 from cosmos_fast.media import VideoWriter, frames_from
 from cosmos_fast.report import Report, Stage
@@ -116,6 +117,7 @@ def rollout(
     Raises:
         InputError, and whatever ``generate`` raises.
     """
+    check_engine(engine)
     if num_chunks < 1:
         raise InputError(f"{num_chunks = }: at least 1 is needed")
     if handover not in get_args(Handover):

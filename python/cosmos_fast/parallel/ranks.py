@@ -167,6 +167,8 @@ class Ranks:
                 self._watch.finish()
             elif isinstance(error, Exception):
                 self._watch.fail(f"{type(error).__name__}: {error}")
+            else:
+                self._watch.leave()
             raise
         else:
             self._watch.finish()

@@ -111,6 +111,11 @@ class Watch:
         for peer in self._peers.values():
             peer.say(lost=self._rank, why=f"failed: {why}")
 
+    def leave(self) -> None:
+        """Tells the others that somebody ended this rank's work. It goes on hearing of theirs."""
+        for peer in self._peers.values():
+            peer.say(lost=self._rank, why="was interrupted", interrupted=True)
+
     def check(self) -> None:
         """
         Raises:
@@ -169,7 +174,7 @@ class Watch:
                 peer.finished = message["finished"]
             elif "lost" in message:
                 with self._known:
-                    self._lose(message["lost"], message["why"])
+                    self._lose(message["lost"], message["why"], message.get("interrupted", False))
 
     def _beat(self, selector: selectors.BaseSelector) -> None:
         silent_since = time.monotonic() - SILENCE
@@ -188,16 +193,16 @@ class Watch:
             if peer.finished < self._run:
                 self._lose(peer.rank, why)
 
-    def _lose(self, rank: int, why: str) -> None:
+    def _lose(self, rank: int, why: str, interrupted: bool = False) -> None:
         if self._verdict is not None:
             return
-        verdict = RankLost(f"rank {rank} {why}")
+        verdict = RankLost(f"rank {rank} {why}", interrupted=interrupted)
         self._verdict = verdict
         self._known.notify_all()
         if self._rank == 0:
             for peer in self._peers.values():
                 if peer.rank != rank:
-                    peer.say(lost=rank, why=why)
+                    peer.say(lost=rank, why=why, interrupted=interrupted)
         if self._active:
             for act in self._on_loss:
                 threading.Thread(target=act, args=(verdict,), daemon=True).start()

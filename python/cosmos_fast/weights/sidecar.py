@@ -76,8 +76,8 @@ class Sidecar:
     def profile(self, dit: DiTConfig, vae: VAEConfig) -> Profile:
         """
         Raises:
-            CheckpointError: size or length are none that the networks can make, or a toy is as large
-                as no toy is.
+            CheckpointError: size or length are none that the networks can make, or a toy is larger
+                than toys are.
         """
         weights = dit.num_layers * _WEIGHTS_OF_A_BLOCK * dit.width**2
         if self.toy and weights > MOST_TOY_WEIGHTS:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cosmos_fast.engine import Video2World
 from cosmos_fast.errors import InputError
+from cosmos_fast.request import no_engine
 from cosmos_fast.world.state import WorldState
 
 if TYPE_CHECKING:
@@ -47,11 +47,7 @@ def check_engine(engine: object) -> None:
         InputError: it is none, such as the name of a checkpoint.
     """
     if not isinstance(engine, Video2World):
-        source = repr(fspath(engine)) if isinstance(engine, str | PathLike) else '"pusherworld"'
-        raise InputError(
-            f"engine = {engine!r}: a Video2World is needed; make one with "
-            f"Video2World.from_pretrained({source})"
-        )
+        raise no_engine(engine, "pusherworld")
 
 
 def check_states(engine: Video2World, states: Sequence[WorldState]) -> None:
