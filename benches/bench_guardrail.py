@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from harness import Timing, machine, measure
+from harness import Timing, machine, measure, refuse_missing
 
 from cosmos_fast.prompt.guardrails import FaceBlur, VideoFilter
 from cosmos_fast.prompt.guardrails.face_blur import faces, load_retinaface
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, help="with a guardrail; default: made here")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
+    refuse_missing(torch.device(options.device))
     with tempfile.TemporaryDirectory() as made:
         root = options.checkpoints or Path(made)
         if options.checkpoints is None:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from harness import check, machine, relative_error
+from harness import check, machine, refuse_missing, relative_error
 from tools.make_random_checkpoint import make_checkpoint
 
 import cosmos_fast as cf
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="tiny model on CPU processes")
     options = parser.parse_args()
     device = torch.device("cpu" if options.dry else "cuda")
+    refuse_missing(device)
     timed = CHECKED if options.dry else Clip((432, 768), 81, options.steps)
     size = "tiny" if options.dry else options.size
     settings = {"model": size, "clip": timed.__dict__, "repeats": options.repeats}

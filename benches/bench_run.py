@@ -252,7 +252,10 @@ def main() -> int:
         checkpoints = arguments.checkpoints or Path(folder, "checkpoints")
         engines = {"ours": load(checkpoints, "tiny" if arguments.tiny else "2B", device)}
         if not arguments.only_ours and THEIRS not in arguments.without:
-            engines[THEIRS] = with_their_networks(engines["ours"])
+            try:
+                engines[THEIRS] = with_their_networks(engines["ours"])
+            except ModuleNotFoundError as missing:
+                print(f"bench_run: without {THEIRS}: {missing}", file=sys.stderr)
         try:
             for name in names:
                 report.add(rows_of(name, engines, arguments.repeats, Path(folder), report))

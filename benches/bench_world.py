@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from harness import WrongResult, machine, relative_error
+from harness import WrongResult, machine, refuse_missing, relative_error
 
 import cosmos_fast as cf
 from cosmos_fast.files import write_atomically
@@ -312,6 +312,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     options = parsed()
     device = "cpu" if options.tiny else "cuda"
+    refuse_missing(torch.device(device))
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.checkpoint or made(Path(temporary, "random"), device, tiny=options.tiny)
         bench, wrong = Bench(load(folder, device), folder, options), 0

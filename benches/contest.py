@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import shlex
 import shutil
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from harness import WrongResult, copy_bandwidth, machine, visible_card
+from harness import WrongResult, copy_bandwidth, machine, refuse_missing, visible_card
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -134,12 +135,21 @@ class Clocks:
             self.lines = self._process.communicate()[0].splitlines()
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Least, median and most of each reading."""
-        rows = [[float(cell) for cell in line.split(",")] for line in self.lines if "[" not in line]
+        """Least, median and most of each reading; empty where nvidia-smi told nothing."""
+        rows = [reading for line in self.lines if len(reading := _numbers(line)) == 4]
         return {
             name: {"min": min(column), "median": statistics.median(column), "max": max(column)}
             for name, column in zip(self.FIELDS, zip(*rows, strict=True), strict=False)
         }
+
+
+def _numbers(line: str) -> list[float]:
+    """Of one line of nvidia-smi, which may be cut, lack a reading, or say what is wrong."""
+    try:
+        found = [float(cell) for cell in line.split(",")]
+    except ValueError:
+        return []
+    return found if all(map(math.isfinite, found)) else []
 
 
 def hold(call: Callable[[], object], calls: int, device: torch.device) -> float:
@@ -287,6 +297,31 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            SystemExit: there is no such device, or no such place to write to: told before anything
+                is measured.
+        """
+        refuse_missing(self.device)
+        if self.save is None:
+            return
+        if self.save.is_dir():
+            sys.exit(f"--save {self.save}: a folder; the name of a file is needed")
+        try:
+            self.save.parent.mkdir(parents=True, exist_ok=True)
+            self._partial.touch()
+            self._partial.unlink()
+        except OSError as problem:
+            sys.exit(
+                f"--save {self.save}: {problem.strerror}; a file that can be written is needed"
+            )
+
+    @property
+    def _partial(self) -> Path:
+        assert self.save is not None
+        return self.save.with_name(self.save.name + ".partial")
+
     def run(self, contests: list[Callable[[], Contest]]) -> None:
         """Holds one contest after the other; each is made when its turn comes, and then forgotten.
 
@@ -314,6 +349,8 @@ class Report:
         except WrongResult as error:
             print(f"bench_{self.bench}: {error}", file=sys.stderr)
             return 1
+        except ModuleNotFoundError as missing:
+            sys.exit(f"{missing}: what a bench compares with is listed in requirements/dev.in")
         self.finish()
         return 0
 
@@ -325,7 +362,8 @@ class Report:
         self.write()
 
     def as_dict(self) -> dict[str, Any]:
-        return {
+        """Numbers that JSON has no words for are None."""
+        whole: dict[str, Any] = {
             "schema": SCHEMA,
             "bench": self.bench,
             "command": shlex.join(["python", *sys.argv]),
@@ -334,18 +372,26 @@ class Report:
             **self.extra,
             "rows": [asdict(row) for row in self.rows],
         }
+        return _finite(whole)
 
     def write(self) -> None:
         if self.save is not None:
-            self.save.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.save.with_name(self.save.name + ".partial")
-            partial.write_text(json.dumps(self.as_dict(), indent=1) + "\n", "utf-8")
-            partial.replace(self.save)
+            self._partial.write_text(json.dumps(self.as_dict(), indent=1) + "\n", "utf-8")
+            self._partial.replace(self.save)
 
     def finish(self) -> None:
         """Writes, and ends the output with the same JSON object in one line."""
         self.write()
         print(json.dumps(self.as_dict()))
+
+
+def _finite(value: Any) -> Any:
+    """The same, with None for NaN and infinities."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def line_of(row: Row) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -91,6 +92,18 @@ def copy_bandwidth(device: torch.device, size: int = FLUSH_BYTES) -> float:
 
 def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
     return float((ours.double() - exact.double()).norm() / exact.double().norm())
+
+
+def refuse_missing(device: torch.device) -> None:
+    """
+    Raises:
+        SystemExit: it is a CUDA device, and torch sees none.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit(
+            "torch sees no CUDA device, and figures are of one; that a bench works is shown on a "
+            "CPU by --tiny (attention, several cards: --dry)"
+        )
 
 
 def check(contender: str, error: float, bound: float) -> None:

@@ -15,9 +15,12 @@ import statistics
 import sys
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contest import SCHEMA
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 BAR, GAP, LEFT, WIDTH, RIGHT = 18, 6, 290, 420, 170
@@ -28,11 +31,15 @@ def results_of(folder: Path) -> dict[str, dict[str, Any]]:
     """Results of the current schema, by the name of their file."""
     found = {}
     for path in sorted(folder.glob("*.json")):
-        first = path.read_text("utf-8")
-        document = json.loads(first)
+        document = json.loads(path.read_text("utf-8"))
         if isinstance(document, dict) and document.get("schema") == SCHEMA:
             found[path.stem] = document
     return found
+
+
+def left_out(folder: Path, results: Mapping[str, object]) -> list[str]:
+    """Files whose rows are of another form, or an older one: no table is made of them."""
+    return sorted(path.stem for path in folder.glob("*.json") if path.stem not in results)
 
 
 def table(document: dict[str, Any]) -> str:
@@ -191,6 +198,8 @@ def main() -> int:
     page = page_with(arguments.page.read_text("utf-8"), results, Path(charts).as_posix())
     arguments.page.write_text(page, "utf-8")
     print(f"{len(results)} results in {arguments.page}")
+    if others := left_out(arguments.results, results):
+        print(f"of another form, without a table: {', '.join(others)}")
     return 0
 
 

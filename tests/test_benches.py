@@ -100,7 +100,7 @@ def test_a_call_that_holds_many_is_counted_as_many_and_a_tolerance_may_be_ones_o
 
 def test_a_report_is_written_row_by_row_and_becomes_a_page(tmp_path: Path, capsys) -> None:
     from contest import Report
-    from render import BEGIN, END, chart, page_with, results_of
+    from render import BEGIN, END, chart, left_out, page_with, results_of
 
     report = Report("adding", CPU, {"seconds": 1}, tmp_path / "adding_cpu.json")
     report.run([lambda: contest_of({"ours": 0.01, "rival": 0.02, "<absent>": -1.0}, [])])
@@ -109,6 +109,7 @@ def test_a_report_is_written_row_by_row_and_becomes_a_page(tmp_path: Path, capsy
     (tmp_path / "older.json").write_text('{"bench": "of another form"}')
     results = results_of(tmp_path)
     assert list(results) == ["adding_cpu"]
+    assert left_out(tmp_path, results) == ["older"]
     page = page_with(f"before\n{BEGIN}\nold\n{END}\nafter\n", results, "charts")
     assert "old" not in page
     assert page.startswith("before\n")
@@ -122,6 +123,87 @@ def test_a_report_is_written_row_by_row_and_becomes_a_page(tmp_path: Path, capsy
         if text.text
     ]
     assert {"ours", "rival"} <= set(words)
+
+
+def test_a_report_is_json_for_everybody_even_where_a_rival_gives_nan(tmp_path: Path) -> None:
+    from contest import Report
+
+    report = Report("adding", CPU, {}, tmp_path / "adding.json")
+    report.run([lambda: contest_of({"ours": 0.01, "rival": float("nan")}, [])])
+    report.extra["checks"] = {"rival": {"errors": {"small": (float("nan"), float("inf"))}}}
+    report.write()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    told = json.loads((tmp_path / "adding.json").read_text("utf-8"), parse_constant=refuse)
+    rival = next(row for row in told["rows"] if row["contender"] == "rival")
+    assert rival["error"] is None
+    assert "relative error nan" in rival["note"]
+    assert told["checks"]["rival"]["errors"]["small"] == [None, None]
+
+
+@pytest.mark.parametrize("place", ["folder", "file/rows.json"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(
+    tmp_path: Path, place: str
+) -> None:
+    from contest import Report
+
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=rf"--save .*{place}: .* file .*is needed"):
+        Report("adding", CPU, {}, tmp_path / place)
+    assert not list(tmp_path.glob("**/*.partial"))
+
+
+def test_what_is_there_is_kept_until_there_is_a_row(tmp_path: Path) -> None:
+    from contest import Report
+
+    earlier = tmp_path / "adding.json"
+    earlier.write_text("{}")
+    report = Report("adding", CPU, {}, earlier)
+    assert earlier.read_text() == "{}"
+    report.add([])
+    assert json.loads(earlier.read_text())["bench"] == "adding"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_machine_without_a_gpu_is_told_in_a_sentence(capsys) -> None:
+    from contest import Report
+
+    from cosmos_fast.cli import main
+
+    with pytest.raises(SystemExit, match=r"sees no CUDA device.*--tiny"):
+        Report("adding", torch.device("cuda"), {})
+    for words in ([], ["--only", "forward"]):
+        assert main(["bench", *words]) == 2
+        told = capsys.readouterr().err
+        assert "torch sees none; --tiny shows" in told
+        assert len(told.splitlines()) == 1
+
+
+def test_clocks_are_read_from_whole_lines() -> None:
+    from contest import Clocks
+
+    clocks = Clocks()
+    clocks.lines = ["Unable to determine the device handle, reboot", "1600, 3201, [N/A], 60"]
+    assert clocks.summary() == {}
+    clocks.lines += ["1600, 3201, 690.5, 60", "1980, 3201, 400.0, 50", "1700, 32"]
+    assert clocks.summary()["clocks.sm"] == {"min": 1600, "median": 1790, "max": 1980}
+    assert set(clocks.summary()) == set(Clocks.FIELDS)
+
+
+def test_a_package_to_compare_with_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from contest import Report
+
+    def needs_diffusers() -> Any:
+        monkeypatch.setitem(sys.modules, "diffusers", None)
+        import diffusers
+
+        return diffusers
+
+    with pytest.raises(SystemExit, match=r"diffusers.*requirements/dev\.in"):
+        Report("adding", CPU, {}).carry_out([needs_diffusers])
 
 
 def test_the_page_has_a_place_for_the_figures() -> None:
@@ -159,6 +241,26 @@ def test_shapes_have_the_tokens_that_they_are_known_by() -> None:
     tokens = {name: shape.tokens for name, shape in bench_forward.SHAPES.items()}
     assert tokens["2b_480p_81"] == tokens["14b_480p_81"] == 27216
     assert (tokens["2b_480p_93"], tokens["2b_720p_93"], tokens["2b_action"]) == (31104, 84480, 4800)
+
+
+def test_the_forward_is_checked_in_the_designs_in_which_it_is_timed() -> None:
+    import math
+
+    import bench_forward
+
+    from cosmos_fast.model.linear_table import DESIGNS, design
+    from cosmos_fast_kernels.attention_hopper import shipped
+
+    for name, shape in bench_forward.SHAPES.items():
+        frames, height, width = shape.checked
+        tokens = math.prod((frames, height // 2, width // 2))
+        assert tokens <= max(shape.tokens / 2, 8192 + 3520), name
+        assert 2 <= frames <= shape.latent[0]
+        assert shipped(128, tokens) == shipped(128, shape.tokens)
+        for inputs in (shape.config.width, shape.config.mlp_width):
+            for epilogue in {epilogue for epilogue, _ in DESIGNS}:
+                wanted = design(epilogue, shape.tokens, inputs)
+                assert design(epilogue, tokens, inputs) == wanted, (name, epilogue)
 
 
 def test_worlds_are_measured_part_by_part(tmp_path: Path) -> None:
@@ -218,6 +320,7 @@ def test_a_bench_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys
     }.items():
         (tmp_path / f"bench_{name}.py").write_text(f"import sys\n{line}\n")
     programs = {name: ["--x"] for name in ("says", "raises", "counts", "works", "ends")}
+    programs["says"] = ["--save", "rows.json"]
     assert run_all(tmp_path, programs) == ExitCode.FAILED
     told = capsys.readouterr()
     assert told.out == "works ['--x']\n"
@@ -228,6 +331,9 @@ def test_a_bench_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys
         "3 of 5 failed: says, raises, counts;",
     ):
         assert line in told.err
+    assert "measured before they did is kept" in told.err
+    assert run_all(tmp_path, {"counts": []}) == ExitCode.FAILED
+    assert "is kept" not in capsys.readouterr().err, "nothing was to be saved"
     assert run_all(tmp_path, {"works": [], "ends": []}) == ExitCode.OK
 
 
@@ -256,6 +362,11 @@ def test_flags_reach_the_benches_that_take_them() -> None:
     assert given["forward"][-3:] == ["--without", "diffusers eager", "x"]
     assert given["run"] == ["--without", "diffusers eager", "x"]
     assert given["vae"] == ["--seconds", "2.5", "--long", "2.5"]
+    assert given["attention"] == ["--seconds", "2.5", "--long", "2.5"]
+    # Those of the others are in their programs.
+    bare = {name: _arguments(name, {}, tiny=False) for name in BENCHES}
+    assert bare["attention"] == bare["linear"] == ["--long", "30"]
+    assert bare["text"] == ["--seconds", "30"]
     flags = {"shape": ("action", "480p_93")}
     assert _arguments("run", flags, tiny=False) == ["--shape", "action", "--shape", "480p_93"]
     for name, takers in ((name, TAKERS[name]) for name in TAKERS):

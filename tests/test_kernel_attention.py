@@ -114,6 +114,21 @@ def test_attention_matches_float64(
     torch.testing.assert_close(log_sum_exp.double(), exact_sums, rtol=1e-5, atol=1e-4)
 
 
+def test_offsets_beyond_32_bits() -> None:
+    """The last rows start beyond what 32 bits can count; most pages are never touched."""
+    stride = 2**30 + 256
+    room = torch.empty(2 * stride + 256, dtype=torch.float16)
+    q, k, v, out = (
+        room.as_strided((1, 3, 1, 64), (0, stride, 64, 1), 64 * place) for place in range(4)
+    )
+    for one in (q, k, v):
+        one.copy_(torch.randn(1, 3, 1, 64))
+    out.fill_(math.nan)
+    attention(q, k, v, scale=0.125, out=out, blocks=SMALL)
+    exact, _ = expected(q, k, v)
+    assert (out.double() - exact).norm() / exact.norm() < 1e-3
+
+
 @pytest.mark.parametrize(("keys", "zero_keys"), [(0, 512), (1, 511), (40, 472), (100, 0)])
 def test_folded_padding_counts_as_keys_of_zeros(keys: int, zero_keys: int) -> None:
     q, k, v = projected(50, keys, dtype=torch.bfloat16)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import sysconfig
 import warnings
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,14 +31,16 @@ from cosmos_fast.model.linear_table import (
     design,
 )
 from cosmos_fast.model.linear_table import self_test_error as product_error
-from cosmos_fast.model.obstacles import launcher_obstacle
+from cosmos_fast.model.obstacles import gluon_obstacle_of, launcher_obstacle
 from cosmos_fast.model.ops import (
     Ops,
     TableAttention,
+    _failure,
     _with_kernels,
     no_product,
     table_product,
 )
+from cosmos_fast.model.ops.backends import candidates
 from cosmos_fast_kernels import reference
 from cosmos_fast_kernels.linear_hopper import DESIGNS as HOPPER_DESIGNS
 
@@ -98,6 +102,17 @@ def test_launcher_without_python_headers(tmp_path: Path, monkeypatch: pytest.Mon
     assert "python3-dev" in str(launcher_obstacle())
     (tmp_path / "Python.h").touch()
     assert launcher_obstacle() is None
+
+
+@pytest.mark.parametrize("version", ["3.6.0", "3.9.0", "3.10.1", "4.0.0", "3.6.0+git1234", "main"])
+def test_gluon_of_a_newer_triton_is_tried(version: str) -> None:
+    assert gluon_obstacle_of(version) is None
+
+
+def test_gluon_of_an_older_triton_is_told_with_the_cure() -> None:
+    told = str(gluon_obstacle_of("3.5.1"))
+    assert "triton 3.5.1: kernels for Hopper need 3.6" in told
+    assert "pip install --upgrade torch" in told
 
 
 def test_kernels_run_every_operation_and_agree_with_torch() -> None:
@@ -207,15 +222,38 @@ def test_the_table_chooses_by_class_and_by_what_passed(name: str) -> None:
     assert calls == [expected]
 
 
-def test_what_no_kernel_takes_goes_to_the_fallback() -> None:
+@pytest.mark.parametrize("backend", ["fa3", "hopper"])
+def test_what_no_kernel_takes_goes_to_the_fallback(backend: Any) -> None:
     calls: list[str] = []
-    hopper = named("hopper", calls)
-    attend: Any = TableAttention((9, 0), {"hopper": hopper}, named("fallback", calls))
+    taken = named(backend, calls)
+    attend: Any = TableAttention((9, 0), {backend: taken}, named("fallback", calls))
     attend(*torch.randn(3, 1, 4, 2, 64).unbind(), SELF)  # float32
     attend(*torch.randn(3, 1, 4, 2, 16).bfloat16().unbind(), SELF)  # heads of 16
     attend(*torch.randn(3, 1, 4, 2, 68).bfloat16()[..., 1:65].unbind(), SELF)  # not TMA's steps
+    attend(*torch.randn(3, 1, 4, 64, 8).bfloat16().transpose(3, 4).unbind(), SELF)
     attend(*torch.randn(3, 1, 4, 2, 64).bfloat16().requires_grad_().unbind(), SELF)
-    assert calls == ["fallback"] * 4
+    assert calls == ["fallback"] * 5
+
+
+def test_a_list_of_blocks_takes_rows_that_lie_apart_to_the_fallback() -> None:
+    calls: list[str] = []
+    portable: Any = {"portable": named("portable", calls)}
+    attend: Any = TableAttention((9, 0), portable, named("fallback", calls))
+    spec = AttentionSpec(0.1, key_blocks=((0,),))
+    qkv = torch.randn(3, 1, 4, 64, 8).bfloat16().transpose(3, 4)
+    attend(*qkv.unbind(), spec)
+    attend(*qkv.contiguous().unbind(), spec)
+    assert calls == ["fallback", "portable"]
+
+
+def test_a_triton_with_another_gluon_fails_the_test_and_not_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "cosmos_fast_kernels.attention_hopper", None)  # as if absent
+    found = candidates((9, 0), torch.bfloat16, 64)
+    assert "ModuleNotFoundError" in str(
+        _failure(found["hopper"], 64, torch.bfloat16, "cpu", ["self"])
+    )
 
 
 def test_the_report_names_what_runs_and_what_failed() -> None:
@@ -230,6 +268,12 @@ def test_the_report_names_what_runs_and_what_failed() -> None:
         == "self torch sdpa, cross torch sdpa"
     )
     assert not TableAttention((8, 9), {}, torch_attention).folds_padding
+
+
+@pytest.mark.skipif(bool(find_spec("fa3_fwd_interface")), reason="the wheel is installed")
+def test_a_wheel_of_no_known_version_is_named_all_the_same() -> None:
+    attend = TableAttention((9, 0), {"fa3": torch_attention}, torch_attention)
+    assert attend.description == "self fa3-fwd, cross torch sdpa"
 
 
 def test_every_row_of_the_table_covers_every_class() -> None:
@@ -299,6 +343,7 @@ def test_the_table_of_products_names_designs_that_are_tested() -> None:
         pytest.param(lambda x: x[..., 1:], id="address"),
         pytest.param(lambda x: x.transpose(1, 2).contiguous().transpose(1, 2), id="strides"),
         pytest.param(lambda x: torch.stack((x[0], x[0]), 2).unbind(2)[0][None], id="rows apart"),
+        pytest.param(lambda x: x[:, :1].expand(-1, 4096, -1), id="one row for all"),
         pytest.param(lambda x: x.clone().requires_grad_(), id="gradient"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from cosmos_fast.config import VAEConfig
 from cosmos_fast.model.attention import torch_attention
 from cosmos_fast.model.ops import Ops, _with_kernels
+from cosmos_fast.model.ops.fallback import needs_gradient
 from cosmos_fast.model.vae import VAE
 from cosmos_fast.model.vae_fused import FusedDecoder
 from cosmos_fast.model.vae_layers import FrameAttention, Past
@@ -165,6 +166,20 @@ class Everywhere(Ops):
 
     def decodes(self, *tensors: torch.Tensor) -> bool:
         return True
+
+
+def test_one_trained_layer_gets_its_gradient(vae: VAE) -> None:
+    class OnAnyDevice(Ops):
+        def decodes(self, *tensors: torch.Tensor) -> bool:
+            return not needs_gradient(*tensors)
+
+    other = VAE(CONFIG, OnAnyDevice()).to(DEVICE).requires_grad_(False)
+    other.load_state_dict(vae.state_dict())
+    trained = other.decoder.get_parameter("up_blocks.1.resnets.0.conv1.weight")
+    trained.requires_grad_(True)
+    other.decode(torch.randn(1, 16, 2, 2, 2, device=DEVICE)).square().mean().backward()
+    assert trained.grad is not None
+    assert trained.grad.any()
 
 
 @torch.inference_mode()

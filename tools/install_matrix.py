@@ -1,6 +1,7 @@
 """Installs the wheel into empty environments, runs doctor and makes a video, without a compiler.
 
-One row per Python and set of dependencies: the newest that the ranges allow, the oldest, and the
+Where dependencies are new, the kernels for Hopper are compiled too, with the Triton that came. One
+row per Python and set of dependencies: the newest that the ranges allow, the oldest, and the
 pins of two programs that people embed cosmos-fast beside. Downloads many gigabytes. The last line
 of the output is one JSON object.
 """
@@ -44,6 +45,7 @@ ROWS: Final = (
         ("torch<2.12", "numpy<2.3", "huggingface-hub<2.0"),
     ),
 )
+ROOT: Final = Path(__file__).resolve().parent.parent
 SHOWN: Final = ("torch", "triton", "numpy", "transformers", "huggingface-hub", "safetensors")
 
 
@@ -109,6 +111,9 @@ def try_row(row: Row, wheel: Path, interpreter: str, folder: Path) -> dict[str, 
     videos = list(folder.glob("outputs/**/*.mp4"))
     if not videos or not all(video.stat().st_size for video in videos):
         raise RuntimeError("the demo ended well and left no video")
+    if row.resolution == "highest":  # the oldest Triton has another Gluon, and is told so
+        compiling = ROOT / "tools" / "compile_hopper.py"
+        run("env", f"PYTHONPATH={ROOT / 'tests'}", python, compiling, folder=folder)
     return {item["name"]: item["version"] for item in listed}
 
 

@@ -42,12 +42,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         jobs = write_jobs(root)
-        whole = undisturbed(root / "whole", jobs, faults)
+        alone = whole = undisturbed(root / "whole", jobs, faults)
         twice = cut = 0
         for point in range(asked.points):
             folder = root / f"killed{point}"
             seconds = chance.uniform(0, whole * 1.1)
-            cut += run_and_kill(work(folder, jobs, resume=False), seconds)
+            if run_and_kill(work(folder, jobs, resume=False), seconds):
+                cut += 1
+            else:  # the machine has less to do beside this than it had
+                whole = min(whole, seconds)
             twice += resume_and_check(folder, jobs, f"killed after {seconds:.3f} s", faults)
             if sys.stderr.isatty() or point % 20 == 19:
                 print(f"{point + 1}/{asked.points} {faults[-1:]}", file=sys.stderr)
@@ -58,7 +61,7 @@ def main() -> int:
         "points": asked.points,
         "killed_before_the_end": cut,
         "jobs_generated_twice": twice,
-        "seconds_undisturbed": round(whole, 2),
+        "seconds_undisturbed": round(alone, 2),
         "faults": faults[:20],
     }
     print(json.dumps(result | {"seconds": round(time.monotonic() - start, 1)}))

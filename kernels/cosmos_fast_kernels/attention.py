@@ -348,3 +348,14 @@ def check(
         raise ValueError(
             f"{zero_keys = } beside {k_BSHD.shape[1]} keys: one key at least is needed"
         )
+
+
+def tma_obstacle(*tensors_BSHD: torch.Tensor) -> str | None:
+    """Why TMA cannot read these tensors where they lie; None if it can."""
+    for tensor in tensors_BSHD:
+        if tensor.data_ptr() % 16:
+            return f"data at {tensor.data_ptr():#x}: an address that 16 divides is needed"
+        for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True):
+            if size > 1 and (stride <= 0 or stride * tensor.element_size() % 16):
+                return f"strides {tensor.stride()}: steps of whole 16 bytes are needed"
+    return None

@@ -27,7 +27,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from cosmos_fast_kernels.attention import LOG2_E, check
+from cosmos_fast_kernels.attention import LOG2_E, check, tma_obstacle
 from cosmos_fast_kernels.attention_hopper_consumer import consume
 from cosmos_fast_kernels.attention_hopper_pipeline import (
     HopperConfig,
@@ -141,17 +141,6 @@ def shipped(head_dim: int, keys: int) -> HopperConfig:
     )
 
 
-def obstacle(*tensors_BSHD: torch.Tensor) -> str | None:
-    """Why TMA cannot read these tensors where they lie; None if it can."""
-    for tensor in tensors_BSHD:
-        if tensor.data_ptr() % 16:
-            return f"data at {tensor.data_ptr():#x}: an address that 16 divides is needed"
-        for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True):
-            if size > 1 and (stride <= 0 or stride * tensor.element_size() % 16):
-                return f"strides {tensor.stride()}: steps of whole 16 bytes are needed"
-    return None
-
-
 def hopper_attention(
     q_BSHD: torch.Tensor,
     k_BSHD: torch.Tensor,
@@ -171,7 +160,7 @@ def hopper_attention(
         config: the design; None: the one that ships for this size of head and number of keys.
 
     Raises:
-        ValueError: what the portable kernel refuses, or what :func:`obstacle` names.
+        ValueError: what the portable kernel refuses, or what :func:`tma_obstacle` names.
     """
     if out is None:
         out = torch.empty_like(q_BSHD, memory_format=torch.contiguous_format)
@@ -181,7 +170,7 @@ def hopper_attention(
     config = shipped(head_dim, keys) if config is None else config
     if config.head_dim != head_dim:
         raise ValueError(f"a design for heads of {config.head_dim} features, but {head_dim = }")
-    if reason := obstacle(q_BSHD, k_BSHD, v_BSHD, out):
+    if reason := tma_obstacle(q_BSHD, k_BSHD, v_BSHD, out):
         raise ValueError(reason)
     sums_BSH = None
     if log_sum_exp:

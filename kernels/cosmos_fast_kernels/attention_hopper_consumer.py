@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
+from cosmos_fast_kernels import hopper_tma as tma
 from cosmos_fast_kernels.attention_hopper_decay import next_maximum, scaled
 from cosmos_fast_kernels.attention_hopper_pipeline import (
     announce_free,

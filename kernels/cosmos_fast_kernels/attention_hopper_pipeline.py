@@ -14,8 +14,10 @@ from typing import Final
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.language.core import constexpr_type
+
+from cosmos_fast_kernels import hopper_tma as tma
 
 FREE: Final = gl.constexpr(10)
 """The first of the hardware's named barriers that free slots: those of K, then those of V."""

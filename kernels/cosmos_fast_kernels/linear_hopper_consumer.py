@@ -10,12 +10,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 
+from cosmos_fast_kernels import hopper_tma as tma
 from cosmos_fast_kernels.attention_hopper_pipeline import next_slot
 from cosmos_fast_kernels.linear_hopper_epilogue import frames_of, gated, gelu, pieces_of
 from cosmos_fast_kernels.linear_hopper_heads import finish_heads

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
+from cosmos_fast_kernels import hopper_tma as tma
 from cosmos_fast_kernels.linear_hopper_epilogue import halves
 
 

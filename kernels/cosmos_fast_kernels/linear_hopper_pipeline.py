@@ -15,9 +15,10 @@ from typing import Final
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.language.core import constexpr_type
 
+from cosmos_fast_kernels import hopper_tma as tma
 from cosmos_fast_kernels.attention_hopper_pipeline import next_slot
 
 CONSUMERS: Final = gl.constexpr(2)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sysconfig
 from pathlib import Path
+from typing import Final
 
 import torch
+
+_GLUON_SINCE: Final = (3, 6)
+"""The first Triton in whose Gluon our kernels for Hopper are written."""
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -43,3 +48,21 @@ def launcher_obstacle() -> str | None:
             f"install the development package of this Python (python3-dev)"
         )
     return None
+
+
+def gluon_obstacle() -> str | None:
+    """Why this Triton cannot compile our kernels for Hopper; None if it can."""
+    import triton
+
+    return gluon_obstacle_of(triton.__version__)
+
+
+def gluon_obstacle_of(triton: str) -> str | None:
+    """The same of a version of Triton."""
+    version = re.match(r"(\d+)\.(\d+)", triton)
+    if version is None or tuple(map(int, version.groups())) >= _GLUON_SINCE:
+        return None
+    return (
+        f"triton {triton}: kernels for Hopper need 3.6 or newer, which torch 2.11 brings; "
+        f"pip install --upgrade torch"
+    )

@@ -130,7 +130,8 @@ class VAE(nn.Module):
         """Whether the layers may be computed without being called: nobody listens at one."""
         called = (self.post_quant_conv, *self.decoder.modules())
         listening = any(one._forward_hooks or one._forward_pre_hooks for one in called)
-        return not listening and ops.decodes(z_BCTHW, self.decoder.conv_in.weight)
+        weights = (one for layer in called for one in layer.parameters(recurse=False))
+        return not listening and ops.decodes(z_BCTHW, *weights)
 
     def _moments(self, video_BCTHW: torch.Tensor, past: Past) -> torch.Tensor:
         hidden_BCTHW = self.encoder(video_BCTHW.to(self.dtype), past)

@@ -163,7 +163,9 @@ class TableAttention:
         plain = q_BSHD.shape[-1] in (64, 128) and q_BSHD.dtype in ERROR_LIMIT
         if chosen is None or not plain or needs_gradient(q_BSHD, k_BSHD, v_BSHD):
             return self._fallback(q_BSHD, k_BSHD, v_BSHD, spec)
-        if chosen == "hopper" and not reachable_by_tma(q_BSHD, k_BSHD, v_BSHD):
+        if any(one.stride(-1) != 1 for one in (q_BSHD, k_BSHD, v_BSHD)):
+            return self._fallback(q_BSHD, k_BSHD, v_BSHD, spec)
+        if chosen in ("fa3", "hopper") and not reachable_by_tma(q_BSHD, k_BSHD, v_BSHD):
             return self._fallback(q_BSHD, k_BSHD, v_BSHD, spec)
         return self._backends[chosen](q_BSHD, k_BSHD, v_BSHD, spec)
 
@@ -182,7 +184,14 @@ class TableAttention:
         if chosen is None:
             return "cudnn" if self._fallback is cudnn_attention else "torch sdpa"
         names = {"hopper": "gluon (own, sm_90a)", "portable": "triton (own)"}
-        return names.get(chosen) or f"fa3-fwd {metadata.version('fa3-fwd')}"
+        return names.get(chosen) or _wheel_name()
+
+
+def _wheel_name() -> str:
+    try:
+        return f"fa3-fwd {metadata.version('fa3-fwd')}"
+    except metadata.PackageNotFoundError:  # its module lies on the path, and nothing tells of it
+        return "fa3-fwd"
 
 
 def _is_first(name: Backend, passed: Container[Backend], order: tuple[Backend, ...]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cosmos_fast.errors import InputError
 from cosmos_fast.model.attention import (
     Attended,
     Attention,
@@ -16,6 +17,7 @@ from cosmos_fast.model.attention import (
     refuse_unsupported,
 )
 from cosmos_fast.model.attention_table import ERROR_LIMIT, Backend
+from cosmos_fast.model.obstacles import gluon_obstacle
 
 
 def candidates(
@@ -67,11 +69,16 @@ def _portable_attention() -> Attention:
 
 
 def _hopper_attention() -> Attention:
-    from cosmos_fast_kernels.attention_hopper import hopper_attention
+    """Imported where it is called: a Triton whose Gluon is another fails the test, not the host."""
+    reason = gluon_obstacle()
 
     def attend(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, /
     ) -> Attended:
+        if reason is not None:
+            raise InputError(reason)
+        from cosmos_fast_kernels.attention_hopper import hopper_attention
+
         out, sums = hopper_attention(
             q, k, v, scale=spec.scale, zero_keys=spec.zero_keys, log_sum_exp=spec.log_sum_exp
         )
@@ -81,9 +88,11 @@ def _hopper_attention() -> Attention:
 
 
 def reachable_by_tma(*tensors_BSHD: torch.Tensor) -> bool:
-    from cosmos_fast_kernels.attention_hopper import obstacle
+    """Whether TMA, through which ours for Hopper and the wheel read, can move these from where
+    they lie."""
+    from cosmos_fast_kernels.attention import tma_obstacle
 
-    return obstacle(*tensors_BSHD) is None
+    return tma_obstacle(*tensors_BSHD) is None
 
 
 def _fa3_attention() -> Attention:

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 
 from cosmos_fast.errors import InputError
 from cosmos_fast.model.attention import Attention, torch_attention
-from cosmos_fast.model.attention_table import ALL_CLASSES, ShapeClass
+from cosmos_fast.model.attention_table import ALL_CLASSES, ERROR_LIMIT, ShapeClass
 from cosmos_fast.model.linear_table import Gated, Normed
 from cosmos_fast.model.obstacles import obstacle
 from cosmos_fast.model.ops.attention import TableAttention, attention_for
-from cosmos_fast.model.ops.fallback import needs_gradient
+from cosmos_fast.model.ops.fallback import needs_gradient, why_wrong
 from cosmos_fast.model.ops.products import Product, no_product, product_for
 from cosmos_fast_kernels import reference
 
@@ -72,6 +72,10 @@ _FUSED: Final = (
     "attention",
     "product",
 )
+
+
+_TRIAL_LIMIT: Final = 1e-5
+"""Of the trial of the smallest kernel, relative, in float32."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,8 @@ class Ops:
 
         Each attention and product that the tables name for this device, and torch's own attention
         behind them, is run on small inputs, one for every design that it may take, and compared
-        with the exact result; one that fails is passed over, with one warning.
+        with the exact result; one that fails is passed over, with one warning. Where the smallest
+        of the other kernels fails, none is taken.
 
         Args:
             device: where the network runs.
@@ -229,7 +234,7 @@ class Ops:
         names = dict.fromkeys(_FUSED, "torch") | {"attention": attention_name}
         if kernels is False or (kernels is None and device.type != "cuda"):
             return cls(attention=attention, names=names)
-        why_not = obstacle(device, dtype)
+        why_not = obstacle(device, dtype) or trial_failure(device, dtype)
         if why_not and kernels:
             raise InputError(f"kernels=True, but Triton kernels cannot run: {why_not}")
         if why_not:
@@ -246,6 +251,18 @@ class Ops:
         product = product_for(device, dtype, head_dim)
         name = "torch" if product is no_product else "gluon (own, sm_90a)"
         return replace(ops, product=product, names={**ops.names, "product": name})
+
+
+def trial_failure(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the smallest kernel must not be used on ``device``; None if it is right."""
+
+    def error() -> float:
+        from cosmos_fast.model.ops.kernels import trial_error
+
+        return trial_error(device, dtype)
+
+    failure = why_wrong(error, ERROR_LIMIT.get(dtype, _TRIAL_LIMIT))
+    return failure and f"the smallest kernel failed its test: {failure}"
 
 
 def _with_kernels(

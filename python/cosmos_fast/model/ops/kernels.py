@@ -1,6 +1,6 @@
 """Our kernels as operations of ``Ops``: what comes first is overwritten, gradients go to torch.
 
-This imports Triton, and is imported only where kernels were chosen.
+This imports Triton, and is imported only where kernels were chosen or are tried.
 """
 
 from __future__ import annotations
@@ -12,6 +12,19 @@ from cosmos_fast_kernels import reference
 from cosmos_fast_kernels.gated_layernorm_modulate import gated_layernorm_modulate, gated_residual
 from cosmos_fast_kernels.layernorm_modulate import layernorm_modulate
 from cosmos_fast_kernels.qk_norm_rope import head_norm, qk_norm_rope
+
+
+def trial_error(device: torch.device, dtype: torch.dtype) -> float:
+    """Relative error of the smallest kernel on a few numbers.
+
+    Whatever keeps Triton from compiling or launching on this machine keeps it from this one: a
+    cache folder that cannot be written, an assembler that does not know the device.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.randn(1, 3, 2, 64, device=device, generator=generator).to(dtype)
+    weight = torch.rand(64, device=device, generator=generator).to(dtype)
+    exact = reference.head_norm(x.double(), weight, 1e-6)
+    return float((head_norm(x, weight, 1e-6).double() - exact).norm() / exact.norm())
 
 
 def qk_norm_rope_op(

@@ -18,6 +18,7 @@ from cosmos_fast.model.linear_table import (
     design,
     self_test_error,
 )
+from cosmos_fast.model.obstacles import gluon_obstacle
 from cosmos_fast.model.ops.fallback import needs_gradient, why_wrong
 
 Product = Callable[[Epilogue, torch.Tensor, torch.Tensor, Following], torch.Tensor | None]
@@ -37,10 +38,12 @@ def product_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> Prod
     """Our own products where there are designs for ``device`` that pass their test."""
     if not has_designs(device, dtype, head_dim):
         return no_product
-    with torch.cuda.device(device):
-        failure = why_wrong(
-            lambda: self_test_error(_hopper_product, head_dim, str(device)), ERROR_LIMIT
-        )
+    failure = gluon_obstacle()
+    if failure is None:
+        with torch.cuda.device(device):
+            failure = why_wrong(
+                lambda: self_test_error(_hopper_product, head_dim, str(device)), ERROR_LIMIT
+            )
     if failure is None:
         return table_product
     warnings.warn(
@@ -76,6 +79,7 @@ def _is_laid_out(tokens: tuple[torch.Tensor, ...], weight_EK: torch.Tensor) -> b
     movable = all(
         one.dtype == torch.bfloat16
         and one.stride(-1) == 1
+        and one.stride(-2) >= one.shape[-1]  # one row for all tokens is no matrix to TMA
         and one.stride(-2) % 8 == 0
         and one.data_ptr() % 16 == 0
         for one in (*tokens, weight_EK)
