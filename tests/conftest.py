@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
+    from ahead_of_time import Compiler
+
 if not torch.cuda.is_available():
     # Triton reads this when it is first imported: kernels then run in its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -138,6 +140,16 @@ def mujoco() -> None:
     pytest.importorskip("mujoco")
     if ctypes.util.find_library("OSMesa") is None:
         pytest.skip("MuJoCo draws through libOSMesa (Debian: libosmesa6), which is not here")
+
+
+@pytest.fixture(scope="session")
+def compiler() -> Iterator[Compiler]:
+    """A process that compiles kernels for whatever device they name."""
+    from ahead_of_time import Compiler
+
+    compiler = Compiler()
+    yield compiler
+    compiler.close()
 
 
 @pytest.fixture(autouse=True)

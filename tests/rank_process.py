@@ -1,7 +1,9 @@
-"""One rank of the tests of several processes: ``python rank_process.py PORT RANK SIZE JOB``.
+"""Ranks of the tests of several processes: ``python rank_process.py PORT RANKS SIZE JOB``.
 
-The job, JSON, names a world and what to make of it; what was made goes to ``out``/RANK.pt. Where a
-case names another one that it should equal, rank 0 prints how far it is from it.
+RANKS is one, or several with commas between: those are forks of this process, which has imported
+torch for all of them, and their exit codes go to ``out``/ends.json. The job, JSON, names a world
+and what to make of it; what was made goes to ``out``/RANK.pt. Where a case names another one that
+it should equal, rank 0 prints how far it is from it.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -166,10 +169,9 @@ def say(case: dict[str, Any], made: dict[str, Any], began: float) -> None:
     print(line, flush=True)
 
 
-def main() -> None:
+def work(port: int, rank: int, size: int, job: dict[str, Any]) -> NoReturn:
+    """All cases of the job, as one rank."""
     began = time.monotonic()
-    port, rank, size = map(int, sys.argv[1:4])
-    job = json.loads(sys.argv[4])
     torch.set_num_threads(1)
     seat = Seat(rank, size, rank, "127.0.0.1", port, store_is_served=True)
     group: Any = join(seat, torch.device("cpu"))
@@ -203,6 +205,28 @@ def main() -> None:
     torch.save(made, Path(job["out"], f"{rank}.pt"))
     assert not torch.distributed.is_initialized()
     os._exit(0)
+
+
+def fork(*given: Any) -> int:
+    """The process that does the :func:`work`."""
+    if child := os.fork():
+        return child
+    try:
+        work(*given)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def main() -> None:
+    port, size = int(sys.argv[1]), int(sys.argv[3])
+    ranks, job = [int(rank) for rank in sys.argv[2].split(",")], json.loads(sys.argv[4])
+    if len(ranks) == 1:
+        work(port, ranks[0], size, job)
+    children = [fork(port, rank, size, job) for rank in ranks]
+    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    Path(job["out"], "ends.json").write_text(json.dumps(ends), "ascii")
 
 
 if __name__ == "__main__":

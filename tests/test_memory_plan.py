@@ -456,6 +456,7 @@ def test_one_size_is_counted_once_however_long_the_run(monkeypatch: pytest.Monke
         return footprint.trace(compute)
 
     monkeypatch.setattr(requests_of_stages, "trace", counting)
+    requests_of_stages._counted.cache_clear()  # prompts are counted once for all sizes
     sizes: dict[str, Any] = {"gpu": "h200", "size": (208, 304), "num_frames": 13}
     resident = plan(LARGE, memory="resident", num_steps=1, **sizes)
     assert len(counted) == 4, "each stage as it is, and none of the ways to make it smaller"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -217,3 +218,25 @@ def test_a_device_reserves_what_the_rules_say(seed: int) -> None:
             assert torch.cuda.memory_reserved() - before == segments.reserved
     held.clear()
     torch.cuda.empty_cache()
+
+
+def test_workloads_share_the_counts_of_what_they_do_not_differ_in() -> None:
+    def kept(**other: Any) -> dict[str, bool]:
+        ours, theirs = (
+            activations(one, tuple(SLOWDOWNS)) for one in (LARGE, replace(LARGE, **other))
+        )
+        pairs = {name: zip(ours[name], theirs[name], strict=True) for name in ours}
+        return {name: all(one is two for one, two in pairs[name]) for name in ours}
+
+    everything = dict.fromkeys(("text", "encode", "denoise", "decode"), True)
+    assert list(activations(LARGE, ())) == list(everything), "in the order in which they run"
+    assert kept(offloaded=frozenset({"dit"}), split=2, context=3) == everything
+    assert kept(num_steps=5) == everything | {"denoise": False}
+    assert kept(guided=False) == everything | {"text": False, "denoise": False}
+    assert kept(text_dtype=torch.float32) == everything | {"text": False}
+    for change in ({"num_conditional_frames": 1}, {"fused": False}):
+        assert kept(**change) == everything | {"encode": False, "decode": False}
+    assert kept(num_frames=37) == everything | {"denoise": False}
+    apart = dict.fromkeys(everything, False) | {"text": True}
+    assert kept(size=Size(240, 336)) == kept(dtype=torch.float32) == apart
+    assert kept(products=True) == everything | {"denoise": False}

@@ -86,3 +86,24 @@ def test_decoding_frame_by_frame_needs_less() -> None:
         for one in (False, True)
     )
     assert single < 0.65 * plain
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize(
+    "forms",
+    [
+        (torch.contiguous_format, torch.contiguous_format),
+        (torch.channels_last_3d, torch.channels_last_3d),
+        (torch.channels_last_3d, torch.contiguous_format),
+    ],
+    ids=["plain", "channels last", "mixed"],
+)
+def test_what_is_put_together_lies_as_torch_has_it(
+    dim: int, forms: tuple[torch.memory_format, torch.memory_format]
+) -> None:
+    plain = torch.empty(2, 3, 4, 5, 6, dtype=torch.bfloat16, device="meta")
+    parts = [plain.to(memory_format=form) for form in forms]
+    found: list[torch.Tensor] = []
+    peak_bytes(lambda: found.append(torch.cat(parts, dim=dim)))
+    (ours,), torchs = found, torch.cat(parts, dim=dim)
+    assert (ours.shape, ours.stride(), ours.dtype) == (torchs.shape, torchs.stride(), torchs.dtype)

@@ -23,6 +23,8 @@ from test_parallel_engine import PROFILE
 DEADLINE: Final = 10.0
 """Seconds from the end of one rank, or a signal, to the end of all, promised to users."""
 
+TORCHRUN: Final = ("-m", "torch.distributed.run", "--nproc_per_node=2")
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -47,6 +49,16 @@ def command(inputs: Path, output: Path, *more: str) -> list[str]:
     ]
 
 
+def started_by_torchrun(*arguments: str) -> subprocess.Popen[str]:
+    """Two ranks; what they print to stderr can be read."""
+    return subprocess.Popen(
+        [sys.executable, *TORCHRUN, "-m", "cosmos_fast", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def eventually_alone(session: int) -> None:
     """Waits for the last process of a session to end."""
     end = time.monotonic() + DEADLINE
@@ -60,14 +72,11 @@ def eventually_alone(session: int) -> None:
     "launcher",
     [
         pytest.param(["-m", "cosmos_fast"], id="by itself"),
-        pytest.param(
-            ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "cosmos_fast"],
-            id="torchrun",
-        ),
+        pytest.param([*TORCHRUN, "-m", "cosmos_fast"], id="torchrun"),
     ],
 )
 def test_two_ranks_write_one_video(launcher: list[str], inputs: Path, tmp_path: Path) -> None:
-    alone = "torch.distributed.run" not in launcher
+    alone = TORCHRUN[1] not in launcher
     more = ["--num_gpus", "2"] if alone else []
     run = subprocess.run(
         [
@@ -111,11 +120,7 @@ def test_a_killed_rank_ends_the_command(inputs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_of_torchrun_is_named(killed: int, inputs: Path, tmp_path: Path) -> None:
     """Whoever is first, the ranks' own watch or torchrun, which ends those that are left."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "cosmos_fast"]
-    process = subprocess.Popen(
-        [sys.executable, *launcher, *command(inputs, tmp_path, "--num_steps", "900")],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = started_by_torchrun(*command(inputs, tmp_path, "--num_steps", "900"))
     try:
         wait_for(process, "denoise")
         (rank,) = (
@@ -136,11 +141,7 @@ def test_a_killed_rank_of_torchrun_is_named(killed: int, inputs: Path, tmp_path:
 
 @pytest.mark.slow
 def test_torchrun_that_is_told_to_end_blames_no_rank(inputs: Path, tmp_path: Path) -> None:
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "cosmos_fast"]
-    process = subprocess.Popen(
-        [sys.executable, *launcher, *command(inputs, tmp_path, "--num_steps", "900")],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = started_by_torchrun(*command(inputs, tmp_path, "--num_steps", "900"))
     try:
         wait_for(process, "denoise")
         process.terminate()

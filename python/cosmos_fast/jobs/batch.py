@@ -73,7 +73,7 @@ def run_batch(
         cancel: anything with ``is_set()``; the run ends within a step and may be resumed.
 
     Raises:
-        InputError: the list or the folder cannot be used.
+        InputError: ``engine`` is none, or the list or the folder cannot be used.
         Cancelled, DeviceLost: the run cannot go on; it may be resumed.
         GuardrailBlocked: a check of the guardrail hangs, so that this process can make no more;
             the run may be resumed in another one. A job that the guardrail refuses is a row.

@@ -142,6 +142,7 @@ def generate_candidates(
         The videos that were written, at least one.
 
     Raises:
+        InputError: ``engine`` is none, or there is nothing to generate.
         GuardrailBlocked: the prompt was refused, or every video.
     """
     check_engine(engine)

@@ -37,12 +37,13 @@ from cosmos_fast.types import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cosmos_fast.config import T5Config
+    from cosmos_fast.config import T5Config, VAEConfig
     from cosmos_fast.memory.models import Workload
     from cosmos_fast.memory.segments import Trace
     from cosmos_fast.model.attention import AttentionSpec
     from cosmos_fast.model.cuts import Cut
     from cosmos_fast.model.linear_table import Epilogue, Following
+    from cosmos_fast.types import Size
 
 _LAYERS: Final = 4
 """Blocks of a transformer that stand for all: they ask for the same."""
@@ -76,27 +77,65 @@ class Activations:
         return segments.peak_allocated
 
 
-@lru_cache(maxsize=8)
 def activations(workload: Workload, cuts: tuple[Cut, ...]) -> Mapping[str, Sequence[Activations]]:
     """Of each stage by name, in the order of its shapes: of decoding the plain way and frame by
-    frame, of the transformer as ``cuts`` say."""
-    with torch.device("meta"):
-        vae = VAE(workload.profile.vae).to(workload.dtype)
-    vae.requires_grad_(False)
-    shape = workload.text
-    texts: list[Callable[[], Trace]] = []
-    if shape is not None:
-        texts.append(partial(text_requests, shape, workload.text_dtype, workload.branches))
-    requests: dict[str, list[Callable[[], Trace]]] = {
-        "text": texts,
-        "encode": [partial(encode_requests, workload, vae)],
-        "denoise": [partial(denoise_requests, workload, cut) for cut in cuts],
-        "decode": [
-            partial(decode_requests, workload, vae, frame_by_frame=single)
-            for single in (False, True)
-        ],
+    frame, of the transformer as ``cuts`` say.
+
+    Workloads share what they do not differ in: each way is counted once for all of them.
+    """
+    frames, *latent_size = workload.latent_size
+    coding = _coding(
+        workload.profile.vae,
+        workload.dtype,
+        workload.size,
+        workload.num_conditional_frames,
+        (min(frames, _CHUNKS), *latent_size),
+        workload.fused,
+    )
+    # What the transformer's part does not depend on is the same for all.
+    alike = replace(
+        workload,
+        num_conditional_frames=1,
+        fused=False,
+        text=None,
+        text_dtype=torch.bfloat16,
+        offloaded=frozenset(),
+        split=1,
+        context=1,
+    )
+    text = (workload.text, workload.text_dtype, workload.branches)
+    return {
+        "text": [] if workload.text is None else [_counted(text_requests, *text)],
+        "encode": coding["encode"],
+        "denoise": [_counted(denoise_requests, alike, cut) for cut in cuts],
+        "decode": coding["decode"],
     }
-    return {name: [Activations(one) for one in found] for name, found in requests.items()}
+
+
+@lru_cache(maxsize=64)
+def _counted(requests: Callable[..., Trace], *given: Any) -> Activations:
+    return Activations(partial(requests, *given))
+
+
+@lru_cache(maxsize=16)
+def _coding(
+    config: VAEConfig,
+    dtype: torch.dtype,
+    size: Size,
+    frames: int,
+    latent_size: tuple[int, ...],
+    fused: bool,
+) -> Mapping[str, Sequence[Activations]]:
+    """Of encoding ``frames`` and of decoding latents of ``latent_size``, by one VAE: what it keeps
+    from the first is not asked for again."""
+    with torch.device("meta"):
+        vae = VAE(config).to(dtype)
+    vae.requires_grad_(False)
+    decode = partial(decode_requests, vae, latent_size, fused)
+    return {
+        "encode": [Activations(partial(encode_requests, vae, size, frames))],
+        "decode": [Activations(partial(decode, single)) for single in (False, True)],
+    }
 
 
 def text_requests(config: T5Config, dtype: torch.dtype, prompts: int) -> Trace:
@@ -174,31 +213,31 @@ def denoise_requests(workload: Workload, cut: Cut) -> Trace:
     return trace(sample)
 
 
-def encode_requests(workload: Workload, vae: VAE) -> Trace:
+def encode_requests(vae: VAE, size: Size, frames: int) -> Trace:
     """The conditioning frames only."""
-    height, width = workload.size
 
     def encode() -> torch.Tensor:
-        pixels = _empty((workload.num_conditional_frames, height, width, 3), torch.uint8)
-        video = pixels.permute(3, 0, 1, 2)[None].to(workload.dtype) / 127.5 - 1
+        pixels = _empty((frames, *size, 3), torch.uint8)
+        video = pixels.permute(3, 0, 1, 2)[None].to(vae.dtype) / 127.5 - 1
         return vae.encode(video[:, :, : 1 + 2 * TEMPORAL_STRIDE])
 
     return trace(encode)
 
 
-def decode_requests(workload: Workload, vae: VAE, *, frame_by_frame: bool) -> Trace:
-    """The whole clip, one latent frame at a time, to pixels."""
-    frames, rows, columns = workload.latent_size
-    latents = _empty((1, LATENT_CHANNELS, min(frames, _CHUNKS), rows, columns), torch.float32)
+def decode_requests(
+    vae: VAE, latent_size: tuple[int, ...], fused: bool, frame_by_frame: bool
+) -> Trace:
+    """A clip, one latent frame at a time, to pixels."""
+    latents = _empty((1, LATENT_CHANNELS, *latent_size), torch.float32)
 
     def chunks() -> Iterator[torch.Tensor]:
-        if not workload.fused:
+        if not fused:
             yield from vae.decode_chunks(latents, frame_by_frame=frame_by_frame)
             return
-        fused = FusedDecoder(
+        decoder = FusedDecoder(
             vae.decoder, vae.post_quant_conv, _METERED, frame_by_frame=frame_by_frame
         )
-        yield from map(fused.chunk, latents.to(workload.dtype).split(1, dim=2))
+        yield from map(decoder.chunk, latents.to(vae.dtype).split(1, dim=2))
 
     def decode() -> None:
         for chunk in chunks():

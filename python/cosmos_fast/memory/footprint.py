@@ -168,13 +168,39 @@ class _Meter(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = {id(_storage(leaf)) for leaf in tree_leaves((args, kwargs)) if _is_tensor(leaf)}
-        result = _elementwise(function, args, kwargs or {})
+        if function is torch.ops.aten.cat.default:
+            result = _concatenated(*args)
+        else:
+            result = _elementwise(function, args, kwargs or {})
         if result is None:
             result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if _is_tensor(leaf) and id(_storage(leaf)) not in given:
                 self.ledger.count(_storage(leaf))
         return result
+
+
+def _concatenated(parts: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
+    """One tensor of several, channels last where they are in all; None where that is unclear.
+
+    torch's own way to it, by decompositions in Python, takes a millisecond.
+    """
+    first = parts[0]
+    alike = all(part.ndim == first.ndim and part.dtype == first.dtype for part in parts)
+    formats = {_format(part) for part in parts}
+    if not alike or len(formats) > 1:
+        return None
+    shape = list(first.shape)
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    return torch.empty(shape, dtype=first.dtype, device="meta", memory_format=formats.pop())
+
+
+def _format(tensor: torch.Tensor) -> torch.memory_format:
+    if not tensor.is_contiguous():
+        for axes, form in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if tensor.ndim == axes and tensor.is_contiguous(memory_format=form):
+                return form
+    return torch.contiguous_format
 
 
 _ELEMENTWISE: Final = frozenset(
