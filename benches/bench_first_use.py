@@ -6,6 +6,9 @@ For each shape an empty folder for what Triton compiles, and two processes, one 
 Each starts, imports, loads the engine and makes a clip of one step; the clock runs from before its
 start until the frames are there. The first then makes a clip of another prompt, seed and picture.
 
+Kernels are compiled in threads while the engine is loaded: they count to "load", and what still
+compiles in "clip" was not foreseen.
+
 The second process must compile nothing, nor the other clip of the first, and both processes must
 make the same latents: otherwise the exit code is 1. ``--tiny`` does the same on a CPU, where
 nothing is compiled.

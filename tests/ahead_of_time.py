@@ -135,13 +135,20 @@ def pretend_target(capability: int) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
 
+    shared = {"max_shared_mem": 227 * 1024}
     driver = types.SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", capability, 32),
         get_current_device=lambda: 0,
         get_current_stream=lambda device: 0,
+        launcher_cls=lambda source, metadata: lambda *arguments: None,
+        utils=types.SimpleNamespace(
+            get_device_properties=lambda device: shared,
+            load_binary=lambda *arguments: (object(), object(), 0, 0, 1024),
+        ),
     )
     triton.runtime.driver.set_active(driver)
     cuda: Any = torch.cuda
+    cuda.get_device_capability = lambda device=None: divmod(capability, 10)
     cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=132)
     cuda.device = lambda device: contextlib.nullcontext()
 

@@ -15,6 +15,7 @@ from cosmos_fast.memory.host import arranged
 from cosmos_fast.memory.models import T5_11B, Workload
 from cosmos_fast.memory.residence import Owned, Residence
 from cosmos_fast.model.dit import DiT
+from cosmos_fast.model.first_use import kernels_ahead
 from cosmos_fast.model.ops import Ops
 from cosmos_fast.model.t5 import T5Encoder
 from cosmos_fast.model.text import CachedTextEncoder, PromptCache, TextEncoder
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from cosmos_fast.config import Environment, Profile, RopeTable, T5Config
     from cosmos_fast.memory.components import Components
     from cosmos_fast.memory.plan import Plan
+    from cosmos_fast.model.attention_table import ShapeClass
     from cosmos_fast.parallel import Ranks
     from cosmos_fast.report import Clock
     from cosmos_fast.request import Request
@@ -229,43 +231,58 @@ def load_parts(
     with clock.stage("find checkpoint"):
         files = find_checkpoint(source if isinstance(source, str) else str(source), **find)
         on_found(files)
-    ops = Ops.select(
+    alone = ranks.size == 1
+    classes: tuple[ShapeClass, ...] = ("self", "cross", "folded")
+    if not alone:
+        classes = (*classes, "merged")
+    if residence.managed and not alone:
+        # Before kernels are loaded, which takes memory beside torch's, some of it in other threads.
+        residence.agree(ranks)
+    with kernels_ahead(
+        files.profile,
         device,
         dtype,
-        head_dim=files.profile.dit.head_dim,
-        kernels=None if environment.kernels else False,
-    )
-    ops = replace(ops, attention=ranks.attention(ops.attention))
-    text_dtype = _DTYPES.get(text_precision)
-    text_stage = _text_stage(files, text_dtype) if residence.managed else (None, dtype)
-    # Ranks that share the decoder's rows have to decode them in the same way.
-    if not all(ranks.least([ops.fuses_decoder])):
-        ops = ops.decoding_plainly()
-    first = _first_workload(files.profile, dtype, text_stage, ops, fused=ops.fuses_decoder)
-    if ranks.size > 1 and residence.managed:
-        residence.agree(ranks)
-        mesh = ranks.mesh(first.branches)
-        first = replace(first, split=mesh.branches, context=mesh.context)
-    with ranks.alike():
-        residence.begin(first)
-    with clock.stage("load transformer"):
-        dit = _loaded(
-            residence,
-            lambda: DiT(files.profile.dit, ops, rope_table),
-            lambda network: {"dit": dit_blocks(network)},
-            lambda place: load_dit(files, _place_of(device, place), dtype, place),
-            lambda: locate_dit(files, dtype),
+        classes=classes,
+        kernels=environment.kernels,
+        processes=ranks.size,
+    ):
+        ops = Ops.select(
+            device,
             dtype,
+            head_dim=files.profile.dit.head_dim,
+            kernels=None if environment.kernels else False,
+            classes=classes,
         )
-    with clock.stage("load VAE"):
-        vae = _loaded(
-            residence,
-            lambda: VAE(files.profile.vae, ops),
-            vae_blocks,
-            lambda place: load_vae(files, _place_of(device, place), dtype, place),
-            lambda: locate_vae(files, dtype),
-            dtype,
-        )
+        ops = replace(ops, attention=ranks.attention(ops.attention))
+        text_dtype = _DTYPES.get(text_precision)
+        text_stage = _text_stage(files, text_dtype) if residence.managed else (None, dtype)
+        # Ranks that share the decoder's rows have to decode them in the same way.
+        if not all(ranks.least([ops.fuses_decoder])):
+            ops = ops.decoding_plainly()
+        first = _first_workload(files.profile, dtype, text_stage, ops, fused=ops.fuses_decoder)
+        if residence.managed and not alone:
+            mesh = ranks.mesh(first.branches)
+            first = replace(first, split=mesh.branches, context=mesh.context)
+        with ranks.alike():
+            residence.begin(first)
+        with clock.stage("load transformer"):
+            dit = _loaded(
+                residence,
+                lambda: DiT(files.profile.dit, ops, rope_table),
+                lambda network: {"dit": dit_blocks(network)},
+                lambda place: load_dit(files, _place_of(device, place), dtype, place),
+                lambda: locate_dit(files, dtype),
+                dtype,
+            )
+        with clock.stage("load VAE"):
+            vae = _loaded(
+                residence,
+                lambda: VAE(files.profile.vae, ops),
+                vae_blocks,
+                lambda place: load_vae(files, _place_of(device, place), dtype, place),
+                lambda: locate_vae(files, dtype),
+                dtype,
+            )
 
     def text_identity() -> str:
         stored = files.text_identity()

@@ -114,7 +114,7 @@ def self_test_error(
     qkv = {keys: _hard_inputs(keys, head_dim, dtype, device) for keys in (SHORT_KEYS, LONG_KEYS)}
     errors = []
     for wanted in classes:
-        for keys, spec in _forms(wanted, head_dim**-0.5):
+        for keys, spec in forms(wanted, head_dim**-0.5):
             attended = attend(*qkv[keys], spec)
             exact, exact_sums = _exact(*qkv[keys], spec)
             errors.append((attended.out_BSHD.double() - exact).norm() / exact.norm())
@@ -127,7 +127,7 @@ def self_test_error(
     return float(torch.stack(errors).max())  # Python's max would pass over a later NaN
 
 
-def _forms(wanted: ShapeClass, scale: float) -> list[tuple[int, AttentionSpec]]:
+def forms(wanted: ShapeClass, scale: float) -> list[tuple[int, AttentionSpec]]:
     """(keys, what is asked) that stand for one class."""
     lengths = (SHORT_KEYS, LONG_KEYS)
     match wanted:

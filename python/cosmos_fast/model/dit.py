@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cosmos_fast.config import DiTConfig, RopeTable
     from cosmos_fast.model.ops import Ops
 
-_TEXT_BLOCK = 128
+TEXT_BLOCK = 128
 """Rows of text are kept in multiples of this: keys in one step of our attention kernels."""
 
 
@@ -204,7 +204,7 @@ class DiT(nn.Module):
             return 0
         if length is None or not self.folds_padding:
             return rows
-        return min(rows, -(-length // _TEXT_BLOCK) * _TEXT_BLOCK)
+        return min(rows, -(-length // TEXT_BLOCK) * TEXT_BLOCK)
 
     def _each_modulation(
         self,

@@ -2,9 +2,11 @@
 
 ``choice`` is :class:`Ops` and how one is chosen, ``attention`` and ``products`` the choices that
 depend on shapes, ``backends`` and ``kernels`` what may be chosen, ``fallback`` what leads back to
-torch. Nothing outside imports from the files.
+torch, ``ahead`` what compiles kernels before they are launched. Nothing outside imports from the
+files.
 """
 
+from cosmos_fast.model.ops.ahead import compiling, expected, name_tests
 from cosmos_fast.model.ops.attention import TableAttention, _failure
 from cosmos_fast.model.ops.choice import (
     GatedLayerNormModulate,
@@ -32,6 +34,9 @@ __all__ = [
     "Upsample",
     "_failure",
     "_with_kernels",
+    "compiling",
+    "expected",
+    "name_tests",
     "no_product",
     "table_product",
 ]

@@ -28,10 +28,15 @@ def no_product(*_: object) -> None:
     """Leaves every product to torch, and what follows it to a pass of its own."""
 
 
+def has_designs(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether there are products of our own for a CUDA device, tested or not."""
+    fits = dtype == torch.bfloat16 and head_dim in (64, 128)
+    return fits and torch.cuda.get_device_capability(device) == CAPABILITY
+
+
 def product_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> Product:
     """Our own products where there are designs for ``device`` that pass their test."""
-    fits = dtype == torch.bfloat16 and head_dim in (64, 128)
-    if torch.cuda.get_device_capability(device) != CAPABILITY or not fits:
+    if not has_designs(device, dtype, head_dim):
         return no_product
     failure = gluon_obstacle()
     if failure is None:
