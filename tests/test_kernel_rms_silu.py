@@ -44,10 +44,9 @@ def given(shape: tuple[int, ...], dtype: torch.dtype, history: int = 2) -> dict[
     }
 
 
-def run(
-    one: dict[str, Any], *, border: int = 0, out: Assembled | None = None, **changes: Any
-) -> Any:
-    return rms_silu(*(one | changes).values(), keep_total=True, border=border, out=out)
+def run(one: dict[str, Any], **changes: Any) -> Any:
+    options = {name: changes.pop(name) for name in ("border", "out") if name in changes}
+    return rms_silu(*(one | changes).values(), keep_total=True, **options)
 
 
 def poisoned(x: torch.Tensor, history: int = 2, border: int = 0) -> Assembled:
