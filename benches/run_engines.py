@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import rivals
 import torch
@@ -23,6 +23,7 @@ from cosmos_fast.model.vae import VAE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cosmos_fast.model.stripe import Stripe
     from cosmos_fast.parts import Parts
 
 
@@ -76,18 +77,14 @@ class TheirVAE:
         self._ours, self.ops = vae, vae.ops
         self._network = rivals.diffusers_vae(vae)
 
-    @property
-    def shareable(self) -> tuple[Any, tuple[Any, ...]]:
-        """One rank computes all of it."""
-        return self._network, ()
-
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         moments = self._network.encode(video).latent_dist.parameters
         return self._ours._normalised(moments)
 
     def decode_chunks(
-        self, latents: torch.Tensor, *, frame_by_frame: bool = False
+        self, latents: torch.Tensor, *, frame_by_frame: bool = False, stripe: Stripe | None = None
     ) -> Iterator[torch.Tensor]:
+        assert stripe is None, "one rank computes all of it"
         yield self._network.decode(self._ours._denormalised(latents)).sample.float()
 
 

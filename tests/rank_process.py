@@ -16,15 +16,20 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 import cosmos_fast as cf
 from cosmos_fast.config import Seat
+from cosmos_fast.model.ops import Ops
 from cosmos_fast.parallel import join
 from cosmos_fast.types import TextEmbedding
 from guarded import Check, inverted
+from random_vae import everywhere
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class OneCard:
@@ -160,6 +165,16 @@ def outcome(job: dict[str, Any], engine: cf.Video2World, case: dict[str, Any], r
     }
 
 
+def fuse_anywhere(passes: list[int]) -> None:
+    """From here on, engines have operations that fuse the decoder."""
+    select = Ops.select
+
+    def chosen(*given: Any, **options: Any) -> Ops:
+        return everywhere(select(*given, **options), passes)
+
+    setattr(Ops, "select", chosen)  # noqa: B010  (for mypy)
+
+
 def say(case: dict[str, Any], made: dict[str, Any], began: float) -> None:
     """Prints at once what is known of a case: a run that is stopped has said how far it came."""
     line = f"{case['name']}: {time.monotonic() - began:.1f} s"
@@ -182,6 +197,9 @@ def work(port: int, rank: int, size: int, job: dict[str, Any]) -> NoReturn:
     if job.get("one_card") and rank == 0:
         print(f"{size} ranks met: {time.monotonic() - began:.1f} s", flush=True)
     made: dict[str, Any] = {}
+    passes: list[int] = []
+    if rank in job.get("fuses", []):
+        fuse_anywhere(passes)
     engines = {}
     for case in job["cases"]:
         began, settings = time.monotonic(), case.get("parallel", {})
@@ -199,7 +217,8 @@ def work(port: int, rank: int, size: int, job: dict[str, Any]) -> NoReturn:
                 guardrail=guardrail() if job.get("guarded") else "default",
                 **memory,
             )
-        made[case["name"]] = outcome(job, engines[key], case, rank)
+        passes.clear()
+        made[case["name"]] = outcome(job, engines[key], case, rank) | {"passes": len(passes)}
         if job.get("one_card") and rank == 0:
             say(case, made, began)
     torch.save(made, Path(job["out"], f"{rank}.pt"))
@@ -207,8 +226,8 @@ def work(port: int, rank: int, size: int, job: dict[str, Any]) -> NoReturn:
     os._exit(0)
 
 
-def fork(*given: Any) -> int:
-    """The process that does the :func:`work`."""
+def fork(work: Callable[..., NoReturn], *given: Any) -> int:
+    """The process that does the ``work``."""
     if child := os.fork():
         return child
     try:
@@ -219,12 +238,12 @@ def fork(*given: Any) -> int:
         os._exit(1)
 
 
-def main() -> None:
+def main(work: Callable[..., NoReturn] = work) -> None:
     port, size = int(sys.argv[1]), int(sys.argv[3])
     ranks, job = [int(rank) for rank in sys.argv[2].split(",")], json.loads(sys.argv[4])
     if len(ranks) == 1:
         work(port, ranks[0], size, job)
-    children = [fork(port, rank, size, job) for rank in ranks]
+    children = [fork(work, port, rank, size, job) for rank in ranks]
     ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     Path(job["out"], "ends.json").write_text(json.dumps(ends), "ascii")
 

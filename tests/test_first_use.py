@@ -136,7 +136,7 @@ def named_launches(
     from cosmos_fast_kernels.launching import only_named
 
     with only_named() as launches, torch.no_grad():
-        name_kernels(profile or profile_of_2b(), CUDA, dtype, classes=classes, fused=True)
+        name_kernels(profile or profile_of_2b(), CUDA, dtype, classes=classes)
     return launches
 
 
@@ -231,7 +231,7 @@ def compile_ahead() -> dict[str, Any]:
 
     utils.load_binary = load_binary
     begun = time.perf_counter()
-    with kernels_ahead(profile_of_2b(), CUDA, HALF, classes=ALONE, kernels=True, fused=True):
+    with kernels_ahead(profile_of_2b(), CUDA, HALF, classes=ALONE, kernels=True):
         run_tests()
         tested = time.perf_counter() - begun
     report = {

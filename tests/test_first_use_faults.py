@@ -92,7 +92,7 @@ def test_nothing_is_compiled_where_kernels_are_off_or_cannot_run(
     before = threading.active_count()
     place = torch.device(device)
     profile = profile_of_2b()
-    with kernels_ahead(profile, place, HALF, classes=ALONE, kernels=kernels, fused=True):
+    with kernels_ahead(profile, place, HALF, classes=ALONE, kernels=kernels):
         assert threading.active_count() == before
 
 

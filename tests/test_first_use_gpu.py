@@ -171,7 +171,7 @@ def started(device: torch.device, *, kernels: bool) -> tuple[Ops, tuple[float, f
 
     warnings.simplefilter("error", RuntimeWarning)  # what falls back warns
     began = time.perf_counter()
-    with kernels_ahead(profile_of_2b(), device, HALF, classes=ALONE, kernels=kernels, fused=True):
+    with kernels_ahead(profile_of_2b(), device, HALF, classes=ALONE, kernels=kernels):
         ops = Ops.select(device, HALF, kernels=True, classes=ALONE)
         tested = time.perf_counter() - began
     return ops, (tested, time.perf_counter() - began)

@@ -45,15 +45,20 @@ def given(shape: tuple[int, ...], dtype: torch.dtype, history: int = 2) -> dict[
 
 
 def run(one: dict[str, Any], **changes: Any) -> Any:
-    return rms_silu(*(one | changes).values(), keep_total=True)
+    options = {name: changes.pop(name) for name in ("border", "out") if name in changes}
+    return rms_silu(*(one | changes).values(), keep_total=True, **options)
 
 
-def poisoned(x: torch.Tensor) -> Assembled:
+def poisoned(x: torch.Tensor, history: int = 2, border: int = 0) -> Assembled:
     """Outputs of NaN: what nobody writes shows."""
-    batch, frames, *rest = x.shape
+    batch, frames, height, *rest = x.shape
     total, padded, kept = (
-        torch.full((batch, length, *rest), math.nan, dtype=x.dtype, device=DEVICE)
-        for length in (frames, frames + 2, 2)
+        torch.full((batch, length, rows, *rest), math.nan, dtype=x.dtype, device=DEVICE)
+        for length, rows in (
+            (frames, height),
+            (frames + history, height + 2 * border),
+            (history, height),
+        )
     )
     return Assembled(total, padded, kept)
 
@@ -123,6 +128,40 @@ def test_last_frames_go_where_they_are_wanted(frames: int) -> None:
         torch.testing.assert_close(place, fresh)
     with pytest.raises(ValueError, match="read while it is written"):
         rms_silu(*one.values(), keep_total=False, kept_BTHWC=one["earlier"])
+
+
+@pytest.mark.parametrize("border", [1, 3])
+@pytest.mark.parametrize("history", [0, 1, 2])
+@pytest.mark.parametrize(
+    "shape", [*SHAPES.values(), (2, 1, 70, 7, 24)], ids=[*SHAPES, "ragged_programs"]
+)
+def test_a_border_stays_as_it_was_around_the_same_rows(
+    shape: tuple[int, ...], history: int, border: int
+) -> None:
+    one = given(shape, torch.float32, history)
+    plain = run(one)
+    out = poisoned(one["x"], history, border)
+    room = torch.full((out.padded.numel() + 8192,), math.nan, device=DEVICE)
+    out = out._replace(padded=room[4096:-4096].view(out.padded.shape))
+    total, padded, kept = run(one, border=border, out=out)
+    assert torch.equal(total, plain.total)
+    assert torch.equal(kept, plain.kept)
+    assert torch.equal(padded[:, :, border:-border], plain.padded)
+    for untouched in (padded[:, :, :border], padded[:, :, -border:], room[:4096], room[-4096:]):
+        assert untouched.isnan().all()
+    beginning = run(one, earlier=None, border=border)
+    assert torch.equal(beginning.padded[:, :, border:-border], run(one, earlier=None).padded)
+    assert beginning.padded.is_contiguous()
+    by_torch = reference.rms_silu(*one.values(), keep_total=True, border=border)
+    for found, expected in zip(by_torch, (total, padded, kept), strict=True):
+        assert found is not None
+        inside = slice(border, -border) if found.shape == padded.shape else slice(None)
+        torch.testing.assert_close(found[:, :, inside], expected[:, :, inside])
+
+
+def test_refuses_a_border_of_less_than_nothing() -> None:
+    with pytest.raises(ValueError, match="border = -1"):
+        run(given((1, 1, 2, 2, 24), torch.float32), border=-1)
 
 
 def test_a_vector_of_zeros_stays_finite() -> None:

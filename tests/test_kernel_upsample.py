@@ -69,6 +69,26 @@ def test_more_positions_than_one_program_holds(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(upsample(x, None, in_time=True), whole)
 
 
+@pytest.mark.usefixtures("_empty_is_nan")
+@pytest.mark.parametrize("border", [1, 2])
+@pytest.mark.parametrize("in_time", [False, True], ids=["pictures", "pairs"])
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (2, 2, 9, 7, 24)], ids=[*SHAPES, "ragged"])
+def test_a_border_is_left_around_the_same_rows(
+    shape: tuple[int, ...], in_time: bool, border: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, bias = torch.randn(shape, device=DEVICE), torch.randn(shape[4], device=DEVICE)
+    whole = upsample(x, bias, in_time=in_time)
+    monkeypatch.setattr(module, "_TILE", 512)
+    for double in (upsample, reference.upsample):
+        wide = double(x, bias, in_time=in_time, border=border)
+        assert wide.is_contiguous()
+        assert torch.equal(wide[:, :, border:-border], whole)
+        for untouched in (wide[:, :, :border], wide[:, :, -border:]):
+            assert untouched.isnan().all()
+    with pytest.raises(ValueError, match="border = -1"):
+        upsample(x, bias, in_time=in_time, border=-1)
+
+
 def test_empty_input_gives_empty_output() -> None:
     x = torch.zeros(1, 0, 3, 4, 24, device=DEVICE)
     assert upsample(x, None, in_time=False).shape == (1, 0, 6, 8, 24)

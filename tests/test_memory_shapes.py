@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from cosmos_fast.config import DiTConfig, VAEConfig
-from cosmos_fast.memory.footprint import peak_bytes
+from cosmos_fast.memory.activations import _METERED, Activations, decode_requests
+from cosmos_fast.memory.footprint import peak_bytes, trace
 from cosmos_fast.memory.models import SLOWDOWNS
 from cosmos_fast.model.cuts import Cut
 from cosmos_fast.model.dit import DiT
 from cosmos_fast.model.ops import Ops
+from cosmos_fast.model.pixels import to_pixels
 from cosmos_fast.model.vae import VAE
+from cosmos_fast.model.vae_fused import FusedDecoder
+from cosmos_fast.parallel.shards import cut
 from cosmos_fast.types import TokenLayout
 
 if TYPE_CHECKING:
@@ -86,6 +91,64 @@ def test_decoding_frame_by_frame_needs_less() -> None:
         for one in (False, True)
     )
     assert single < 0.65 * plain
+
+
+class Metered:
+    """A stripe of rows that allocates what ranks do, and moves nothing."""
+
+    def __init__(self, rows: int, ranks: int, rank: int) -> None:
+        self.own = cut(rows, ranks)[rank]
+        self._neighbours = len({rank - 1, rank + 1} & set(range(ranks)))
+        self._rows, self._ranks = rows, ranks
+
+    def border(self, x_BTHWC: torch.Tensor) -> None:
+        sent = torch.stack([x_BTHWC[:, :, 1]] * self._neighbours)
+        torch.empty_like(sent)
+
+    def called(self, *_: object) -> Any:
+        raise NotImplementedError("the fused decoder calls no layer")
+
+    def gathered(self, pixels: torch.Tensor) -> torch.Tensor:
+        count, height, width, channels = pixels.shape
+        sent = pixels.transpose(0, 1).contiguous().flatten().repeat(self._ranks)
+        rows = height // len(self.own) * self._rows
+        received = sent.new_empty((rows, count, width, channels))
+        return received.transpose(0, 1).contiguous()
+
+
+@pytest.mark.parametrize("frame_by_frame", [False, True])
+@pytest.mark.parametrize("rows", [(2, 2), (3, 40), (5, 200), (54, 96)], ids=str)
+def test_a_stripe_takes_no_more_than_is_planned_for_the_whole(
+    rows: tuple[int, int], frame_by_frame: bool
+) -> None:
+    """Whatever the ranks, a plan counts the decoder as if there were one."""
+    with torch.device("meta"):
+        vae = VAE(VAEConfig()).to(torch.bfloat16).requires_grad_(False)
+    size = (3, *rows)
+    planned = Activations(
+        lambda: decode_requests(vae, size, fused=True, frame_by_frame=frame_by_frame)
+    )
+
+    def striped(stripe: Metered) -> None:
+        latents = torch.empty((1, 16, *size), dtype=torch.bfloat16, device="meta")
+        decoder = FusedDecoder(
+            vae.decoder,
+            vae.post_quant_conv,
+            _METERED,
+            frame_by_frame=frame_by_frame,
+            stripe=stripe,
+        )
+        for chunk in latents.split(1, dim=2):
+            stripe.gathered(to_pixels(decoder.chunk(chunk)))
+
+    for ranks in (2, 3, 8):
+        if ranks > rows[0]:
+            continue
+        for rank in (0, ranks // 2):  # the longest stripe; one between two others
+            stripe = Metered(rows[0], ranks, rank)
+            taken = Activations(partial(trace, partial(striped, stripe)))
+            assert taken.tensors < planned.tensors, (ranks, rank)
+            assert taken.heap.total <= planned.heap.total, (ranks, rank)
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])

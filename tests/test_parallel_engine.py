@@ -251,6 +251,24 @@ def test_the_report_names_the_backend_of_a_lent_group(world: Path, tmp_path: Pat
         assert told["backend"] == OneCard.name()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fuses", [[0, 1], [1]], ids=["both", "one"])
+def test_ranks_fuse_the_decoder_where_all_of_them_can(
+    fuses: list[int], world: Path, alone: Mapping[str, cf.Clip], tmp_path: Path
+) -> None:
+    case = next(case for case in CASES if case["name"] == "no guidance")
+    job = {"world": str(world), "out": str(tmp_path), "cases": [case], "fuses": fuses}
+    together = len(fuses) == 2
+    for made in run(2, job):
+        found = made[case["name"]]
+        assert (found["passes"] > 0) == together
+        apart = (found["frames"].int() - alone[case["name"]].frames.to("pt").int()).abs()
+        assert apart.max() <= 1
+        assert (apart > 0).float().mean() < 1e-3
+        backends = json.loads(found["report"])["backends"]
+        assert backends["rms_silu"] == backends["upsample"] == ("counted" if together else "torch")
+
+
 FAULTS: Final[tuple[dict[str, Any], ...]] = (
     {"name": "no such picture", "given": 0},
     {"name": "other arguments", "rank": 2, "guidance_here": 3.0},
@@ -314,22 +332,27 @@ def test_what_the_first_rank_s_guardrail_says_holds_for_all(world: Path, tmp_pat
 
 
 def run(
-    size: int, job: dict[str, Any], ends: list[int] | None = None, patience: float = 300
+    size: int,
+    job: dict[str, Any],
+    ends: list[int] | None = None,
+    patience: float = 300,
+    program: str = "rank_process.py",
 ) -> list[dict[str, Any]]:
     """What each rank that ended well made of the job.
 
     Args:
         ends: the exit code of each rank; None: all well.
         patience: seconds that a rank may take.
+        program: of one rank or several, beside this file.
     """
     ends = ends or [0] * size
     store = serve_store(size)
-    program = [sys.executable, str(Path(__file__).with_name("rank_process.py")), str(store.port)]
+    command = [sys.executable, str(Path(__file__).with_name(program)), str(store.port)]
     # Forks of one process, which imports torch once; what may have touched a GPU does not fork.
     together = "device" not in job
     ranks = list(map(str, range(size)))
     started = [
-        subprocess.Popen([*program, each, str(size), json.dumps(job)], start_new_session=True)
+        subprocess.Popen([*command, each, str(size), json.dumps(job)], start_new_session=True)
         for each in ([",".join(ranks)] if together else ranks)
     ]
     try:

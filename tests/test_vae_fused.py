@@ -16,7 +16,8 @@ from cosmos_fast.model.vae import VAE
 from cosmos_fast.model.vae_fused import FusedDecoder
 from cosmos_fast.model.vae_layers import FrameAttention, Past
 from cosmos_fast.types import TEMPORAL_STRIDE
-from test_vae import network, relative_error
+from random_vae import network
+from test_vae import relative_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -144,13 +144,15 @@ def rms_silu(
     *,
     keep_total: bool,
     kept_BTHWC: torch.Tensor | None = None,
+    border: int = 0,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """The end of one causal convolution and the way into the next.
 
     The sum x + bias + residual + its bias, rounded; of that the SiLU of each position's channel
     vector, scaled to length √C and by gamma (or the sum itself, where gamma is None), behind the
     ``history`` frames before it (zeros where ``earlier`` is None); and the last frames of that, in
-    ``kept`` where it is given.
+    ``kept`` where it is given. With a ``border``, so many rows above and below each assembled frame
+    are room for who knows them: nobody has written there.
     """
     total = x_BTHWC.float()
     for addend in (bias_C, residual_bias_C, residual_BTHWC):
@@ -166,11 +168,14 @@ def rms_silu(
     padded = torch.cat((earlier_BTHWC, value), dim=1)
     last = padded[:, padded.shape[1] - history :]
     kept = last.clone() if kept_BTHWC is None else kept_BTHWC.copy_(last)
-    return total if keep_total else None, padded, kept
+    return total if keep_total else None, _bordered(padded, border), kept
 
 
-def upsample(x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: bool) -> torch.Tensor:
-    """Every position four times, 2 x 2, with ``bias`` added before.
+def upsample(
+    x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: bool, border: int = 0
+) -> torch.Tensor:
+    """Every position four times, 2 x 2, with ``bias`` added before, and a ``border`` around frames
+    as ``rms_silu`` has it.
 
     ``in_time``: x holds pairs, the channels of the earlier frame and then those of the later one,
     and twice as many frames come out.
@@ -179,7 +184,17 @@ def upsample(x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: boo
         x_BTHWC = (x_BTHWC.float() + bias_C.float()).to(x_BTHWC.dtype)
     if in_time:
         x_BTHWC = x_BTHWC.unflatten(4, (2, -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
-    return x_BTHWC.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    return _bordered(x_BTHWC.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3), border)
+
+
+def _bordered(x_BTHWC: torch.Tensor, border: int) -> torch.Tensor:
+    """``x`` between rows that nobody has written."""
+    if not border:
+        return x_BTHWC
+    batch, frames, height, *rest = x_BTHWC.shape
+    wide = x_BTHWC.new_empty((batch, frames, height + 2 * border, *rest))
+    wide[:, :, border : border + height] = x_BTHWC
+    return wide
 
 
 def _normed(x_BNHD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:

@@ -28,12 +28,12 @@ class Assembled(NamedTuple):
     total: torch.Tensor | None
     """(B, T, H, W, C): the sum before the norm, where it is wanted."""
     padded: torch.Tensor
-    """(B, history + T, H, W, C): input of the convolution."""
+    """(B, history + T, H + 2 * border, W, C): input of the convolution."""
     kept: torch.Tensor
     """(B, history, H, W, C): its last frames, for the next chunk."""
 
 
-@triton.jit(do_not_specialize=["positions", "frames", "follows"])
+@triton.jit(do_not_specialize=["positions", "padded_positions", "frames", "follows"])
 def _assemble_kernel(
     x_pointer,
     bias_pointer,
@@ -45,6 +45,7 @@ def _assemble_kernel(
     padded_pointer,
     kept_pointer,
     positions,
+    padded_positions,
     frames,
     follows,
     gain,
@@ -66,7 +67,8 @@ def _assemble_kernel(
     mask = (position < positions)[:, None] & in_channels[None, :]  # [P, C]
     within = position[:, None] * CHANNELS + channel[None, :]
     frame_size = positions.to(tl.int64) * CHANNELS
-    padded_frame = (batch * (HISTORY + frames) + place) * frame_size
+    padded_size = padded_positions.to(tl.int64) * CHANNELS  # of a frame with its borders
+    padded_frame = (batch * (HISTORY + frames) + place) * padded_size
     kept_frame = (batch * HISTORY + place - frames) * frame_size
 
     if place < HISTORY:
@@ -111,6 +113,7 @@ def rms_silu(
     *,
     keep_total: bool,
     kept_BTHWC: torch.Tensor | None = None,
+    border: int = 0,
     out: Assembled | None = None,
 ) -> Assembled:
     """``reference.rms_silu`` in one launch.
@@ -125,6 +128,7 @@ def rms_silu(
         keep_total: whether the sum is wanted too.
         kept_BTHWC: where the last frames go, contiguous, like ``earlier`` and not the same memory;
             None: a new tensor.
+        border: rows above and below each frame of ``padded`` that are left as they are.
         out: where to write all of it, contiguous tensors of the shapes of :class:`Assembled` and
             x's dtype. None: new ones.
 
@@ -132,9 +136,11 @@ def rms_silu(
         ValueError: shapes, dtypes, devices or strides that the kernel cannot take.
     """
     _check(x_BTHWC, gamma_C, bias_C, residual_BTHWC, residual_bias_C, earlier_BTHWC, history)
+    if border < 0:
+        raise ValueError(f"{border = }: 0 rows or more are needed")
     batch, frames, height, width, channels = x_BTHWC.shape
-    out = _made(x_BTHWC, history, keep_total, kept_BTHWC) if out is None else out
-    _check_out(x_BTHWC, history, keep_total, out)
+    out = _made(x_BTHWC, history, keep_total, kept_BTHWC, border) if out is None else out
+    _check_out(x_BTHWC, history, keep_total, border, out)
     total, padded, kept = out
     overwritten = earlier_BTHWC is not None and kept.data_ptr() == earlier_BTHWC.data_ptr()
     if overwritten and history and not x_BTHWC.is_meta:
@@ -155,9 +161,10 @@ def rms_silu(
             gamma_C,
             padded if earlier_BTHWC is None else earlier_BTHWC,
             total,
-            padded,
+            padded[:, :, border:] if border else padded,
             kept,
             positions,
+            (height + 2 * border) * width,
             frames,
             int(earlier_BTHWC is not None),  # a first chunk has the kernels of those that follow
             channels**0.5,
@@ -176,22 +183,32 @@ def rms_silu(
 
 
 def _made(
-    x_BTHWC: torch.Tensor, history: int, keep_total: bool, kept_BTHWC: torch.Tensor | None
+    x_BTHWC: torch.Tensor,
+    history: int,
+    keep_total: bool,
+    kept_BTHWC: torch.Tensor | None,
+    border: int,
 ) -> Assembled:
     batch, frames, *rest = x_BTHWC.shape
+    height, *others = rest
     return Assembled(
         torch.empty_like(x_BTHWC) if keep_total else None,
-        x_BTHWC.new_empty((batch, history + frames, *rest)),
+        x_BTHWC.new_empty((batch, history + frames, height + 2 * border, *others)),
         x_BTHWC.new_empty((batch, history, *rest)) if kept_BTHWC is None else kept_BTHWC,
     )
 
 
-def _check_out(x_BTHWC: torch.Tensor, history: int, keep_total: bool, out: Assembled) -> None:
-    batch, frames, *rest = x_BTHWC.shape
-    lengths = {"total": frames if keep_total else None, "padded": history + frames}
+def _check_out(
+    x_BTHWC: torch.Tensor, history: int, keep_total: bool, border: int, out: Assembled
+) -> None:
+    batch, frames, height, *rest = x_BTHWC.shape
+    shapes = {
+        "total": (batch, frames, height, *rest) if keep_total else None,
+        "padded": (batch, history + frames, height + 2 * border, *rest),
+        "kept": (batch, history, height, *rest),
+    }
     for name, tensor in zip(Assembled._fields, out, strict=True):
-        length = lengths.get(name, history)
-        shape = None if length is None else (batch, length, *rest)
+        shape = shapes[name]
         if (None if tensor is None else tuple(tensor.shape)) != shape:
             raise ValueError(f"out: {name} of another shape than {shape}")
         if tensor is not None and not (

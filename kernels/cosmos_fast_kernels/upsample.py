@@ -19,13 +19,14 @@ _TILE = 4096
 """Values in one program."""
 
 
-@triton.jit(do_not_specialize=["height", "width"])
+@triton.jit(do_not_specialize=["height", "width", "out_height"])
 def _upsample_kernel(
     x_pointer,
     bias_pointer,
     out_pointer,
     height,
     width,
+    out_height,
     CHANNELS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -47,7 +48,7 @@ def _upsample_kernel(
         value = value.to(tl.float32) + bias.to(tl.float32)[None, :]
     value = value.to(out_pointer.dtype.element_ty)
 
-    out_frame = (frame * PARTS + part) * (4 * positions)
+    out_frame = (frame * PARTS + part) * (out_height.to(tl.int64) * (2 * width))
     corner = out_frame + (position // width) * (4 * width) + (position % width) * 2
     for down in tl.static_range(2):
         for right in tl.static_range(2):
@@ -55,7 +56,9 @@ def _upsample_kernel(
             tl.store(out_pointer + out_row[:, None] + channel[None, :], value, mask=mask)
 
 
-def upsample(x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: bool) -> torch.Tensor:
+def upsample(
+    x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: bool, border: int = 0
+) -> torch.Tensor:
     """``reference.upsample`` in one launch.
 
     Args:
@@ -63,9 +66,10 @@ def upsample(x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: boo
             of the earlier frame first.
         bias_C: added to every position, as long as x has channels; None: nothing.
         in_time: whether twice as many frames come out.
+        border: rows above and below each frame of the result that nobody has written.
 
     Returns:
-        (B, T or 2·T, 2·H, 2·W, C), contiguous, of x's dtype.
+        (B, T or 2·T, 2·H + 2·border, 2·W, C), contiguous, of x's dtype.
 
     Raises:
         ValueError: shapes, dtypes, devices or strides that the kernel cannot take.
@@ -76,6 +80,8 @@ def upsample(x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: boo
             f"x of shape {tuple(x_BTHWC.shape)} and {x_BTHWC.dtype}: (B, T, H, W, C), C a multiple "
             f"of {parts}, in bfloat16, float16 or float32 is needed"
         )
+    if border < 0:
+        raise ValueError(f"{border = }: 0 rows or more are needed")
     if not x_BTHWC.is_contiguous():
         raise ValueError(f"x with strides {x_BTHWC.stride()}: a contiguous tensor is needed")
     if bias_C is not None and (
@@ -89,7 +95,8 @@ def upsample(x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: boo
         )
     batch, frames, height, width, wide = x_BTHWC.shape
     channels = wide // parts
-    out = x_BTHWC.new_empty((batch, parts * frames, 2 * height, 2 * width, channels))
+    out_height = 2 * (height + border)
+    out = x_BTHWC.new_empty((batch, parts * frames, out_height, 2 * width, channels))
     if x_BTHWC.numel() == 0:
         return out
     block_c = triton.next_power_of_2(channels)
@@ -100,9 +107,10 @@ def upsample(x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: boo
             (triton.cdiv(height * width, block_p), batch * frames, parts),
             x_BTHWC,
             bias_C,
-            out,
+            out[:, :, border:] if border else out,
             height,
             width,
+            out_height,
             CHANNELS=channels,
             BLOCK_C=block_c,
             BLOCK_P=block_p,

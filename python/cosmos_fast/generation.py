@@ -340,11 +340,9 @@ class Generation:
 
     def _decoded(self, latents: torch.Tensor) -> Generator[Frames]:
         vae, ranks, residence = self._parts.vae, self._ranks, self._parts.residence
-        with (
-            residence.stage("decode") as form,
-            ranks.rows(*vae.shareable, rows=latents.shape[-2]) as gathered,
-        ):
-            chunks = vae.decode_chunks(latents, frame_by_frame=form.frame_by_frame)
+        stripe = ranks.rows(latents.shape[-2])
+        with residence.stage("decode") as form:
+            chunks = vae.decode_chunks(latents, frame_by_frame=form.frame_by_frame, stripe=stripe)
             while True:
                 if self._cancel is not None and self._cancel.is_set():
                     raise Cancelled("cancelled while decoding")
@@ -352,7 +350,10 @@ class Generation:
                     chunk = next(chunks, None)
                     if chunk is None:
                         return
-                    pixels = residence.outside(gathered(to_pixels(chunk)))
+                    pixels = to_pixels(chunk)
+                    if stripe is not None:
+                        pixels = stripe.gathered(pixels)
+                    pixels = residence.outside(pixels)
                     del chunk
                 yield Frames(pixels, self._request.fps)
 

@@ -244,8 +244,6 @@ def load_parts(
         dtype,
         classes=classes,
         kernels=environment.kernels,
-        # Ranks share the decoder's rows through its modules, which the fused decoder leaves out.
-        fused=alone,
         processes=ranks.size,
     ):
         ops = Ops.select(
@@ -258,9 +256,10 @@ def load_parts(
         ops = replace(ops, attention=ranks.attention(ops.attention))
         text_dtype = _DTYPES.get(text_precision)
         text_stage = _text_stage(files, text_dtype) if residence.managed else (None, dtype)
-        fused = ops if alone else None
-        fuses = fused is not None and fused.fuses_decoder
-        first = _first_workload(files.profile, dtype, text_stage, ops, fused=fuses)
+        # Ranks that share the decoder's rows have to decode them in the same way.
+        if not all(ranks.least([ops.fuses_decoder])):
+            ops = ops.decoding_plainly()
+        first = _first_workload(files.profile, dtype, text_stage, ops, fused=ops.fuses_decoder)
         if residence.managed and not alone:
             mesh = ranks.mesh(first.branches)
             first = replace(first, split=mesh.branches, context=mesh.context)
@@ -278,7 +277,7 @@ def load_parts(
         with clock.stage("load VAE"):
             vae = _loaded(
                 residence,
-                lambda: VAE(files.profile.vae, fused),
+                lambda: VAE(files.profile.vae, ops),
                 vae_blocks,
                 lambda place: load_vae(files, _place_of(device, place), dtype, place),
                 lambda: locate_vae(files, dtype),

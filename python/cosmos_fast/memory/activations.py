@@ -251,20 +251,27 @@ def _empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> torch.Ten
 
 
 def _metered_rms_silu(
-    x: torch.Tensor, *others: Any, keep_total: bool, kept_BTHWC: torch.Tensor | None = None
+    x: torch.Tensor,
+    *others: Any,
+    keep_total: bool,
+    kept_BTHWC: torch.Tensor | None = None,
+    border: int = 0,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     history: int = others[-1]
-    padded = x.new_empty((x.shape[0], history + x.shape[1], *x.shape[2:]))
+    batch, frames, height, *rest = x.shape
+    padded = x.new_empty((batch, history + frames, height + 2 * border, *rest))
     if kept_BTHWC is None:
         kept_BTHWC = x.new_empty((x.shape[0], history, *x.shape[2:]))
     return (torch.empty_like(x) if keep_total else None), padded, kept_BTHWC
 
 
-def _metered_upsample(x: torch.Tensor, _: torch.Tensor | None, *, in_time: bool) -> torch.Tensor:
+def _metered_upsample(
+    x: torch.Tensor, _: torch.Tensor | None, *, in_time: bool, border: int = 0
+) -> torch.Tensor:
     batch, frames, height, width, channels = x.shape
     if in_time:
         frames, channels = 2 * frames, channels // 2
-    return x.new_empty((batch, frames, 2 * height, 2 * width, channels))
+    return x.new_empty((batch, frames, 2 * (height + border), 2 * width, channels))
 
 
 def _metered_attention(

@@ -41,7 +41,6 @@ def kernels_ahead(
     *,
     classes: Collection[ShapeClass],
     kernels: bool,
-    fused: bool,
     processes: int = 1,
 ) -> Iterator[None]:
     """Compiles the kernels of a clip of the profile's own size while the body runs.
@@ -54,7 +53,6 @@ def kernels_ahead(
         device, dtype: where and in what the networks run.
         classes: what attention will be asked for.
         kernels: whether any are wanted.
-        fused: whether the decoder runs between kernels.
         processes: that load the same at the same time; they share the cores.
     """
     if not kernels or device.type != "cuda" or obstacle(device, dtype):
@@ -62,7 +60,7 @@ def kernels_ahead(
         return
 
     def calls() -> None:
-        name_kernels(profile, device, dtype, classes=classes, fused=fused)
+        name_kernels(profile, device, dtype, classes=classes)
 
     with compiling(device, calls, processes=processes):
         yield
@@ -74,7 +72,6 @@ def name_kernels(
     dtype: torch.dtype,
     *,
     classes: Collection[ShapeClass],
-    fused: bool,
 ) -> None:
     """Everything that is launched from the start of an engine to the end of its first clip, for
     ``only_named``; the slowest to compile first. Arguments are those of :func:`kernels_ahead`."""
@@ -84,8 +81,7 @@ def name_kernels(
     with _Shapes():
         name_tests(ops, device, dtype, profile.dit.head_dim, classes)
         _name_block(profile.dit, ops, grid, dtype)
-        if fused:
-            _name_decoder(profile.vae, ops, grid, dtype)
+        _name_decoder(profile.vae, ops, grid, dtype)
 
 
 def _name_block(

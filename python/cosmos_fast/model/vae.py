@@ -8,6 +8,7 @@ Parameter names are those of diffusers' ``AutoencoderKLWan``.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from cosmos_fast.config import VAEConfig
     from cosmos_fast.model.ops import Ops
+    from cosmos_fast.model.stripe import Stripe
 
 
 class VAE(nn.Module):
@@ -46,12 +48,6 @@ class VAE(nn.Module):
     def dtype(self) -> torch.dtype:
         """dtype of the weights, in which everything between pixels and latents is computed."""
         return self.quant_conv.weight.dtype
-
-    @property
-    def shareable(self) -> tuple[nn.Module, tuple[nn.Module, ...]]:
-        """The last part of the decoder that mixes distant rows, and what follows it."""
-        decoder = self.decoder
-        return decoder.mid_block, (decoder.up_blocks, decoder.norm_out, decoder.conv_out)
 
     def encode(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         """Normalised posterior mean of a clip, its first frame alone and then 4 frames at a time.
@@ -81,7 +77,11 @@ class VAE(nn.Module):
         return self._normalised(self._moments(video_BCTHW, Past()))
 
     def decode_chunks(
-        self, latents_BCTHW: torch.Tensor, *, frame_by_frame: bool = False
+        self,
+        latents_BCTHW: torch.Tensor,
+        *,
+        frame_by_frame: bool = False,
+        stripe: Stripe | None = None,
     ) -> Iterator[torch.Tensor]:
         """The clip of ``latents``, frame by latent frame.
 
@@ -89,16 +89,18 @@ class VAE(nn.Module):
             latents_BCTHW: normalised, float, shape (B, 16, n + 1, h, w).
             frame_by_frame: less memory, the same numbers up to the rounding of the convolutions;
                 see :meth:`Decoder.forward`.
+            stripe: the latent rows whose pixels are wanted; None: all. Whoever computes the others
+                has these layers too, with the same ``ops`` and nobody listening elsewhere.
 
         Returns:
             An iterator that computes as it is asked, under the caller's gradient mode: float32 of
             shape (B, 3, 1, 8·h, 8·w) first, then n times (B, 3, 4, 8·h, 8·w): about -1 to 1, not
-            clamped.
+            clamped. Of a stripe, its rows.
 
         Raises:
             InputError: another shape.
         """
-        return self._decoded(self._denormalised(latents_BCTHW), frame_by_frame)
+        return self._decoded(self._denormalised(latents_BCTHW), frame_by_frame, stripe)
 
     def decode(self, latents_BCTHW: torch.Tensor) -> torch.Tensor:
         """The whole clip, made of :meth:`decode_chunks`: float32 (B, 3, 4·n + 1, 8·h, 8·w)."""
@@ -111,20 +113,30 @@ class VAE(nn.Module):
         video_BCTHW: torch.Tensor = self.decoder(z_BCTHW, past)
         return video_BCTHW.float()
 
-    def _decoded(self, z_BCTHW: torch.Tensor, frame_by_frame: bool) -> Iterator[torch.Tensor]:
+    def _decoded(
+        self, z_BCTHW: torch.Tensor, frame_by_frame: bool, stripe: Stripe | None
+    ) -> Iterator[torch.Tensor]:
         if self.ops is not None and self._fuses(self.ops, z_BCTHW):
             # It stands on this module; imported where it is used, it adds no cycle.
             from cosmos_fast.model.vae_fused import FusedDecoder
 
             fused = FusedDecoder(
-                self.decoder, self.post_quant_conv, self.ops, frame_by_frame=frame_by_frame
+                self.decoder,
+                self.post_quant_conv,
+                self.ops,
+                frame_by_frame=frame_by_frame,
+                stripe=stripe,
             )
             yield from map(fused.chunk, _chunks(z_BCTHW, step=1))
             return
-        past = Past()
+        past, decoder = Past(), self.decoder
+        following = (decoder.up_blocks, decoder.norm_out, decoder.conv_out)
         for chunk in _chunks(z_BCTHW, step=1):
-            z_chunk = self.post_quant_conv(chunk, past)
-            yield self.decoder(z_chunk, past, frame_by_frame=frame_by_frame).float()
+            shared = stripe.called(decoder.mid_block, following) if stripe else nullcontext()
+            with shared:  # but not while the caller has the chunk: another clip may be decoded
+                z_chunk = self.post_quant_conv(chunk, past)
+                y_BCTHW = decoder(z_chunk, past, frame_by_frame=frame_by_frame)
+            yield y_BCTHW.float()
 
     def _fuses(self, ops: Ops, z_BCTHW: torch.Tensor) -> bool:
         """Whether the layers may be computed without being called: nobody listens at one."""

@@ -9,6 +9,10 @@ of its own.
 Reads and writes of a level's feature tensor, convolutions aside: 5 + 3 a residual block (2 of them
 for the shortcut), and a half more for the two frames of history beside each four.
 
+Of a stripe of rows it is as many of them: what a spatial convolution reads is written with a row
+to spare above and below, which come from the neighbours (``Stripe.border``). Up to the middle
+block, whose attention mixes all rows, everything is whole.
+
 Axes: B batch, T frames, H W rows and columns, C channels.
 """
 
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cosmos_fast.model.ops import Ops
+    from cosmos_fast.model.stripe import Stripe
     from cosmos_fast.model.vae_layers import CausalConv3d, MidBlock, RMSNorm
 
 _CHANNELS_OF_PIXELS = 8
@@ -81,6 +86,7 @@ class FusedDecoder:
         ops: whose ``rms_silu`` and ``upsample`` run.
         frame_by_frame: once no block doubles frames any more, each frame goes through the rest by
             itself, on a third of the memory; see :meth:`Decoder.forward`.
+        stripe: the rows whose pixels are wanted; None: all.
     """
 
     def __init__(
@@ -90,11 +96,15 @@ class FusedDecoder:
         ops: Ops,
         *,
         frame_by_frame: bool = False,
+        stripe: Stripe | None = None,
     ) -> None:
         self._decoder = decoder
         self._post_quant_conv = post_quant_conv
         self._ops = ops
         self._frame_by_frame = frame_by_frame and decoder.timed > 0
+        self._stripe = stripe
+        self._shares = False
+        """Whether the layers have come to compute the stripe alone."""
         self._now: Unfinished | None = None
         """The features that the next layer reads."""
         self._past = Past()
@@ -106,14 +116,17 @@ class FusedDecoder:
     def chunk(self, z_BCTHW: torch.Tensor) -> torch.Tensor:
         """Pixels of one chunk of denormalised latents: float32 (B, 3, T', 8·H, 8·W).
 
-        The first chunk of a clip holds one latent frame.
+        The first chunk of a clip holds one latent frame. A stripe has H of its own.
         """
         decoder = self._decoder
         if self._histories is None:
             self._histories = self._begun(z_BCTHW)
         z_BCTHW = self._post_quant_conv(z_BCTHW, self._past)
         self._now = Unfinished(_channels_last(decoder.conv_in(z_BCTHW, self._past)))
+        self._shares = False
         self._middle(decoder.mid_block)
+        if self._stripe is not None:
+            self._cut(self._stripe.own)
         if self._frame_by_frame:
             return self._one_by_one()
         for block in decoder.up_blocks[: decoder.timed]:
@@ -143,7 +156,7 @@ class FusedDecoder:
             biases = [*_bias(layer.time_conv).chunk(2)] * self._frames.shape[1]
         pixels = []
         for frame_B1HWC, bias_C in zip(frames_BTHWC.split(1, dim=1), biases, strict=True):
-            wide_B1HWC = self._ops.upsample(frame_B1HWC.contiguous(), bias_C, in_time=False)
+            wide_B1HWC = self._doubled(frame_B1HWC.contiguous(), bias_C, in_time=False)
             self._now = self._narrowed(wide_B1HWC, layer)
             del wide_B1HWC
             pixels.append(self._pictures())
@@ -153,32 +166,33 @@ class FusedDecoder:
         """Makes whatever stays for the whole clip, before anything that comes and goes."""
         decoder = self._decoder
         batch, _, _, height, width = z_BCTHW.shape
+        of_stripe = height if self._stripe is None else len(self._stripe.own)
         shapes: dict[CausalConv3d, tuple[int, ...]] = {}
         pairs: tuple[int, ...] = ()
 
-        def history(convolution: nn.Module, scale: int) -> None:
+        def history(convolution: nn.Module, rows: int, columns: int) -> None:
             one = cast("CausalConv3d", convolution)
-            rows = (scale * height, scale * width)
-            shapes[one] = (batch, one.history, *rows, one.in_channels)
+            shapes[one] = (batch, one.history, rows, columns, one.in_channels)
 
-        blocks = [(cast("ResidualBlock", block), 1) for block in decoder.mid_block.resnets]
+        middle = cast("list[ResidualBlock]", decoder.mid_block.resnets)
+        blocks = [(block, height, width) for block in middle]
         scale, frames = 1, 1
         for level in cast("list[UpBlock]", decoder.up_blocks):
-            blocks += [(cast("ResidualBlock", block), scale) for block in level.resnets]
+            size = (scale * of_stripe, scale * width)
+            blocks += [(cast("ResidualBlock", block), *size) for block in level.resnets]
             for layer in cast("list[Upsample]", level.upsamplers):
                 self._weight(cast("nn.Conv2d", layer.resample[1]))
                 if layer.time_conv is not None:
-                    history(layer.time_conv, scale)
-                    rows = (scale * height, scale * width)
-                    pairs = (batch, frames, 2, *rows, layer.time_conv.in_channels)
+                    history(layer.time_conv, *size)
+                    pairs = (batch, frames, 2, *size, layer.time_conv.in_channels)
                     frames *= 2
                 scale *= 2
-        for block, at in blocks:
-            history(block.conv1, at)
-            history(block.conv2, at)
+        for block, *size_there in blocks:
+            history(block.conv1, *size_there)
+            history(block.conv2, *size_there)
             if block.conv_shortcut is not None:
                 self._weight(block.conv_shortcut)
-        history(decoder.conv_out, scale)
+        history(decoder.conv_out, scale * of_stripe, scale * width)
         for one in shapes:
             self._weight(one, _CHANNELS_OF_PIXELS if one is decoder.conv_out else 0)
         if self._frame_by_frame:
@@ -209,6 +223,18 @@ class FusedDecoder:
         self._now = Unfinished(_channels_last(attended_BCTHW))
         self._residual(cast("ResidualBlock", block.resnets[1]))
 
+    def _cut(self, own: range) -> None:
+        """From here on, the stripe alone."""
+        x = self._take()
+        terms = (x.x_BTHWC, x.residual_BTHWC)
+        # One frame is not copied: its rows lie together, and are read once.
+        y, residual = (
+            None if one is None else one[:, :, own.start : own.stop].contiguous() for one in terms
+        )
+        assert y is not None
+        self._now = Unfinished(y, x.bias_C, residual, x.residual_bias_C)
+        self._shares = True
+
     def _level(self, block: UpBlock) -> None:
         for layer in block.resnets:
             self._residual(cast("ResidualBlock", layer))
@@ -234,10 +260,10 @@ class FusedDecoder:
 
     def _upsampled(self, layer: Upsample) -> None:
         if layer.time_conv is None or self._past.begins(layer):
-            wide_BTHWC = self._ops.upsample(self._finished(self._take()), None, in_time=False)
+            wide_BTHWC = self._doubled(self._finished(self._take()), None, in_time=False)
         else:
             pairs_BTHWC = self._paired(layer.time_conv)
-            wide_BTHWC = self._ops.upsample(pairs_BTHWC, _bias(layer.time_conv), in_time=True)
+            wide_BTHWC = self._doubled(pairs_BTHWC, _bias(layer.time_conv), in_time=True)
             del pairs_BTHWC
         self._now = self._narrowed(wide_BTHWC, layer)
 
@@ -246,11 +272,26 @@ class FusedDecoder:
         padded, _ = self._assembled(self._take(), None, time_conv, keep_total=False)
         return self._convolved(padded, time_conv)
 
+    def _doubled(
+        self, x_BTHWC: torch.Tensor, bias_C: torch.Tensor | None, *, in_time: bool
+    ) -> torch.Tensor:
+        """Rows and columns twice, and frames ``in_time``, for a spatial convolution to read."""
+        wide_BTHWC = self._ops.upsample(
+            x_BTHWC, bias_C, in_time=in_time, border=1 if self._shares else 0
+        )
+        return self._bordered(wide_BTHWC) if self._shares else wide_BTHWC
+
+    def _bordered(self, x_BTHWC: torch.Tensor) -> torch.Tensor:
+        assert self._stripe is not None
+        self._stripe.border(x_BTHWC)
+        return x_BTHWC
+
     def _narrowed(self, wide_BTHWC: torch.Tensor, layer: Upsample) -> Unfinished:
         """Half the channels of every picture."""
         convolution = cast("nn.Conv2d", layer.resample[1])
         pictures_FCHW = wide_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)
-        y_FCHW = F.conv2d(pictures_FCHW, self._weight(convolution), padding=1)
+        padding = (0 if self._shares else 1, 1)
+        y_FCHW = F.conv2d(pictures_FCHW, self._weight(convolution), padding=padding)
         y_BTHWC = y_FCHW.permute(0, 2, 3, 1).contiguous().unflatten(0, wide_BTHWC.shape[:2])
         return Unfinished(y_BTHWC, _bias(convolution))
 
@@ -263,6 +304,7 @@ class FusedDecoder:
         self, x: Unfinished, norm: RMSNorm | None, convolution: CausalConv3d, *, keep_total: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The input of ``convolution``, and the sum before the norm."""
+        border = self._border(convolution)
         gamma_C = None if norm is None else norm.gamma.flatten()
         assert self._histories is not None
         earlier, kept = self._histories.turn(convolution)
@@ -274,15 +316,22 @@ class FusedDecoder:
             convolution.history,
             keep_total=keep_total,
             kept_BTHWC=kept,
+            border=border,
         )
-        return padded, total
+        return self._bordered(padded) if border else padded, total
+
+    def _border(self, convolution: CausalConv3d) -> int:
+        """Rows of the neighbours at either end that ``convolution`` reads."""
+        return convolution.kernel_size[1] // 2 if self._shares else 0
 
     def _convolved(
         self, padded_BTHWC: torch.Tensor, convolution: CausalConv3d, out_channels: int = 0
     ) -> torch.Tensor:
         """Without the bias; ``out_channels`` above its own come out as zeros."""
         weight = self._weight(convolution, out_channels)
-        y_BCTHW = F.conv3d(padded_BTHWC.permute(0, 4, 1, 2, 3), weight, padding=convolution.padding)
+        in_time, above, left = cast("tuple[int, int, int]", convolution.padding)
+        padding = (in_time, above - self._border(convolution), left)
+        y_BCTHW = F.conv3d(padded_BTHWC.permute(0, 4, 1, 2, 3), weight, padding=padding)
         return _channels_last(y_BCTHW)
 
     def _weight(self, convolution: nn.Module, out_channels: int = 0) -> torch.Tensor:

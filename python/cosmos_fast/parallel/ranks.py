@@ -18,13 +18,11 @@ from cosmos_fast.parallel.cancelling import SharedCancel
 from cosmos_fast.parallel.exchange import Exchange, backend_of
 from cosmos_fast.parallel.failures import as_told, telling
 from cosmos_fast.parallel.shards import Mesh, Shards
-from cosmos_fast.parallel.stripes import striped
+from cosmos_fast.parallel.stripes import SharedRows
 from cosmos_fast.parallel.watch import Watch, meet
 from cosmos_fast.types import TokenLayout
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from cosmos_fast.parallel.attention import Inner
     from cosmos_fast.parallel.cancelling import CancelToken
 
@@ -304,16 +302,11 @@ class Ranks:
         """A token that is set on every rank at the same question, once it is set on one."""
         return own if self.size == 1 else SharedCancel(own, self._exchange)
 
-    @contextmanager
-    def rows(
-        self, whole: nn.Module, shared: Sequence[nn.Module], rows: int
-    ) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-        """In the block ``shared`` computes a stripe of rows; see :func:`striped`."""
+    def rows(self, rows: int) -> SharedRows | None:
+        """Those of so many latent rows that this rank decodes; None: all of them, as every rank."""
         if self.size == 1 or rows < self.size:
-            yield lambda pixels: pixels
-            return
-        with striped(self._exchange, whole, shared, rows) as gather:
-            yield gather
+            return None
+        return SharedRows(self._exchange, rows)
 
     def account(self, seconds: float) -> dict[str, Any]:
         """What the report says of the ranks; empty for one.

@@ -2,7 +2,13 @@
 
 Every convolution that looks at rows above and below is given the neighbours' nearest rows, so that
 each row is computed from what it is computed from on one device. Nothing is computed twice, and
-nothing is approximated: the causal memory of a layer holds the stripe and its borders.
+nothing is approximated.
+
+Between kernels (``model/vae_fused.py``) that is one exchange a convolution, of the first and the
+last row of every frame that it reads, and three launches beside it: what is sent, and what arrives
+or is zero at either end. The 2B's decoder has 28 such convolutions a latent frame; at 432 x 768
+each rank sends 18.7 MB for them to each neighbour. The plain decoder copies what a convolution
+reads, and its result, once more; there the causal memory holds the borders too.
 """
 
 from __future__ import annotations
@@ -17,97 +23,106 @@ from cosmos_fast.errors import CosmosFastError
 from cosmos_fast.parallel.shards import cut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from cosmos_fast.parallel.exchange import Exchange
 
 
-@contextmanager
-def striped(
-    exchange: Exchange, whole: nn.Module, shared: Iterable[nn.Module], rows: int
-) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-    """In the block, each rank computes a stripe of rows of what ``shared`` computes.
+class SharedRows:
+    """The :class:`~cosmos_fast.model.stripe.Stripe` of one rank, and the way back to pictures."""
 
-    Args:
-        whole: the last module that every rank computes in full; its output, of ``rows`` rows in
-            the last axis but one, is cut.
-        shared: what follows it. Rows may only be mixed by convolutions of odd height and stride 1.
-        rows: at least as many as ranks.
-
-    Returns:
-        ``gather(pixels)``: a stripe of shape (n, rows, W, C) to the whole picture, on every rank.
-    """
-    stripes = cut(rows, exchange.size)
-    own = stripes[exchange.rank]
-    borders = _Borders(exchange)
-    handles = [whole.register_forward_hook(lambda _, __, y: y[..., own.start : own.stop, :])]
-    for module in shared:
-        for layer in module.modules():
-            if isinstance(layer, nn.Conv2d | nn.Conv3d) and layer.kernel_size[-2] > 1:
-                reach = layer.kernel_size[-2] // 2
-                handles.append(layer.register_forward_pre_hook(borders.adding(reach)))
-                handles.append(layer.register_forward_hook(borders.removing(reach)))
-
-    def gather(stripe: torch.Tensor) -> torch.Tensor:
-        borders.check()
-        count, _, width, channels = stripe.shape
-        scale = stripe.shape[1] // len(own)
-        by_row = stripe.transpose(0, 1).contiguous()
-        each = scale * count * width * channels
-        received = exchange.to_all(by_row, [len(stripe) * each for stripe in stripes]).wait()
-        return received.view(rows * scale, count, width, channels).transpose(0, 1).contiguous()
-
-    try:
-        yield gather
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _Borders:
-    """Hooks around a convolution: rows of the neighbours before it, none of them after it."""
-
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, rows: int) -> None:
+        """
+        Args:
+            rows: of the latents; at least as many as ranks.
+        """
         self._exchange = exchange
-        self._count = 0
+        self._rows = rows
+        self._stripes = cut(rows, exchange.size)
+        around = (exchange.rank - 1, exchange.rank + 1)
+        self._neighbours = [rank for rank in around if 0 <= rank < exchange.size]
+        self._bordered_since = 0
+        """Inputs of convolutions that got borders since pixels were put together."""
 
-    def check(self) -> None:
-        """
+    @property
+    def own(self) -> range:
+        return self._stripes[self._exchange.rank]
+
+    def border(self, x_BTHWC: torch.Tensor) -> None:
+        self._bordered(x_BTHWC, dim=2, reach=1)
+
+    @contextmanager
+    def called(self, whole: nn.Module, shared: Sequence[nn.Module]) -> Iterator[None]:
+        own = self.own
+        handles = [whole.register_forward_hook(lambda _, __, y: y[..., own.start : own.stop, :])]
+        for module in shared:
+            for layer in module.modules():
+                if isinstance(layer, nn.Conv2d | nn.Conv3d) and layer.kernel_size[-2] > 1:
+                    reach = layer.kernel_size[-2] // 2
+                    handles.append(layer.register_forward_pre_hook(self._adding(reach)))
+                    handles.append(layer.register_forward_hook(_removing(reach)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def gathered(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Whole pictures on every rank, of stripes (n, rows, W, C).
+
         Raises:
-            CosmosFastError: layers ran without their hooks: the seams would be visible.
+            CosmosFastError: they were made without borders: the seams would be visible.
         """
-        if self._count == 0:
+        if not self._bordered_since:
             raise CosmosFastError(
-                "a decoder whose layers are not called as modules cannot be shared by ranks"
+                "a decoder that neither takes a stripe nor calls its layers as modules cannot be "
+                "shared by ranks"
             )
-        self._count = 0
+        self._bordered_since = 0
+        count, _, width, channels = pixels.shape
+        scale = pixels.shape[1] // len(self.own)
+        by_row = pixels.transpose(0, 1).contiguous()
+        each = scale * count * width * channels
+        counts = [len(stripe) * each for stripe in self._stripes]
+        received = self._exchange.to_all(by_row, counts).wait()
+        by_row = received.view(self._rows * scale, count, width, channels)
+        return by_row.transpose(0, 1).contiguous()
 
-    def adding(self, reach: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def _adding(self, reach: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
         def hook(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            self._count += 1
-            return self._bordered(arguments[0], reach), *arguments[1:]
+            x, *others = arguments
+            *before, height, width = x.shape
+            wide = x.new_empty((*before, height + 2 * reach, width))
+            wide[..., reach:-reach, :] = x
+            self._bordered(wide, dim=wide.ndim - 2, reach=reach)
+            return wide, *others
 
         return hook
 
-    def removing(self, reach: int) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
-        """The convolution pads with zeros; rows that saw them are the neighbours' to compute."""
-        return lambda _, __, y: y[..., reach:-reach, :]
+    def _bordered(self, x: torch.Tensor, dim: int, reach: int) -> None:
+        """Writes ``reach`` rows of the neighbours at either end of axis ``dim``, zeros beyond the
+        picture."""
+        exchange, neighbours = self._exchange, self._neighbours
+        inside = x.narrow(dim, reach, x.shape[dim] - 2 * reach)
+        ends = {
+            exchange.rank - 1: (inside.narrow(dim, 0, reach), x.narrow(dim, 0, reach)),
+            exchange.rank + 1: (
+                inside.narrow(dim, inside.shape[dim] - reach, reach),
+                x.narrow(dim, x.shape[dim] - reach, reach),
+            ),
+        }
+        sent = torch.stack([ends[rank][0] for rank in neighbours])
+        size = sent[0].numel()
+        counts = [size if rank in neighbours else 0 for rank in range(exchange.size)]
+        pending = exchange.start(sent, counts, counts)
+        for rank, (_, outer) in ends.items():
+            if rank not in neighbours:
+                outer.zero_()
+        for rank, rows in zip(neighbours, pending.wait().view(sent.shape), strict=True):
+            ends[rank][1].copy_(rows)
+        self._bordered_since += 1
 
-    def _bordered(self, x: torch.Tensor, reach: int) -> torch.Tensor:
-        """``x`` with ``reach`` rows of the neighbours at either end; zeros beyond the picture."""
-        exchange = self._exchange
-        above, below = x[..., :reach, :], x[..., -reach:, :]
-        up, down = exchange.rank - 1, exchange.rank + 1
-        neighbours = [rank for rank in (up, down) if 0 <= rank < exchange.size]
-        sent = torch.cat([(above if rank == up else below).reshape(-1) for rank in neighbours])
-        counts = [above.numel() if rank in neighbours else 0 for rank in range(exchange.size)]
-        arrived = iter(exchange.start(sent, counts, counts).wait().split(above.numel()))
-        zeros = torch.zeros_like(above)
-        return torch.cat(
-            [
-                next(arrived).view(above.shape) if up in neighbours else zeros,
-                x,
-                next(arrived).view(above.shape) if down in neighbours else zeros,
-            ],
-            dim=-2,
-        )
+
+def _removing(reach: int) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
+    """The convolution pads with zeros; rows that saw them are the neighbours' to compute."""
+    return lambda _, __, y: y[..., reach:-reach, :]

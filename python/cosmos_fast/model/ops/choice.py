@@ -101,10 +101,10 @@ class Ops:
     LayerNorm, modulated); y may be overwritten too"""
     rms_silu: RmsSilu = reference.rms_silu
     """(x_BTHWC, gamma_C, bias_C, residual_BTHWC, residual_bias_C, earlier_BTHWC, history,
-    keep_total=..., kept_BTHWC=...) -> (sum or None, padded, kept); every tensor but x may be
-    None"""
+    keep_total=..., kept_BTHWC=..., border=0) -> (sum or None, padded, kept); every tensor but x may
+    be None"""
     upsample: Upsample = reference.upsample
-    """(x_BTHWC, bias_C or None, in_time=...) -> twice as many rows and columns"""
+    """(x_BTHWC, bias_C or None, in_time=..., border=0) -> twice as many rows and columns"""
     attention: Attention = torch_attention
     """(q_BSHD, k_BSHD, v_BSHD, spec) -> Attended"""
     product: Product = no_product
@@ -186,6 +186,11 @@ class Ops:
         """Whether the VAE's decoder has a kernel to run between; whatever ``names`` says, which is
         for people."""
         return self.rms_silu is not reference.rms_silu
+
+    def decoding_plainly(self) -> Ops:
+        """The same, but for the VAE's decoder, which is left to torch."""
+        names = {**self.names, "rms_silu": "torch", "upsample": "torch"}
+        return replace(self, rms_silu=reference.rms_silu, upsample=reference.upsample, names=names)
 
     @property
     def multiplies(self) -> bool:
