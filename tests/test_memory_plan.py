@@ -170,11 +170,12 @@ def test_report_forms(large: Plan) -> None:
 
 def test_the_summary_has_what_was_taken_beside_what_was_planned(large: Plan) -> None:
     seen = large.compared({"denoise": 1.0}, Taken(peak=10 * GIB, beside_torch=GIB))
-    planned = f"{large.peak_bytes / GIB:.2f} GiB planned"
-    assert seen["summary"].startswith(f"{planned} and 10.00 GiB taken of 12.00 GiB, streams ")
+    planned = f"{large.peak_bytes / GIB:.2f} GiB planned of 12.00 GiB, "
+    taken = "10.00 GiB taken by the process in this call, "
+    assert seen["summary"].startswith(f"{planned}{taken}streams ")
     assert seen["measured_peak_bytes"] == 10 * GIB
     unseen = large.compared({}, None)
-    assert unseen["summary"].startswith(f"{planned} of 12.00 GiB, streams ")
+    assert unseen["summary"].startswith(f"{planned}streams ")
 
 
 def test_more_memory_is_not_slower_and_resident_is_fastest() -> None:

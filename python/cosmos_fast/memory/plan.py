@@ -79,7 +79,7 @@ class Plan(Schedule):
 
         Args:
             seconds: measured, of stages by name.
-            taken: of the device; None: not known.
+            taken: of the device, by this process during this call; None: not known.
         """
         streamed = ", ".join(
             f"{stage.streamed} of {len(stage.blocks)} blocks of {stage.component}"
@@ -90,9 +90,9 @@ class Plan(Schedule):
             f"{stage.name} in {stage.shape}" for stage in self.stages if stage.shape != "whole"
         )
         moves = f"streams {streamed}" if streamed else "streams nothing"
-        seen = "" if taken is None else f" and {gib(taken.peak)} taken"
+        seen = "" if taken is None else f", {gib(taken.peak)} taken by the process in this call"
         return {
-            "summary": f"{gib(self.peak_bytes)} planned{seen} of {gib(self.budget_bytes)}, {moves}"
+            "summary": f"{gib(self.peak_bytes)} planned of {gib(self.budget_bytes)}{seen}, {moves}"
             + (f"; {shapes}" if shapes else ""),
             "budget_bytes": self.budget_bytes,
             "reserved_bytes": self.reserved_bytes,
