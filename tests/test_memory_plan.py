@@ -16,18 +16,20 @@ from cosmos_fast.config import Profile
 from cosmos_fast.errors import InputError, MemoryPlanError
 from cosmos_fast.memory import CARDS, Budget, Plan, footprint, plan
 from cosmos_fast.memory import activations as requests_of_stages
-from cosmos_fast.memory.budget import parse_amount
+from cosmos_fast.memory.budget import Memory, parse_amount
 from cosmos_fast.memory.footprint import peak_bytes
 from cosmos_fast.memory.models import (
     _TEXT_OPENING_SECONDS,
     _TEXT_SECONDS,
     SLOWDOWNS,
+    T5_11B,
     Workload,
     dit_bytes,
     stages,
 )
 from cosmos_fast.memory.plan import solve
 from cosmos_fast.memory.request import GIB, MIB, Block, Link, Machine, Request, Shape, Stage
+from cosmos_fast.memory.residence import Residence
 from cosmos_fast.memory.room import Taken
 from cosmos_fast.model.attention import Attended
 from cosmos_fast.model.cuts import Cut
@@ -226,6 +228,34 @@ def test_a_refusal_names_what_would_do_and_carries_its_plan(budget: Budget, need
         _plan(SMALL, Budget(smallest.smallest_bytes - 1))
 
 
+@pytest.mark.parametrize(
+    ("memory", "gpu"),
+    [
+        pytest.param("130GiB", "h200", id="all fits"),
+        pytest.param(Budget(host="4GiB"), "h200", id="all fits, little RAM"),
+        pytest.param(Budget("8GiB", "12GiB"), "rtx4080", id="streams"),
+    ],
+)
+def test_a_plan_is_the_one_that_an_engine_follows(memory: Memory, gpu: str) -> None:
+    told = plan(SMALL, memory=memory, gpu=gpu, size=(432, 768), num_frames=81)
+    card = CARDS[gpu]
+    profile = replace(_profile(SMALL), name=told.model)
+    workload = replace(
+        _workload(SMALL), profile=profile, fused=True, products=card.products, text=T5_11B
+    )
+    followed = Residence(torch.device("cpu"), memory, card=card).prepare(workload)
+    assert followed is not None
+    numbers = ("kept_bytes", "peak_bytes", "host_bytes", "pinned_bytes", "seconds", "sources")
+    assert {n: getattr(told, n) for n in numbers} == {n: getattr(followed, n) for n in numbers}
+
+
+def test_where_all_stays_on_the_device_the_host_holds_nothing_until_it_sleeps() -> None:
+    kept, streaming = _plan(SMALL, "auto"), _plan(SMALL, "8GiB")
+    assert kept.pinned_bytes == 0
+    assert "0.00 GiB pinned weights (12.94 GiB more to sleep)" in kept.table()
+    assert "more to sleep" not in streaming.table()
+
+
 def test_planning_is_deterministic() -> None:
     assert _plan(LARGE, "8GiB").as_dict() == _plan(LARGE, "8GiB").as_dict()
 
@@ -282,6 +312,13 @@ def test_amounts(text: str, amount: int) -> None:
         pytest.param({"host_memory": 1 << 70}, "below 64 TiB", id="host beyond all"),
         pytest.param({"reserved": "some"}, "reserved = 'some'", id="reserved"),
         pytest.param({"reserved": -1}, "reserved = -1", id="reserved below zero"),
+        pytest.param({"reserved": 1 << 60}, f"reserved = {1 << 60}", id="reserved beyond all"),
+        pytest.param({"memory": "9" * 400}, "memory = '999", id="more than floats hold"),
+        pytest.param({"memory": -1}, "memory = -1", id="less than nothing"),
+        pytest.param({"size": (432, 768, 3)}, r"size = \(432, 768, 3\)", id="three sides"),
+        pytest.param({"size": (432.5, 768)}, "two whole numbers", id="part of a pixel"),
+        pytest.param({"num_frames": 4001}, "128 latent frames, 509 frames", id="frames beyond"),
+        pytest.param({"guidance": float("nan")}, "a finite number", id="guidance"),
         pytest.param({"text_dtype": "fp8"}, "bfloat16, float32, none", id="text dtype"),
         pytest.param({"num_steps": 0}, "at least one step", id="steps"),
         pytest.param({"num_frames": 0}, "0 frames cannot be made", id="no frames"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,8 +193,15 @@ class Profile:
 
 
 def round_size(size: tuple[int, int]) -> Size:
-    """``size`` (height, width) rounded up to multiples of 16, as the reference does."""
-    height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in size)
+    """``size`` (height, width) rounded up to multiples of 16, as the reference does.
+
+    Raises:
+        InputError: not two whole numbers.
+    """
+    try:
+        height, width = (-(-operator.index(side) // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in size)
+    except (TypeError, ValueError):
+        raise InputError(f"{size = }: two whole numbers, (height, width), are needed") from None
     return Size(height, width)
 
 

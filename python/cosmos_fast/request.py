@@ -200,10 +200,9 @@ def _checked_prompt(name: str, prompt: object) -> Prompt:
 def _checked_size(profile: Profile, size: tuple[int, int] | None, notes: list[str]) -> Size:
     if size is None:
         return profile.size
-    height, width = (_whole("size", side) for side in size)
-    rounded = round_size((height, width))
-    if rounded != (height, width):
-        notes.append(f"size {Size(height, width)} was rounded up to {rounded}, multiples of 16")
+    rounded = round_size(size)
+    if rounded != tuple(size):
+        notes.append(f"size {Size(*size)} was rounded up to {rounded}, multiples of 16")
     check_size(rounded, profile.dit)
     return rounded
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,13 +144,24 @@ class Plan(Schedule):
             f"of it {gib(self.reserved_bytes)} reserved for other networks"
             if self.reserved_bytes
             else "networks of a guardrail or an upsampler are not counted: reserve their share",
-            f"host {gib(self.host_bytes)}, of it {gib(self.pinned_bytes)} pinned weights; "
+            f"host {gib(self.host_bytes)}, of it {gib(self.pinned_bytes)} pinned weights"
+            + (f" ({gib(asleep)} more to sleep)" if (asleep := self._unpinned_bytes()) else "")
+            + "; "
             + ", ".join(f"{name}: {source}" for name, source in self.sources.items()),
             "same bytes as with everything resident"
             if self.exact
             else f"within the lossless gate, not the same bytes: {'; '.join(cut)}",
         ]
         return "\n".join(lines)
+
+    def _unpinned_bytes(self) -> int:
+        """Of weights on the device of which the host has no copy: an engine's first sleep makes
+        them."""
+        if self.request.host_copies:
+            return 0
+        blocks = {one.component: one.blocks for one in self.request.stages}
+        found = [blocks[name] for name, where in self.sources.items() if where == "device"]
+        return sum(block.bytes for those in found for block in those)
 
 
 def plan(
@@ -170,6 +182,9 @@ def plan(
     stable_slots: bool = False,
 ) -> Plan:
     """The memory plan of one generation, made without a GPU and without the model.
+
+    It is the one that an engine follows which had nothing else to do before: where everything fits,
+    all weights stay on the device, and nothing in the host's memory until the engine sleeps.
 
     Guardrail and upsampler are no part of it; an engine sets aside what theirs take (of NVIDIA's
     guardrail with ``placement="device"``, about 17 GiB), and so does ``reserved``.
@@ -201,6 +216,8 @@ def plan(
     card, leaving = find_card(gpu), read_offload(offload)
     if text_dtype not in get_args(_TextDtype):
         raise InputError(f"{text_dtype = }: one of {', '.join(get_args(_TextDtype))} is needed")
+    if guidance is not None and not math.isfinite(guidance):
+        raise InputError(f"{guidance = }: a finite number is needed")
     workload = Workload(
         profile=profile,
         size=profile.size if size is None else round_size(size),
@@ -215,14 +232,14 @@ def plan(
         offloaded=leaving,
     )
     budget = read_budget(memory, card, host_memory)
-    return solve(
-        workload,
-        card,
-        budget,
-        resident=memory == "resident" and not leaving,
-        reserved=read_reserved(reserved),
-        stable_slots=stable_slots,
-    )
+    options: dict[str, Any] = {"reserved": read_reserved(reserved), "stable_slots": stable_slots}
+    if not leaving:
+        try:
+            return solve(workload, card, budget, resident=True, host_copies=False, **options)
+        except MemoryPlanError:
+            if memory == "resident":
+                raise
+    return solve(workload, card, budget, **options)
 
 
 def solve(
