@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from cosmos_fast.config import Profile
 from cosmos_fast.errors import InputError, MemoryPlanError
 from cosmos_fast.memory import CARDS, Budget, Plan, footprint, plan
 from cosmos_fast.memory import activations as requests_of_stages
-from cosmos_fast.memory.budget import Memory, parse_amount
+from cosmos_fast.memory.budget import Memory, gib, parse_amount
 from cosmos_fast.memory.footprint import peak_bytes
 from cosmos_fast.memory.models import (
     _TEXT_OPENING_SECONDS,
@@ -254,6 +255,34 @@ def test_where_all_stays_on_the_device_the_host_holds_nothing_until_it_sleeps() 
     assert kept.pinned_bytes == 0
     assert "0.00 GiB pinned weights (12.94 GiB more to sleep)" in kept.table()
     assert "more to sleep" not in streaming.table()
+
+
+@pytest.mark.parametrize("reserved", [0, 17 * GIB], ids=["alone", "beside a guardrail"])
+def test_the_smallest_amount_can_be_asked_for_as_it_is_told(reserved: int) -> None:
+    with pytest.raises(MemoryPlanError) as refused:
+        _plan(SMALL, "1GiB", reserved=reserved)
+    told = re.search(r"\((\d+\.\d\d GiB)\) is the smallest", str(refused.value))
+    assert told is not None
+    found = _plan(SMALL, told[1], reserved=reserved)
+    assert f"smallest possible {told[1]}" in found.table()
+    host = "2.5GiB"
+    with pytest.raises(MemoryPlanError, match=r"2\.50 GiB"):
+        _plan(SMALL, "8GiB", host_memory="1GiB")
+    assert _plan(SMALL, "8GiB", host_memory=host).sources["dit"] == "files"
+
+
+@pytest.mark.parametrize(
+    ("amount", "plain", "up"),
+    [
+        (0, "0.00 GiB", "0.00 GiB"),
+        (1000, "0.0 MiB", "0.1 MiB"),
+        (47_441_408, "45.2 MiB", "45.3 MiB"),
+        (3_741_113_344, "3.48 GiB", "3.49 GiB"),
+        (12 * GIB, "12.00 GiB", "12.00 GiB"),
+    ],
+)
+def test_amounts_are_told_in_units_that_fit(amount: int, plain: str, up: str) -> None:
+    assert (gib(amount), gib(amount, up=True)) == (plain, up)
 
 
 def test_planning_is_deterministic() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterable
@@ -152,6 +153,12 @@ def read_offload(offload: str | Iterable[str]) -> frozenset[str]:
     return named
 
 
-def gib(amount: int) -> str:
-    """Bytes as people read them."""
-    return f"{amount / GIB:.2f} GiB"
+def gib(amount: int, *, up: bool = False) -> str:
+    """Bytes as people read them.
+
+    Args:
+        up: rounded up, so that what is told can be asked for as it stands.
+    """
+    unit, name, digits = (MIB, "MiB", 1) if 0 < amount < 100 * MIB else (GIB, "GiB", 2)
+    parts = amount * 10**digits / unit
+    return f"{(math.ceil(parts) if up else round(parts)) / 10**digits:.{digits}f} {name}"

@@ -140,7 +140,7 @@ class Plan(Schedule):
         cut = [f"{stage.name} in {stage.shape}" for stage in self.stages if stage.shape != "whole"]
         lines += [
             f"peak {gib(self.peak_bytes)} of {gib(self.budget_bytes)} on the device "
-            f"(smallest possible {gib(self.smallest_bytes)}), {self.seconds:.2f} s",
+            f"(smallest possible {gib(self.smallest_bytes, up=True)}), {self.seconds:.2f} s",
             f"of it {gib(self.reserved_bytes)} reserved for other networks"
             if self.reserved_bytes
             else "networks of a guardrail or an upsampler are not counted: reserve their share",

@@ -63,20 +63,20 @@ def refuse_the_hopeless(workload: Workload, room: Room, plan: Plan) -> None:
         held = f"{reserved} bytes ({gib(reserved)}) are reserved ({room.reserved_for}), "
         without = 'without one, on record: guardrail=NoGuardrail(reason="...")'
         elsewhere = 'rest elsewhere (placement="host" or "disk")'
-        if least - reserved + room.parked_bytes <= budget:
+        parked = least - reserved + room.parked_bytes
+        if parked <= budget:
             cure = f"; or let guardrail and upsampler {elsewhere}, or go {without}"
         else:
             cure = (
                 f"; or let guardrail and upsampler {elsewhere}, with at least "
-                f"{gib(least - reserved + room.parked_bytes)} for the largest of them in its turn, "
-                f"or go {without}"
+                f"{gib(parked, up=True)} for the largest of them in its turn, or go {without}"
             )
     error = MemoryPlanError(
         f"{budget} bytes ({gib(budget)}) of device memory cannot hold this engine: {held}"
         f"{gib(fixed)} are fixed (context, workspaces), and the smallest clip takes "
-        f"{gib(least - reserved - fixed)}; {least} bytes ({gib(least)}) is the smallest budget in "
-        f"which anything can be made, {gib(plan.peak_bytes)} that for the checkpoint's own size. "
-        f"Give a larger budget{cure}"
+        f"{gib(least - reserved - fixed)}; {least} bytes ({gib(least, up=True)}) is the smallest "
+        f"budget in which anything can be made, {gib(plan.peak_bytes, up=True)} that for the "
+        f"checkpoint's own size. Give a larger budget{cure}"
     )
     error.plan = plan
     raise error
