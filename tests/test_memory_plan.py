@@ -169,6 +169,9 @@ def test_report_forms(large: Plan) -> None:
     picture = ElementTree.fromstring(drawing.svg())
     assert picture.tag.endswith("svg")
     assert len(picture.findall(".//{*}rect")) > 100
+    written = [label.text or "" for label in picture.findall(".//{*}text")]
+    assert f"{large.model} on rtx4090-pcie4x16, 432x768 (height x width), 81 frames" in written[-1]
+    assert written[-1].endswith(" of 12.00 GiB")
 
 
 def test_the_summary_has_what_was_taken_beside_what_was_planned(large: Plan) -> None:
@@ -255,6 +258,8 @@ def test_where_all_stays_on_the_device_the_host_holds_nothing_until_it_sleeps() 
     assert kept.pinned_bytes == 0
     assert "0.00 GiB pinned weights (12.94 GiB more to sleep)" in kept.table()
     assert "more to sleep" not in streaming.table()
+    assert kept.smallest_bytes == streaming.smallest_bytes < kept.peak_bytes
+    assert _plan(SMALL, "resident").smallest_bytes == kept.peak_bytes
 
 
 @pytest.mark.parametrize("reserved", [0, 17 * GIB], ids=["alone", "beside a guardrail"])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cosmos_fast.memory.budget import Budget, Memory
     from cosmos_fast.memory.cards import Card
     from cosmos_fast.memory.room import Taken
+    from cosmos_fast.memory.timeline import Drawing
     from cosmos_fast.types import Size
 
 
@@ -133,7 +134,7 @@ class Plan(Schedule):
                 )
             )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [f"{self.model} on {self.card}, {self.size}, {self.num_frames} frames"]
+        lines = [self._subject]
         for row in rows:
             cells = zip(row[1:], widths[1:], strict=True)
             lines.append("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in cells)]))
@@ -153,6 +154,16 @@ class Plan(Schedule):
             else f"within the lossless gate, not the same bytes: {'; '.join(cut)}",
         ]
         return "\n".join(lines)
+
+    def timeline(self, stage: str = "denoise") -> Drawing:
+        picture = super().timeline(stage)
+        return picture.under(
+            f"{self._subject}: {gib(self.peak_bytes)} planned of {gib(self.budget_bytes)}"
+        )
+
+    @property
+    def _subject(self) -> str:
+        return f"{self.model} on {self.card}, {self.size}, {self.num_frames} frames"
 
     def _unpinned_bytes(self) -> int:
         """Of weights on the device of which the host has no copy: an engine's first sleep makes
@@ -235,10 +246,15 @@ def plan(
     options: dict[str, Any] = {"reserved": read_reserved(reserved), "stable_slots": stable_slots}
     if not leaving:
         try:
-            return solve(workload, card, budget, resident=True, host_copies=False, **options)
+            kept = solve(workload, card, budget, resident=True, host_copies=False, **options)
         except MemoryPlanError:
             if memory == "resident":
                 raise
+        else:
+            if memory == "resident":
+                return kept
+            least = smallest(workload, card, budget, reserved=options["reserved"])
+            return replace(kept, smallest_bytes=least)  # for which weights may move
     return solve(workload, card, budget, **options)
 
 
