@@ -12,8 +12,8 @@ import torch
 
 import cosmos_fast as cf
 from cosmos_fast.memory.room import Gauge
-from random_world import RANDOM_PROFILE, make_random_world
-from test_memory_engine import ON_DEVICE, run
+from random_world import make_random_world
+from test_memory_engine import ON_DEVICE, PROFILE, run
 
 GIB = 1 << 30
 DEVICE = torch.device("cuda", 0)
@@ -74,18 +74,19 @@ def test_a_host_program_may_reset_torchs_statistics(allocator: Allocator) -> Non
 
 @pytest.mark.gpu
 def test_on_a_device_a_small_plan_after_a_large_one_took_what_it_took(tmp_path: Path) -> None:
-    world = make_random_world(tmp_path, RANDOM_PROFILE)
-    options: dict[str, Any] = {"device": "cuda", "precision": "fp32", "prompt_cache": False}
+    world = make_random_world(tmp_path, PROFILE)
+    options: dict[str, Any] = {"device": "cuda", "precision": "bf16", "prompt_cache": False}
     large = cf.Video2World.from_pretrained(world, memory="resident", **options)
     run(large)
     del large
-    hog = torch.empty(GIB, dtype=torch.uint8, device="cuda")
-    del hog
+    hog = torch.empty(4 * GIB, dtype=torch.uint8, device="cuda")
+    del hog  # torch keeps its segment
     gc.collect()
-    most = torch.cuda.max_memory_reserved()
+    others, most = torch.cuda.memory_allocated(), torch.cuda.max_memory_reserved()
     engine = cf.Video2World.from_pretrained(world, memory=ON_DEVICE, **options)
     for _ in range(2):
         memory = run(engine).report.memory
         assert memory is not None
-        assert 0 < memory["measured_peak_bytes"] <= ON_DEVICE < most
+        # What others hold lies in segments of up to 20 MiB.
+        assert 0 < memory["measured_peak_bytes"] - others <= ON_DEVICE + (20 << 20) < most
     assert torch.cuda.max_memory_reserved() == most

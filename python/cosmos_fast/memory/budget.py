@@ -145,7 +145,12 @@ def read_offload(offload: str | Iterable[str]) -> frozenset[str]:
     Raises:
         InputError: a name that is none of ``COMPONENTS``.
     """
-    named = frozenset((offload,) if isinstance(offload, str) else offload)
+    try:
+        named = frozenset((offload,) if isinstance(offload, str) else offload)
+    except TypeError:
+        raise InputError(
+            f"{offload = }: some of {', '.join(COMPONENTS)} are needed, or () for none"
+        ) from None
     if unknown := named - set(COMPONENTS):
         raise InputError(
             f"offload {sorted(map(str, unknown))}: components are {', '.join(COMPONENTS)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import torch
 
 from cosmos_fast._core import smallest_memory
-from cosmos_fast.config import Profile, round_size
+from cosmos_fast.config import Profile, finite_number, round_size, whole_number
 from cosmos_fast.errors import InputError, MemoryPlanError
 from cosmos_fast.memory.budget import gib, read_budget, read_offload, read_reserved
 from cosmos_fast.memory.cards import find_card
@@ -227,15 +226,16 @@ def plan(
     card, leaving = find_card(gpu), read_offload(offload)
     if text_dtype not in get_args(_TextDtype):
         raise InputError(f"{text_dtype = }: one of {', '.join(get_args(_TextDtype))} is needed")
-    if guidance is not None and not math.isfinite(guidance):
-        raise InputError(f"{guidance = }: a finite number is needed")
+    frames = profile.num_frames if num_frames is None else num_frames
+    steps = profile.num_steps if num_steps is None else num_steps
+    strength = profile.guidance if guidance is None else guidance
     workload = Workload(
         profile=profile,
         size=profile.size if size is None else round_size(size),
-        num_frames=profile.num_frames if num_frames is None else num_frames,
-        num_conditional_frames=num_conditional_frames,
-        num_steps=profile.num_steps if num_steps is None else num_steps,
-        guided=(profile.guidance if guidance is None else guidance) != 0,
+        num_frames=whole_number("num_frames", frames),
+        num_conditional_frames=whole_number("num_conditional_frames", num_conditional_frames),
+        num_steps=whole_number("num_steps", steps),
+        guided=finite_number("guidance", strength) != 0,
         fused=True,  # every card that is listed runs our kernels
         products=card.products,
         text=None if text_dtype == "none" else T5_11B,
@@ -348,7 +348,11 @@ def _planned(workload: Workload, card: Card, request: Request, reserved: int) ->
 def _profile(model: str | os.PathLike[str] | Profile, variant: str | None) -> Profile:
     if isinstance(model, Profile):
         return model
-    path = Path(os.fspath(model))
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(f"{model = }: a hub id, a path or a profile is needed")
+    if not isinstance(variant, str | None):
+        raise InputError(f"{variant = }: such as '480p-16fps' is needed")
+    path = Path(model)
     family = family_of(path)
     if family is None:
         raise InputError(
