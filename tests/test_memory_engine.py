@@ -178,6 +178,26 @@ def test_a_damaged_file_is_found_before_it_is_streamed(world: Path, tmp_path: Pa
             load(copy, memory)
 
 
+def test_a_file_that_is_replaced_is_not_streamed_on(world: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = make_random_world(tmp_path / "world", PROFILE)
+    engine = load(copy, cf.Budget(TIGHT, LITTLE_HOST))
+    run(engine)
+    path = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    other = path.with_suffix(".other")
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, other)
+    path.rename(kept := path.with_suffix(".kept"))
+    other.rename(path)  # of the same length, as an update may be
+    with pytest.raises(cf.CheckpointError, match="changed or replaced"):
+        run(engine)
+    path.unlink()
+    with pytest.raises(cf.CheckpointError, match="changed or replaced"):
+        run(engine)
+    kept.rename(path)
+    run(engine)
+
+
 @pytest.mark.parametrize(
     ("memory", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,18 +17,20 @@ from cosmos_fast.config import Profile
 from cosmos_fast.errors import InputError, MemoryPlanError
 from cosmos_fast.memory import CARDS, Budget, Plan, footprint, plan
 from cosmos_fast.memory import activations as requests_of_stages
-from cosmos_fast.memory.budget import parse_amount
+from cosmos_fast.memory.budget import Memory, gib, parse_amount
 from cosmos_fast.memory.footprint import peak_bytes
 from cosmos_fast.memory.models import (
     _TEXT_OPENING_SECONDS,
     _TEXT_SECONDS,
     SLOWDOWNS,
+    T5_11B,
     Workload,
     dit_bytes,
     stages,
 )
 from cosmos_fast.memory.plan import solve
 from cosmos_fast.memory.request import GIB, MIB, Block, Link, Machine, Request, Shape, Stage
+from cosmos_fast.memory.residence import Residence
 from cosmos_fast.memory.room import Taken
 from cosmos_fast.model.attention import Attended
 from cosmos_fast.model.cuts import Cut
@@ -166,15 +169,19 @@ def test_report_forms(large: Plan) -> None:
     picture = ElementTree.fromstring(drawing.svg())
     assert picture.tag.endswith("svg")
     assert len(picture.findall(".//{*}rect")) > 100
+    written = [label.text or "" for label in picture.findall(".//{*}text")]
+    assert f"{large.model} on rtx4090-pcie4x16, 432x768 (height x width), 81 frames" in written[-1]
+    assert written[-1].endswith(" of 12.00 GiB")
 
 
 def test_the_summary_has_what_was_taken_beside_what_was_planned(large: Plan) -> None:
     seen = large.compared({"denoise": 1.0}, Taken(peak=10 * GIB, beside_torch=GIB))
-    planned = f"{large.peak_bytes / GIB:.2f} GiB planned"
-    assert seen["summary"].startswith(f"{planned} and 10.00 GiB taken of 12.00 GiB, streams ")
+    planned = f"{large.peak_bytes / GIB:.2f} GiB planned of 12.00 GiB, "
+    taken = "10.00 GiB taken by the process in this call, "
+    assert seen["summary"].startswith(f"{planned}{taken}streams ")
     assert seen["measured_peak_bytes"] == 10 * GIB
     unseen = large.compared({}, None)
-    assert unseen["summary"].startswith(f"{planned} of 12.00 GiB, streams ")
+    assert unseen["summary"].startswith(f"{planned}streams ")
 
 
 def test_more_memory_is_not_slower_and_resident_is_fastest() -> None:
@@ -223,6 +230,64 @@ def test_a_refusal_names_what_would_do_and_carries_its_plan(budget: Budget, need
     assert again.peak_bytes <= smallest.smallest_bytes
     with pytest.raises(MemoryPlanError):
         _plan(SMALL, Budget(smallest.smallest_bytes - 1))
+
+
+@pytest.mark.parametrize(
+    ("memory", "gpu"),
+    [
+        pytest.param("130GiB", "h200", id="all fits"),
+        pytest.param(Budget(host="4GiB"), "h200", id="all fits, little RAM"),
+        pytest.param(Budget("8GiB", "12GiB"), "rtx4080", id="streams"),
+    ],
+)
+def test_a_plan_is_the_one_that_an_engine_follows(memory: Memory, gpu: str) -> None:
+    told = plan(SMALL, memory=memory, gpu=gpu, size=(432, 768), num_frames=81)
+    card = CARDS[gpu]
+    profile = replace(_profile(SMALL), name=told.model)
+    workload = replace(
+        _workload(SMALL), profile=profile, fused=True, products=card.products, text=T5_11B
+    )
+    followed = Residence(torch.device("cpu"), memory, card=card).prepare(workload)
+    assert followed is not None
+    numbers = ("kept_bytes", "peak_bytes", "host_bytes", "pinned_bytes", "seconds", "sources")
+    assert {n: getattr(told, n) for n in numbers} == {n: getattr(followed, n) for n in numbers}
+
+
+def test_where_all_stays_on_the_device_the_host_holds_nothing_until_it_sleeps() -> None:
+    kept, streaming = _plan(SMALL, "auto"), _plan(SMALL, "8GiB")
+    assert kept.pinned_bytes == 0
+    assert "0.00 GiB pinned weights (12.94 GiB more to sleep)" in kept.table()
+    assert "more to sleep" not in streaming.table()
+    assert kept.smallest_bytes == streaming.smallest_bytes < kept.peak_bytes
+    assert _plan(SMALL, "resident").smallest_bytes == kept.peak_bytes
+
+
+@pytest.mark.parametrize("reserved", [0, 17 * GIB], ids=["alone", "beside a guardrail"])
+def test_the_smallest_amount_can_be_asked_for_as_it_is_told(reserved: int) -> None:
+    with pytest.raises(MemoryPlanError) as refused:
+        _plan(SMALL, "1GiB", reserved=reserved)
+    told = re.search(r"\((\d+\.\d\d GiB)\) is the smallest", str(refused.value))
+    assert told is not None
+    found = _plan(SMALL, told[1], reserved=reserved)
+    assert f"smallest possible {told[1]}" in found.table()
+    host = "2.5GiB"
+    with pytest.raises(MemoryPlanError, match=r"2\.50 GiB"):
+        _plan(SMALL, "8GiB", host_memory="1GiB")
+    assert _plan(SMALL, "8GiB", host_memory=host).sources["dit"] == "files"
+
+
+@pytest.mark.parametrize(
+    ("amount", "plain", "up"),
+    [
+        (0, "0.00 GiB", "0.00 GiB"),
+        (1000, "0.0 MiB", "0.1 MiB"),
+        (47_441_408, "45.2 MiB", "45.3 MiB"),
+        (3_741_113_344, "3.48 GiB", "3.49 GiB"),
+        (12 * GIB, "12.00 GiB", "12.00 GiB"),
+    ],
+)
+def test_amounts_are_told_in_units_that_fit(amount: int, plain: str, up: str) -> None:
+    assert (gib(amount), gib(amount, up=True)) == (plain, up)
 
 
 def test_planning_is_deterministic() -> None:
@@ -281,6 +346,20 @@ def test_amounts(text: str, amount: int) -> None:
         pytest.param({"host_memory": 1 << 70}, "below 64 TiB", id="host beyond all"),
         pytest.param({"reserved": "some"}, "reserved = 'some'", id="reserved"),
         pytest.param({"reserved": -1}, "reserved = -1", id="reserved below zero"),
+        pytest.param({"reserved": 1 << 60}, f"reserved = {1 << 60}", id="reserved beyond all"),
+        pytest.param({"memory": "9" * 400}, "memory = '999", id="more than floats hold"),
+        pytest.param({"memory": -1}, "memory = -1", id="less than nothing"),
+        pytest.param({"size": (432, 768, 3)}, r"size = \(432, 768, 3\)", id="three sides"),
+        pytest.param({"size": (432.5, 768)}, "two whole numbers", id="part of a pixel"),
+        pytest.param({"num_frames": 4001}, "128 latent frames, 509 frames", id="frames beyond"),
+        pytest.param({"guidance": float("nan")}, "a finite number", id="guidance"),
+        pytest.param({"guidance": "7"}, "guidance = '7'", id="guidance as text"),
+        pytest.param({"num_frames": 81.0}, "num_frames = 81.0", id="frames as fraction"),
+        pytest.param({"num_steps": "35"}, "num_steps = '35'", id="steps as text"),
+        pytest.param({"num_conditional_frames": True}, "whole number", id="given as truth"),
+        pytest.param({"offload": None}, "offload = None", id="components of nothing"),
+        pytest.param({"model": 5}, "model = 5", id="model as number"),
+        pytest.param({"variant": 5}, "variant = 5", id="variant as number"),
         pytest.param({"text_dtype": "fp8"}, "bfloat16, float32, none", id="text dtype"),
         pytest.param({"num_steps": 0}, "at least one step", id="steps"),
         pytest.param({"num_frames": 0}, "0 frames cannot be made", id="no frames"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,9 +192,37 @@ class Profile:
         return latent_frames(self.num_frames)
 
 
+def whole_number(name: str, value: object) -> int:
+    """
+    Raises:
+        InputError: ``value`` is none; a truth value is none either.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InputError(f"{name} = {value!r}: a whole number is needed")
+    return int(value.__index__())
+
+
+def finite_number(name: str, value: object) -> float:
+    """
+    Raises:
+        InputError: ``value`` is none; a truth value is none either.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{name} = {value!r}: a finite number is needed")
+    return float(value)
+
+
 def round_size(size: tuple[int, int]) -> Size:
-    """``size`` (height, width) rounded up to multiples of 16, as the reference does."""
-    height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in size)
+    """``size`` (height, width) rounded up to multiples of 16, as the reference does.
+
+    Raises:
+        InputError: not two whole numbers.
+    """
+    try:
+        sides = [whole_number("size", side) for side in size]
+        height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in sides)
+    except (TypeError, ValueError):
+        raise InputError(f"{size = }: two whole numbers, (height, width), are needed") from None
     return Size(height, width)
 
 

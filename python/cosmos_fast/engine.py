@@ -496,8 +496,9 @@ class Video2World:
                     yield Clock(self.device, on_stage)
             except torch.OutOfMemoryError as error:
                 raise MemoryPlanError(
-                    f"out of memory on {self.device}: choose a smaller size or fewer frames, or "
-                    f"free the device ({error})"
+                    f"out of memory on {self.device}: give a smaller memory=, within which weights "
+                    f"are streamed, choose a smaller size or fewer frames, or free the device "
+                    f"({error})"
                 ) from error
             except torch.AcceleratorError as error:
                 self._lost = f"{self.device} failed: {error}".splitlines()[0]

@@ -133,6 +133,7 @@ class Generation:
         """float32 (1, 16, T', h, w): the clean latents of the whole clip."""
         request = self._request
         with noise_ahead(request.latent_shape, request.seed) as noise:
+            self._parts.residence.watch()
             self._studio.desk.admit(request, self._inspection, self._clock)
             self._place()
             try:

@@ -153,10 +153,10 @@ class Report:
             rows.append(("median step", f"{median:.3f} s, {self.forwards_per_step} forwards"))
             rows.append(("rate", f"{self.teraflops or 0:.3g} TFLOP/s"))
         if self.peak_device_bytes is not None:
-            rows.append(("peak device memory", f"{self.peak_device_bytes / 2**30:.2f} GiB"))
+            rows.append(("peak device memory", _since_the_start(self.peak_device_bytes)))
         if self.memory is not None:
             rows.append(("memory plan", str(self.memory["summary"])))
-        rows.append(("peak host memory", f"{self.peak_host_bytes / 2**30:.2f} GiB"))
+        rows.append(("peak host memory", _since_the_start(self.peak_host_bytes)))
         if self.parallel:
             rows += _parallel_rows(self.parallel)
         rows += _backend_rows(self.backends)
@@ -169,6 +169,10 @@ class Report:
             rows.append(("upsampler", str(self.upsampler["requested"])))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _since_the_start(amount: int) -> str:
+    return f"{amount / 2**30:.2f} GiB since the process began"
 
 
 def _planned(planned: Mapping[str, Any], stage: Stage) -> str:

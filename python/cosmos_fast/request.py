@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
-from cosmos_fast.config import check_size, round_size
+from cosmos_fast.config import check_size, finite_number, round_size, whole_number
 from cosmos_fast.errors import InputError
 from cosmos_fast.media import Fit
 from cosmos_fast.sampling.noise import check_seed
@@ -161,11 +160,13 @@ def resolve(
             profile.negative_prompt if negative_prompt is None else negative_prompt,
         ),
         size=_checked_size(profile, size, notes),
-        num_frames=profile.num_frames if num_frames is None else _whole("num_frames", num_frames),
+        num_frames=profile.num_frames
+        if num_frames is None
+        else whole_number("num_frames", num_frames),
         fps=_positive("fps", profile.fps if fps is None else fps),
         num_conditional_frames=_checked_conditioning(profile, num_conditional_frames, notes),
-        num_steps=profile.num_steps if num_steps is None else _whole("num_steps", num_steps),
-        guidance=_finite("guidance", profile.guidance if guidance is None else guidance),
+        num_steps=profile.num_steps if num_steps is None else whole_number("num_steps", num_steps),
+        guidance=finite_number("guidance", profile.guidance if guidance is None else guidance),
         seed=check_seed(seed),
         fit=fit,
         recipe=recipe,
@@ -200,10 +201,9 @@ def _checked_prompt(name: str, prompt: object) -> Prompt:
 def _checked_size(profile: Profile, size: tuple[int, int] | None, notes: list[str]) -> Size:
     if size is None:
         return profile.size
-    height, width = (_whole("size", side) for side in size)
-    rounded = round_size((height, width))
-    if rounded != (height, width):
-        notes.append(f"size {Size(height, width)} was rounded up to {rounded}, multiples of 16")
+    rounded = round_size(size)
+    if rounded != tuple(size):
+        notes.append(f"size {Size(*size)} was rounded up to {rounded}, multiples of 16")
     check_size(rounded, profile.dit)
     return rounded
 
@@ -211,7 +211,7 @@ def _checked_size(profile: Profile, size: tuple[int, int] | None, notes: list[st
 def _checked_conditioning(profile: Profile, frames: int | None, notes: list[str]) -> int:
     if frames is None:
         return profile.conditional_frames[0]
-    frames = _whole("num_conditional_frames", frames)
+    frames = whole_number("num_conditional_frames", frames)
     if frames in profile.conditional_frames:
         return frames
     if frames not in UNTRAINED_CONDITIONING:
@@ -242,19 +242,7 @@ def _check_lengths(profile: Profile, request: Request, notes: list[str]) -> None
         )
 
 
-def _whole(name: str, value: object) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InputError(f"{name} = {value!r}: a whole number is needed")
-    return int(value.__index__())
-
-
-def _finite(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{name} = {value!r}: a finite number is needed")
-    return float(value)
-
-
 def _positive(name: str, value: float) -> float:
-    if _finite(name, value) <= 0:
+    if finite_number(name, value) <= 0:
         raise InputError(f"{name} = {value!r}: a number above 0 is needed")
     return float(value)

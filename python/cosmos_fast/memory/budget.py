@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterable
@@ -42,11 +43,8 @@ class Budget:
         """
         for name, given in (("device", device), ("host", host)):
             value = None if given is None else read_amount(name, given)
-            if value is not None and not 1 <= value < _LARGEST:
-                raise InputError(
-                    f"{name} = {given!r}: a budget is above 0 bytes and below 64 TiB; None is all "
-                    f"there is"
-                )
+            if value is not None:
+                _check_range(name, given, value)
             object.__setattr__(self, name, value)
 
 
@@ -64,7 +62,7 @@ def parse_amount(text: str) -> int:
     unit = _UNITS.get(match["unit"].upper()) if match else None
     if match is None or unit is None:
         raise InputError(f'{text!r}: an amount such as "12GiB", "8GB" or "512MiB" is needed')
-    return int(float(match["number"]) * unit)
+    return int(min(float(match["number"]) * unit, 2.0 * _LARGEST))  # float knows infinity
 
 
 def read_amount(name: str, given: object) -> int:
@@ -104,26 +102,40 @@ def read_budget(memory: Memory, card: Card, host: int | str | None = None) -> Bu
     else:
         budget = Budget(_device_bytes(memory), host)
     if budget.device is not None and budget.device > card.memory_bytes:
-        raise InputError(f"{memory = }: {card.name} has {gib(card.memory_bytes)}")
+        raise InputError(
+            f"{memory = }: {card.name} has {gib(card.memory_bytes)}; give no more, or "
+            f'"auto" for what can be had of it'
+        )
     return budget
 
 
 def _device_bytes(memory: object) -> int:
     try:
-        return read_amount("memory", memory)
+        value = read_amount("memory", memory)
     except InputError as error:
         raise InputError(f'{error}; or "auto", "resident" or a Budget') from None
+    _check_range("memory", memory, value)
+    return value
+
+
+def _check_range(name: str, given: object, value: int) -> None:
+    if not 1 <= value < _LARGEST:
+        raise InputError(
+            f"{name} = {given!r}: a budget is above 0 bytes and below 64 TiB; None is all there is"
+        )
 
 
 def read_reserved(amount: int | str) -> int:
     """Bytes of a device for networks that are none of a plan's.
 
     Raises:
-        InputError: not an amount, or below 0.
+        InputError: not an amount, below 0, or more than any device has.
     """
     found = read_amount("reserved", amount)
-    if found < 0:
-        raise InputError(f"reserved = {amount}: bytes of the device, 0 or more, are needed")
+    if not 0 <= found < _LARGEST:
+        raise InputError(
+            f"reserved = {amount!r}: bytes of the device, 0 or more and below 64 TiB, are needed"
+        )
     return found
 
 
@@ -133,7 +145,12 @@ def read_offload(offload: str | Iterable[str]) -> frozenset[str]:
     Raises:
         InputError: a name that is none of ``COMPONENTS``.
     """
-    named = frozenset((offload,) if isinstance(offload, str) else offload)
+    try:
+        named = frozenset((offload,) if isinstance(offload, str) else offload)
+    except TypeError:
+        raise InputError(
+            f"{offload = }: some of {', '.join(COMPONENTS)} are needed, or () for none"
+        ) from None
     if unknown := named - set(COMPONENTS):
         raise InputError(
             f"offload {sorted(map(str, unknown))}: components are {', '.join(COMPONENTS)}"
@@ -141,6 +158,12 @@ def read_offload(offload: str | Iterable[str]) -> frozenset[str]:
     return named
 
 
-def gib(amount: int) -> str:
-    """Bytes as people read them."""
-    return f"{amount / GIB:.2f} GiB"
+def gib(amount: int, *, up: bool = False) -> str:
+    """Bytes as people read them.
+
+    Args:
+        up: rounded up, so that what is told can be asked for as it stands.
+    """
+    unit, name, digits = (MIB, "MiB", 1) if 0 < amount < 100 * MIB else (GIB, "GiB", 2)
+    parts = amount * 10**digits / unit
+    return f"{(math.ceil(parts) if up else round(parts)) / 10**digits:.{digits}f} {name}"

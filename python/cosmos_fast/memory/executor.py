@@ -78,6 +78,8 @@ class Executor:
         self.plan = plan
         self.on_move: Callable[[], None] = _nothing
         """Called when what is kept leaves its place on the device."""
+        self.on_tidy: Callable[[], None] = _nothing
+        """Called before memory that nobody uses goes back to the device."""
         self.peak_arena_bytes = 0
         """Most bytes that this executor has held on the device at a time."""
         for name, blocks in components.items():
@@ -150,7 +152,7 @@ class Executor:
             CosmosFastError: a stage is running.
         """
         self._free()
-        self._engines.tidy()
+        self.tidy()
 
     def wake(self) -> None:
         """Brings what the plan keeps back to the device. Nothing happens where it is there.
@@ -159,7 +161,7 @@ class Executor:
         """
         if self._kept is not None:
             return
-        self._engines.tidy()
+        self.tidy()
         kept = self._arena(self.plan.kept_bytes)
         try:
             self._engines.copy_after(self._engines.reached())
@@ -206,14 +208,14 @@ class Executor:
         planned = self.plan.stage(name)
         if planned.component not in self._components:
             raise InputError(f"stage {name!r}: no modules of {planned.component!r} were given")
-        self._engines.tidy()
+        self.tidy()
         self.wake()
         if planned.holdings[0] == "kept":
             self._open_heap(planned)
             try:
                 yield planned
             finally:
-                self._engines.tidy()
+                self.tidy()
             return
         index = self.plan.stages.index(planned)
         arena = self._arena(planned.arena_bytes)
@@ -235,7 +237,12 @@ class Executor:
                 self._running.end()
             finally:
                 self._running = None
-                self._engines.tidy()
+                self.tidy()
+
+    def tidy(self) -> None:
+        """Gives memory that nobody uses back to the device."""
+        self.on_tidy()
+        self._engines.tidy()
 
     def outside(self, tensor: torch.Tensor) -> torch.Tensor:
         """``tensor``, made in a stage, where the stage's memory can go without it."""

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from cosmos_fast.errors import InputError
+from cosmos_fast.errors import CheckpointError, InputError
 from cosmos_fast.memory.engines import HostEngines
 from cosmos_fast.memory.host import HostBlock, allocate, layout, unique_parameters
 from cosmos_fast.weights.bring import Ring, send
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from torch import nn
 
@@ -66,6 +67,7 @@ class FileBlock:
         self.parameters: Final = unique_parameters(modules)
         self._locations, self.bytes = layout(self.parameters, dtype)
         self._sources = sources
+        self._seen = {one.extent.file: _seen(one.extent.file) for each in sources for one in each}
         self._window = window
         self._nothing = [
             torch.full((), torch.nan, dtype=dtype).expand(parameter.shape)
@@ -77,6 +79,16 @@ class FileBlock:
         return 0
 
     def send(self, place: torch.Tensor, engines: Engines) -> None:
+        """
+        Raises:
+            CheckpointError: a file is not the one any more whose weights were checked.
+        """
+        for path, seen in self._seen.items():
+            if _seen(path) != seen:
+                raise CheckpointError(
+                    f"{path} was changed or replaced while weights are streamed from it: load the "
+                    f"engine again"
+                )
         parts = []
         for location, sources in zip(self._locations, self._sources, strict=True):
             offset = location.offset
@@ -112,6 +124,15 @@ class FileBlock:
 
     def rest(self) -> None:
         self.bind(self._nothing)
+
+
+def _seen(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from another one under its name; None: there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def file_blocks(

@@ -123,7 +123,12 @@ class Workload:
 
     def __post_init__(self) -> None:
         check_size(self.size, self.profile.dit)
-        latent_frames(self.num_frames)
+        longest = self.profile.dit.max_size[0]
+        if latent_frames(self.num_frames) > longest:
+            raise InputError(
+                f"num_frames = {self.num_frames}: the position table has {longest} latent frames, "
+                f"{4 * (longest - 1) + 1} frames"
+            )
         latent_frames(self.num_conditional_frames)
         if self.num_conditional_frames > self.num_frames:
             raise InputError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import torch
 
 from cosmos_fast._core import smallest_memory
-from cosmos_fast.config import Profile, round_size
+from cosmos_fast.config import Profile, finite_number, round_size, whole_number
 from cosmos_fast.errors import InputError, MemoryPlanError
 from cosmos_fast.memory.budget import gib, read_budget, read_offload, read_reserved
 from cosmos_fast.memory.cards import find_card
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cosmos_fast.memory.budget import Budget, Memory
     from cosmos_fast.memory.cards import Card
     from cosmos_fast.memory.room import Taken
+    from cosmos_fast.memory.timeline import Drawing
     from cosmos_fast.types import Size
 
 
@@ -79,7 +80,7 @@ class Plan(Schedule):
 
         Args:
             seconds: measured, of stages by name.
-            taken: of the device; None: not known.
+            taken: of the device, by this process during this call; None: not known.
         """
         streamed = ", ".join(
             f"{stage.streamed} of {len(stage.blocks)} blocks of {stage.component}"
@@ -90,9 +91,9 @@ class Plan(Schedule):
             f"{stage.name} in {stage.shape}" for stage in self.stages if stage.shape != "whole"
         )
         moves = f"streams {streamed}" if streamed else "streams nothing"
-        seen = "" if taken is None else f" and {gib(taken.peak)} taken"
+        seen = "" if taken is None else f", {gib(taken.peak)} taken by the process in this call"
         return {
-            "summary": f"{gib(self.peak_bytes)} planned{seen} of {gib(self.budget_bytes)}, {moves}"
+            "summary": f"{gib(self.peak_bytes)} planned of {gib(self.budget_bytes)}{seen}, {moves}"
             + (f"; {shapes}" if shapes else ""),
             "budget_bytes": self.budget_bytes,
             "reserved_bytes": self.reserved_bytes,
@@ -132,24 +133,45 @@ class Plan(Schedule):
                 )
             )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [f"{self.model} on {self.card}, {self.size}, {self.num_frames} frames"]
+        lines = [self._subject]
         for row in rows:
             cells = zip(row[1:], widths[1:], strict=True)
             lines.append("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in cells)]))
         cut = [f"{stage.name} in {stage.shape}" for stage in self.stages if stage.shape != "whole"]
         lines += [
             f"peak {gib(self.peak_bytes)} of {gib(self.budget_bytes)} on the device "
-            f"(smallest possible {gib(self.smallest_bytes)}), {self.seconds:.2f} s",
+            f"(smallest possible {gib(self.smallest_bytes, up=True)}), {self.seconds:.2f} s",
             f"of it {gib(self.reserved_bytes)} reserved for other networks"
             if self.reserved_bytes
             else "networks of a guardrail or an upsampler are not counted: reserve their share",
-            f"host {gib(self.host_bytes)}, of it {gib(self.pinned_bytes)} pinned weights; "
+            f"host {gib(self.host_bytes)}, of it {gib(self.pinned_bytes)} pinned weights"
+            + (f" ({gib(asleep)} more to sleep)" if (asleep := self._unpinned_bytes()) else "")
+            + "; "
             + ", ".join(f"{name}: {source}" for name, source in self.sources.items()),
             "same bytes as with everything resident"
             if self.exact
             else f"within the lossless gate, not the same bytes: {'; '.join(cut)}",
         ]
         return "\n".join(lines)
+
+    def timeline(self, stage: str = "denoise") -> Drawing:
+        picture = super().timeline(stage)
+        return picture.under(
+            f"{self._subject}: {gib(self.peak_bytes)} planned of {gib(self.budget_bytes)}"
+        )
+
+    @property
+    def _subject(self) -> str:
+        return f"{self.model} on {self.card}, {self.size}, {self.num_frames} frames"
+
+    def _unpinned_bytes(self) -> int:
+        """Of weights on the device of which the host has no copy: an engine's first sleep makes
+        them."""
+        if self.request.host_copies:
+            return 0
+        blocks = {one.component: one.blocks for one in self.request.stages}
+        found = [blocks[name] for name, where in self.sources.items() if where == "device"]
+        return sum(block.bytes for those in found for block in those)
 
 
 def plan(
@@ -170,6 +192,9 @@ def plan(
     stable_slots: bool = False,
 ) -> Plan:
     """The memory plan of one generation, made without a GPU and without the model.
+
+    It is the one that an engine follows which had nothing else to do before: where everything fits,
+    all weights stay on the device, and nothing in the host's memory until the engine sleeps.
 
     Guardrail and upsampler are no part of it; an engine sets aside what theirs take (of NVIDIA's
     guardrail with ``placement="device"``, about 17 GiB), and so does ``reserved``.
@@ -201,13 +226,16 @@ def plan(
     card, leaving = find_card(gpu), read_offload(offload)
     if text_dtype not in get_args(_TextDtype):
         raise InputError(f"{text_dtype = }: one of {', '.join(get_args(_TextDtype))} is needed")
+    frames = profile.num_frames if num_frames is None else num_frames
+    steps = profile.num_steps if num_steps is None else num_steps
+    strength = profile.guidance if guidance is None else guidance
     workload = Workload(
         profile=profile,
         size=profile.size if size is None else round_size(size),
-        num_frames=profile.num_frames if num_frames is None else num_frames,
-        num_conditional_frames=num_conditional_frames,
-        num_steps=profile.num_steps if num_steps is None else num_steps,
-        guided=(profile.guidance if guidance is None else guidance) != 0,
+        num_frames=whole_number("num_frames", frames),
+        num_conditional_frames=whole_number("num_conditional_frames", num_conditional_frames),
+        num_steps=whole_number("num_steps", steps),
+        guided=finite_number("guidance", strength) != 0,
         fused=True,  # every card that is listed runs our kernels
         products=card.products,
         text=None if text_dtype == "none" else T5_11B,
@@ -215,14 +243,19 @@ def plan(
         offloaded=leaving,
     )
     budget = read_budget(memory, card, host_memory)
-    return solve(
-        workload,
-        card,
-        budget,
-        resident=memory == "resident" and not leaving,
-        reserved=read_reserved(reserved),
-        stable_slots=stable_slots,
-    )
+    options: dict[str, Any] = {"reserved": read_reserved(reserved), "stable_slots": stable_slots}
+    if not leaving:
+        try:
+            kept = solve(workload, card, budget, resident=True, host_copies=False, **options)
+        except MemoryPlanError:
+            if memory == "resident":
+                raise
+        else:
+            if memory == "resident":
+                return kept
+            least = smallest(workload, card, budget, reserved=options["reserved"])
+            return replace(kept, smallest_bytes=least)  # for which weights may move
+    return solve(workload, card, budget, **options)
 
 
 def solve(
@@ -315,7 +348,11 @@ def _planned(workload: Workload, card: Card, request: Request, reserved: int) ->
 def _profile(model: str | os.PathLike[str] | Profile, variant: str | None) -> Profile:
     if isinstance(model, Profile):
         return model
-    path = Path(os.fspath(model))
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(f"{model = }: a hub id, a path or a profile is needed")
+    if not isinstance(variant, str | None):
+        raise InputError(f"{variant = }: such as '480p-16fps' is needed")
+    path = Path(model)
     family = family_of(path)
     if family is None:
         raise InputError(

@@ -24,7 +24,7 @@ from cosmos_fast.memory.files import Window, file_blocks
 from cosmos_fast.memory.host import available_host_bytes
 from cosmos_fast.memory.models import FRAME_BY_FRAME, SLOWDOWNS
 from cosmos_fast.memory.plan import WINDOW_BYTES, smallest, solve
-from cosmos_fast.memory.room import Room, free_bytes, refuse_the_hopeless, taken
+from cosmos_fast.memory.room import Gauge, Room, free_bytes, refuse_the_hopeless, taken
 from cosmos_fast.model.cuts import Cut
 
 if TYPE_CHECKING:
@@ -126,6 +126,9 @@ class Residence:
         self._reserved_for = ""
         self._parked_bytes = 0
         self._window = Window(device, WINDOW_BYTES)
+        self._gauge: Final = (
+            Gauge(device) if self._card is not None and device.type == "cuda" else None
+        )
         self._copies: Final = Copies(device)
         """Made by the first sleep of an engine whose weights do not move otherwise."""
         self._asleep = False
@@ -316,11 +319,18 @@ class Residence:
         it; ``tensor`` itself where no stage gives memory back."""
         return tensor if self.executor is None else self.executor.outside(tensor)
 
+    def watch(self) -> None:
+        """What is taken of the device counts from now on, for :meth:`taken`."""
+        if self._gauge is not None:
+            if self.executor is not None:
+                self.executor.tidy()  # as each stage does; else it were taken for this call's
+            self._gauge.start()
+
     def taken(self) -> Taken | None:
-        """What the device holds for this process, as its driver counts it; None on a CPU."""
-        if self._card is None or self.device.type != "cuda":
+        """What has been taken of the device since :meth:`watch`; None on a CPU."""
+        if self._card is None or self._gauge is None:
             return None
-        return taken(self.device, self._card)
+        return taken(self.device, self._card, self._gauge)
 
     @property
     def can_lower(self) -> bool:
@@ -355,6 +365,7 @@ class Residence:
         gc.collect()  # what the error's traceback held
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        self.watch()
         return failed
 
     @property
@@ -395,6 +406,8 @@ class Residence:
         self.on_move()
         executor = Executor(plan, {}, self.device)
         executor.on_move = lambda: self.on_move()
+        if self._gauge is not None:
+            executor.on_tidy = self._gauge.look
         self._asleep = True  # an error from here on leaves an engine that can be woken
         for component in self._owned:
             self._hand_over(executor, component, in_files=False)

@@ -63,20 +63,20 @@ def refuse_the_hopeless(workload: Workload, room: Room, plan: Plan) -> None:
         held = f"{reserved} bytes ({gib(reserved)}) are reserved ({room.reserved_for}), "
         without = 'without one, on record: guardrail=NoGuardrail(reason="...")'
         elsewhere = 'rest elsewhere (placement="host" or "disk")'
-        if least - reserved + room.parked_bytes <= budget:
+        parked = least - reserved + room.parked_bytes
+        if parked <= budget:
             cure = f"; or let guardrail and upsampler {elsewhere}, or go {without}"
         else:
             cure = (
                 f"; or let guardrail and upsampler {elsewhere}, with at least "
-                f"{gib(least - reserved + room.parked_bytes)} for the largest of them in its turn, "
-                f"or go {without}"
+                f"{gib(parked, up=True)} for the largest of them in its turn, or go {without}"
             )
     error = MemoryPlanError(
         f"{budget} bytes ({gib(budget)}) of device memory cannot hold this engine: {held}"
         f"{gib(fixed)} are fixed (context, workspaces), and the smallest clip takes "
-        f"{gib(least - reserved - fixed)}; {least} bytes ({gib(least)}) is the smallest budget in "
-        f"which anything can be made, {gib(plan.peak_bytes)} that for the checkpoint's own size. "
-        f"Give a larger budget{cure}"
+        f"{gib(least - reserved - fixed)}; {least} bytes ({gib(least, up=True)}) is the smallest "
+        f"budget in which anything can be made, {gib(plan.peak_bytes, up=True)} that for the "
+        f"checkpoint's own size. Give a larger budget{cure}"
     )
     error.plan = plan
     raise error
@@ -97,16 +97,44 @@ class Taken(NamedTuple):
     """Of a device, in bytes."""
 
     peak: int
-    """Segments of torch's allocator at their most, since the process began, with what the card is
-    said to lose to a context: comparable with a plan's peak. The statistics are read, never reset;
-    what the host program allocates through torch is in them."""
+    """Segments of torch's allocator at their most during the run, with what the card is said to
+    lose to a context: comparable with a plan's peak. What other engines and the host program hold
+    through torch is in it."""
     beside_torch: int
     """What is taken of the device now and is none of torch's: this process's context and kernels,
     and all that other processes hold."""
 
 
-def taken(device: torch.device, card: Card) -> Taken:
-    """What the driver of ``device``, a CUDA device, counts."""
+class Gauge:
+    """The most that torch's allocator holds of a CUDA device from some moment on.
+
+    torch counts the most since the process began, or since the host program reset its statistics;
+    they are not ours to reset. A new maximum shows between two readings. Where there is none: from
+    one :meth:`look` to the next the allocator only grew, as it gives segments back when it is told
+    to, and a look comes before that.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = self._seen = 0
+
+    def start(self) -> None:
+        """What was held before counts no more."""
+        self._before, self._seen = torch.cuda.max_memory_reserved(self._device), 0
+
+    def look(self) -> None:
+        """Segments are about to be given back."""
+        self._seen = max(self._seen, torch.cuda.memory_reserved(self._device))
+
+    def peak(self) -> int:
+        """Bytes, from :meth:`start` until now."""
+        self.look()
+        most = torch.cuda.max_memory_reserved(self._device)
+        return int(most if most > self._before else self._seen)
+
+
+def taken(device: torch.device, card: Card, gauge: Gauge) -> Taken:
+    """What is taken of ``device``, a CUDA device, by its driver and by ``gauge``."""
     free, total = torch.cuda.mem_get_info(device)
     beside = total - free - torch.cuda.memory_reserved(device)
-    return Taken(torch.cuda.max_memory_reserved(device) + card.context_bytes, beside)
+    return Taken(gauge.peak() + card.context_bytes, beside)

@@ -62,6 +62,11 @@ class Drawing(NamedTuple):
     boxes: tuple[Box, ...]
     labels: tuple[Label, ...]
 
+    def under(self, text: str) -> Drawing:
+        """The picture with a line of text below it."""
+        line = Label(8, self.height + 6, text)
+        return self._replace(height=self.height + 18, labels=(*self.labels, line))
+
     def svg(self) -> str:
         """The picture as SVG."""
         parts = [
@@ -124,7 +129,8 @@ def timeline(stage: StagePlan, copies: Sequence[Span], uses: Sequence[Span]) -> 
     copies = [span for span in copies if span[2] < end]
     scale = (_WIDTH - _LEFT - 10) / max(end, 1)
     rows = ["copy", "compute", *(f"slot {index}" for index in range(stage.slots))]
-    through = f"through {stage.slots} slots of {stage.slot_bytes / 2**20:.0f} MiB"
+    slots = "1 slot" if stage.slots == 1 else f"{stage.slots} slots"
+    through = f"through {slots} of {stage.slot_bytes / 2**20:.0f} MiB"
     title = (
         f"{stage.name}, {stage.shape}: {stage.streamed} of {len(stage.blocks)} blocks are streamed"
         + (f" {through}" if stage.streamed else "")

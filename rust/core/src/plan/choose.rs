@@ -181,8 +181,8 @@ impl<'a> Search<'a> {
             return Err(Error::Memory(format!(
                 "{} of device memory cannot hold stage {stage:?}: {device} bytes ({}) is the \
                  smallest budget that can",
-                gibibytes(machine.device_bytes),
-                gibibytes(device)
+                readable(machine.device_bytes, f64::round),
+                readable(device, f64::ceil)
             )));
         }
         let host = self.smallest_host();
@@ -190,8 +190,8 @@ impl<'a> Search<'a> {
             return Err(Error::Memory(format!(
                 "{} of host memory is too little: {host} bytes ({}) is the smallest budget that \
                  can work",
-                gibibytes(machine.host_bytes),
-                gibibytes(host)
+                readable(machine.host_bytes, f64::round),
+                readable(host, f64::ceil)
             )));
         }
         Ok(())
@@ -249,6 +249,12 @@ impl<'a> Search<'a> {
     }
 }
 
-fn gibibytes(bytes: u64) -> String {
-    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+/// An amount as people read it; rounded up, it can be asked for as it stands.
+fn readable(bytes: u64, round: fn(f64) -> f64) -> String {
+    const MIB: f64 = (1 << 20) as f64;
+    let mebibytes = bytes as f64 / MIB;
+    if mebibytes < 100.0 {
+        return format!("{:.1} MiB", round(10.0 * mebibytes) / 10.0);
+    }
+    format!("{:.2} GiB", round(100.0 * mebibytes / 1024.0) / 100.0)
 }
