@@ -30,6 +30,7 @@ from cosmos_fast.types import Frames
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from cosmos_fast.config import Profile
     from cosmos_fast.jobs.engines import Generates, Saves
     from cosmos_fast.jobs.job_list import JobList
     from cosmos_fast.jobs.ledger import Ledger
@@ -84,11 +85,18 @@ class Jobs:
             )
         return job.key(self._model), job
 
-    def problems(self) -> Iterator[tuple[int, str]]:
-        """(line, what is wrong) of every entry that cannot be a job; no picture is opened."""
+    def problems(self, profile: Profile | None = None) -> Iterator[tuple[int, str]]:
+        """(line, what is wrong) of every entry that cannot be a job; no picture is opened.
+
+        Args:
+            profile: the model's, which has a say in sizes and numbers of frames; None where it is
+                not known.
+        """
         for index in range(len(self)):
             try:
-                self.job(index)
+                _, job = self.job(index)
+                if profile is not None:
+                    resolve(profile, job.prompt, job.negative_prompt, **job.options)
             except InputError as error:
                 yield self.listed.line(index), str(error)
 
