@@ -19,6 +19,7 @@ from cosmos_fast.errors import (
     GuardrailBlocked,
     InputError,
 )
+from cosmos_fast.jobs.inputs import mark_of
 from cosmos_fast.jobs.job import Defaults, Job, digest, make_job
 from cosmos_fast.jobs.ledger import MOST_STARTS, Failure, sign_manifest
 from cosmos_fast.jobs.staging import remove_remains
@@ -140,6 +141,8 @@ class _Ready:
     key: str
     job: Job
     frames: Frames
+    mark: dict[str, Any]
+    """Of the input, as it was before it was read."""
 
 
 class Worker:
@@ -240,7 +243,7 @@ class Worker:
         self._ledger.refresh()
         if self._is_settled(index, key):
             return None
-        sha256 = self._ledger.whole(key, job.video)
+        sha256 = self._ledger.whole(key, job.video, job.source)
         if sha256 is not None:
             self._ledger.done(key, sha256, 0.0, sync=False)
             self._open.pop(index, None)
@@ -251,9 +254,10 @@ class Worker:
             self._fail(index, key, Failure(1, "WorkerDied", message))
             return None
         with self._failing_alone(index, key, job):
+            mark = mark_of(job.source)
             frames = self._read(job)
             del self._open[index]
-            return _Ready(key, job, frames)
+            return _Ready(key, job, frames, mark)
         return None
 
     def _read(self, job: Job) -> Frames:
@@ -295,7 +299,7 @@ class Worker:
         try:
             with self._failing_alone(job.index, ready.key, job):
                 clip.save(draft, crf=job.crf, sidecar=job.sidecar)
-                sha256 = sign_manifest(draft, ready.key)
+                sha256 = sign_manifest(draft, ready.key, ready.mark)
                 self._staging.publish(draft, job.video)
                 self._ledger.done(ready.key, sha256, max(seconds, 0.001))
                 self._surprises = 0
