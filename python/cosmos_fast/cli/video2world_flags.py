@@ -134,7 +134,9 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
         "and its length. Default: the model's, original: 24.",
         _VIDEO,
     ),
-    Flag("num_steps", Integer(1), "Solver steps. Default: the model's, 35 if released.", _VIDEO),
+    Flag(
+        "num_steps", Integer(1, 1000), "Solver steps. Default: the model's, 35 if released.", _VIDEO
+    ),
     Flag("guidance", Number(), "Default: the model's, 7 if released.", _VIDEO),
     Flag("seed", Integer(0, 2**32 - 1), "Default: 0, original: 1.", _VIDEO),
     Flag(
