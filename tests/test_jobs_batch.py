@@ -129,6 +129,15 @@ def test_what_is_whole_is_kept_and_what_was_touched_is_made_again(place: Path) -
     assert files(place) == of(0, 1, 2, 3)
 
 
+def test_a_video_without_its_text_is_not_whole(place: Path) -> None:
+    run(place)
+    assert "2.txt" in files(place)
+    (place / "out" / "2.txt").unlink()
+    summary = run(place, resume=True)
+    assert (summary.made, summary.kept) == (1, 3)
+    assert files(place) == of(0, 1, 2, 3)
+
+
 def test_another_picture_of_the_same_name_is_noticed(place: Path) -> None:
     """And the same picture with another time is not made into a video again."""
     run(place)

@@ -306,6 +306,8 @@ def verified(video: Path, key: str, source: Path | None = None) -> str | None:
         manifest = json.loads(video.with_suffix(".json").read_bytes())
         if manifest["job"]["key"] != key:
             return None
+        if manifest["job"].get("text") and not video.with_suffix(".txt").exists():
+            return None
         if source is not None and not is_as_marked(source, manifest["job"].get("input")):
             return None
         with video.open("rb") as file:
@@ -323,7 +325,8 @@ def sign_manifest(video: Path, key: str, mark: dict[str, Any]) -> str:
     """
     path = video.with_suffix(".json")
     manifest = json.loads(path.read_bytes())
-    manifest["job"] = {"key": key, "input": mark}
+    has_text = video.with_suffix(".txt").exists()
+    manifest["job"] = {"key": key, "input": mark, "text": has_text}
     write_atomically(path, f"{json.dumps(manifest, indent=2, ensure_ascii=False)}\n".encode())
     sha256: str = manifest["video"]["sha256"]
     return sha256
