@@ -8,11 +8,14 @@ import pytest
 
 from command_lines import LATER, given, settings
 from cosmos_fast.cli.config_file import merge, read_config
+from cosmos_fast.cli.demo import DEMO_FLAGS
 from cosmos_fast.cli.exits import UsageError
-from cosmos_fast.cli.flags import Flag, parse_flags, spread_values
+from cosmos_fast.cli.flags import Flag, Integer, parse_flags, spread_values
+from cosmos_fast.cli.plan import PLAN_FLAGS
 from cosmos_fast.cli.resolve import resolve
 from cosmos_fast.cli.settings import Origin
 from cosmos_fast.cli.video2world_flags import EXCLUSIVE_FLAGS, VIDEO2WORLD_FLAGS
+from cosmos_fast.sampling.schedule import MAX_STEPS
 
 RIGHT: dict[str, object] = {
     "input_path": "a.png",
@@ -86,7 +89,7 @@ WRONG: dict[str, tuple[object, str]] = {
     "width": ("1921", "a whole number from 1 to 1920"),
     "num_video_frames": ("80", "1 more than a multiple of 4"),
     "fps": ("0", "a number above 0"),
-    "num_steps": ("0", "a whole number of at least 1"),
+    "num_steps": ("1001", "a whole number from 1 to 1000"),
     "guidance": ("nan", "a number of at least 0"),
     "seed": ("-1", "a whole number from 0 to 4294967295"),
     "save_path": ("o/", "the name of a file to write"),
@@ -140,6 +143,13 @@ def test_whole_numbers_are_whole(text: str) -> None:
     [steps] = [flag for flag in VIDEO2WORLD_FLAGS if flag.name == "num_steps"]
     with pytest.raises(UsageError):
         steps.value(text)
+
+
+def test_steps_are_those_that_the_schedule_takes() -> None:
+    for flags in (VIDEO2WORLD_FLAGS, PLAN_FLAGS, DEMO_FLAGS):
+        [steps] = [flag for flag in flags if flag.name == "num_steps"]
+        assert isinstance(steps.kind, Integer)
+        assert (steps.kind.least, steps.kind.most) == (1, MAX_STEPS)
 
 
 def test_choices_ignore_case() -> None:

@@ -34,7 +34,7 @@ WRONG: dict[str, dict[str, tuple[str, str]]] = {
         "scene": ("-1", "a whole number of at least 0"),
         "video_save_folder": ("", BLANK),
         "seed": ("4294967296", SEED),
-        "num_steps": ("0", "a whole number of at least 1"),
+        "num_steps": ("1001", "a whole number from 1 to 1000"),
         "device": ("gpu", "auto, cpu or cuda"),
     },
     "download": {
@@ -75,7 +75,7 @@ WRONG: dict[str, dict[str, tuple[str, str]]] = {
         "width": ("-16", "a whole number of at least 1"),
         "num_video_frames": ("80", "1 more than a multiple of 4"),
         "num_conditional_frames": ("2", "1 more than a multiple of 4"),
-        "num_steps": ("0", "a whole number of at least 1"),
+        "num_steps": ("1001", "a whole number from 1 to 1000"),
         "guidance": ("inf", "a number of at least 0"),
         "text_precision": ("fp16", "bf16, fp32 or none"),
         "picture": ("", BLANK),

@@ -129,6 +129,26 @@ def test_what_is_whole_is_kept_and_what_was_touched_is_made_again(place: Path) -
     assert files(place) == of(0, 1, 2, 3)
 
 
+def test_a_video_without_its_text_is_not_whole(place: Path) -> None:
+    run(place)
+    assert "2.txt" in files(place)
+    (place / "out" / "2.txt").unlink()
+    summary = run(place, resume=True)
+    assert (summary.made, summary.kept) == (1, 3)
+    assert files(place) == of(0, 1, 2, 3)
+
+
+def test_another_picture_of_the_same_name_is_noticed(place: Path) -> None:
+    """And the same picture with another time is not made into a video again."""
+    run(place)
+    os.utime(place / "start.png", (1, 1))
+    assert run(place, resume=True).kept == 4
+    write_png(place / "start.png", np.full((16, 16, 3), 30, np.uint8))
+    summary = run(place, resume=True)
+    assert (summary.made, summary.kept) == (4, 0)
+    assert run(place, resume=True).kept == 4
+
+
 def test_a_changed_job_is_made_again_and_a_new_one_as_well(place: Path) -> None:
     run(place)
     lines = [job(prompt=f"job {n}", **({"seed": 9} if n == 2 else {})) for n in range(5)]

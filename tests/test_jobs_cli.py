@@ -115,9 +115,12 @@ def test_a_list_with_faults_ends_with_exit_code_4_and_resumes(run: Run, place: P
 
 
 def test_a_dry_run_tells_every_bad_line(run: Run, place: Path) -> None:
-    write_jobs(job(), job(seed="1"), b"?")
+    write_jobs(job(), job(seed="1"), b"?", job(seed=-1), job(num_frames=6))
     code, _, err = run("batch", "--jobs", "jobs.jsonl", *model(place), "--dry_run")
     assert code == 2
+    assert "5 jobs, 4 of them wrong" in err
+    assert "error: jobs.jsonl:4: seed = -1" in err
+    assert "error: jobs.jsonl:5: 6 frames cannot be made" in err
     assert "error: jobs.jsonl:2: seed = '1'" in err
     assert "error: jobs.jsonl:3: not valid JSON" in err
     assert not Path("outputs").exists()
@@ -130,7 +133,10 @@ def test_a_dry_run_tells_every_bad_line(run: Run, place: Path) -> None:
         (["batch", "--jobs", "gone.jsonl"], "cannot be read"),
         (["batch", "--jobs", "jobs.jsonl", "--input_root", "gone"], "--input_root"),
         (["batch", "--jobs", "jobs.jsonl", "--num_gpus", "2", "--device", "cuda:1"], "one GPU"),
+        (["batch", "--jobs", "jobs.jsonl", "--out", "start.png"], "--out: 'start.png' is not a"),
         (["video2world", "--batch_input_json", "a", "--input_path", "b"], "contradict"),
+        (["video2world", "--batch_input_path", "a", "--input_path", "b"], "contradict"),
+        (["video2world", "--batch_input_path", "a", "--save_path", "b.mp4"], "contradict"),
         (["best-of-n", "--input_path", "start.png", "--prompt", "a"], "--prompt_refiner"),
         (["best-of-n", "--critic", "gone:a"], "MODULE:NAME"),
         (["rollout", "--prompt", "a"], "no input"),
@@ -185,6 +191,36 @@ def test_the_best_of_two_is_told(run: Run, place: Path) -> None:
     code, _, err = run(*common[:-1], "my_critic_of_tests:mumble", "--skip_generation")
     assert code == 0, err
     assert err.count("warning: none of the critic's answers can be read") == 2
+
+
+def test_best_of_n_looks_before_it_works(run: Run, place: Path) -> None:
+    """At its folder before it loads, at every video before it asks; a dry run makes nothing."""
+    Path("my_critic_of_tests.py").write_text(CRITIC)
+    Path("file").write_text("no folder")
+    start = ["best-of-n", "--critic", "my_critic_of_tests:judge"]
+    order = [*start, *model(place), "--input_path", "start.png", "--prompt", "a"]
+    for more in ([], ["--dry_run"]):
+        code, _, err = run(*order, "--save_path", "file", *more)
+        assert code == 2, err
+        assert "--save_path: 'file' is not a folder" in err
+        assert "find checkpoint" not in err
+    code, out, err = run(*order, "--save_path", "made", "--dry_run")
+    assert code == 0, err
+    assert "made/start_seed0.mp4" in out
+    code, _, err = run(*order, "--save_path", "made", "--num_generations", "1")
+    assert code == 0, err
+    before = sorted(Path("made").iterdir())
+    again = [*start, "--save_path", "made", "--skip_generation"]
+    code, out, err = run(*again, "--dry_run")
+    assert (code, out) == (0, "made/start_seed0.mp4\n"), err
+    Path("made/zz.mp4").write_bytes(b"of another program")
+    for more in ([], ["--dry_run"]):
+        code, _, err = run(*again, *more)
+        assert code == 2, err
+        assert "made/zz.mp4: there is no manifest" in err
+        assert "%" not in err, "nothing was judged"
+    Path("made/zz.mp4").unlink()
+    assert sorted(Path("made").iterdir()) == before
 
 
 @pytest.mark.slow

@@ -12,7 +12,14 @@ import pytest
 
 import cosmos_fast as cf
 from cosmos_fast.config import VAEConfig
-from cosmos_fast.jobs import Judgement, drift_table, generate_candidates, judge, judgement_of
+from cosmos_fast.jobs import (
+    Candidate,
+    Judgement,
+    drift_table,
+    generate_candidates,
+    judge,
+    judgement_of,
+)
 from cosmos_fast.jobs.best_of_n import whole_video
 from cosmos_fast.jobs.drift import measure, psnr
 from random_world import RANDOM_PROFILE, make_random_world
@@ -168,6 +175,32 @@ def test_a_video_of_another_program_is_refused(tmp_path: Path) -> None:
         judge([tmp_path / "a.mp4"], brightness)
     with pytest.raises(cf.InputError, match="no video"):
         judge([], brightness)
+
+
+def test_a_critic_is_asked_when_all_videos_can_be_judged(
+    engine: cf.Video2World, tmp_path: Path
+) -> None:
+    """And what it returns is looked at."""
+    videos = generate_candidates(
+        engine, PICTURE, cf.NO_TEXT, out=tmp_path, name="a", num_generations=1, **SMALL
+    )
+    (tmp_path / "b.mp4").write_bytes(b"?")
+    asked: list[int] = []
+
+    def number(*_: object, **__: object) -> Any:
+        asked.append(1)
+        return 0.5
+
+    with pytest.raises(cf.InputError, match=r"b\.mp4: there is no manifest"):
+        judge([*videos, tmp_path / "b.mp4"], number)
+    assert not asked
+    with pytest.raises(cf.InputError, match=r"returned 0\.5 for .*a_seed0\.mp4: a Judgement"):
+        judge(videos, number)
+
+
+def test_percents_are_those_of_the_score() -> None:
+    for percent in range(101):
+        assert Candidate(Path("a.mp4"), Judgement(percent / 100)).percent == percent
 
 
 @pytest.mark.parametrize(

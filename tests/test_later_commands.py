@@ -219,6 +219,12 @@ def test_a_flag_whose_part_does_not_exist_is_refused(run: Callable[[str], Done])
     assert "--natten needs the sparse-attention part, which does not exist yet" in done.err
 
 
+def test_a_list_of_long_videos_is_refused_by_name(run: Callable[[str], Done]) -> None:
+    done = run(f"video2world_lvg --batch_input_json list.json {SMALL} {PLAIN}")
+    assert done.code == 2
+    assert "--batch_input_json needs the lists-of-long-videos part" in done.err
+
+
 def test_the_array_of_a_batch(run: Callable[[str], Done]) -> None:
     entries = [
         {"input_video": "start.png", "prompt": PROMPT, "output_video": "listed/a.mp4"},

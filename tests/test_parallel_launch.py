@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from cosmos_fast.cli import main
+from dying_rank_process import EXIT_CODE
 from random_world import make_random_world
 from test_cli_interrupt import FILES, members, names, start, wait_for
 from test_parallel_engine import PROFILE
@@ -114,6 +115,16 @@ def test_a_killed_rank_ends_the_command(inputs: Path, tmp_path: Path) -> None:
         eventually_alone(process.pid)
     finally:
         process.kill()
+
+
+def test_a_rank_that_ends_before_they_meet_ends_the_command() -> None:
+    """Also where it can be waited for only after its pipes have closed."""
+    script = Path(__file__).with_name("dying_rank_process.py")
+    found = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert found.returncode == 1, found.stderr
+    assert f"error: rank 1 ended with exit code {EXIT_CODE}" in found.stderr
 
 
 @pytest.mark.slow

@@ -11,7 +11,13 @@ from cosmos_fast.cli.exits import ExitCode, UsageError
 from cosmos_fast.cli.flags import Flag, Location, parse_flags, takes
 from cosmos_fast.cli.launch import refuse_torchrun
 from cosmos_fast.cli.output import print_json
-from cosmos_fast.cli.video2world import dry_run, load, options_of, read_settings
+from cosmos_fast.cli.video2world import (
+    dry_run,
+    load,
+    local_profile,
+    options_of,
+    read_settings,
+)
 from cosmos_fast.cli.video2world_flags import VIDEO2WORLD_FLAGS
 
 if TYPE_CHECKING:
@@ -180,9 +186,12 @@ def _check(settings: Settings) -> None:
 
 
 def _problems(settings: Settings) -> list[str]:
+    from cosmos_fast.cli.media_paths import folder_problems
     from cosmos_fast.cli.paths import loading_problems
 
+    assert settings.batch_folder is not None
     problems = loading_problems(settings)
+    problems += folder_problems(settings.flag("batch_folder"), settings.batch_folder)
     if not settings.input_root.is_dir():
         problems.append(f"--input_root: {str(settings.input_root)!r} is not a folder; name one")
     return problems
@@ -194,9 +203,12 @@ def _dry_run(settings: Settings, *, as_json: bool) -> ExitCode:
 
     assert settings.batch is not None
     with JobList(settings.batch) as listed:
+        profile = local_profile(settings)
+        if profile is not None and profile.actions is not None:
+            profile = None  # no list is for such a model, which is said once
         wrong = [
             f"{settings.batch}:{line}: {problem}"
-            for line, problem in plan_of(settings, listed, None).problems()
+            for line, problem in plan_of(settings, listed, profile).problems(profile)
         ]
         print(f"{len(listed)} jobs, {len(wrong)} of them wrong", file=sys.stderr)
     return dry_run(settings, as_json=as_json, problems=_problems(settings) + wrong)

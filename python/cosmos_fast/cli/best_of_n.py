@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from cosmos_fast.cli.exits import ExitCode, MissingPartError, UsageError
@@ -71,6 +72,8 @@ def best_of_n(**given: object) -> int:
     """
     flags = parse_flags(BEST_OF_N_FLAGS, given)
     order = _order(flags)
+    if order.flags.get("dry_run"):
+        return _dry_run(order, as_json=bool(flags.get("json")))
     first = is_first()  # the process that will judge looks for the critic before any video is made
     critic = _function(order.own["critic"]) if first and "critic" in order.own else None
     refused: dict[str, str] = {}
@@ -78,9 +81,7 @@ def best_of_n(**given: object) -> int:
         videos, seed = _made_before(order), order.flags.get("seed", 0)
         critic = critic or _reasoning_critic(order, local=False)
     else:
-        settings = read_settings(order.flags)
-        if settings.dry_run:
-            return dry_run(settings, as_json=bool(flags.get("json")))
+        settings = _placed(read_settings(order.flags), order)
         if first and critic is None:
             critic = _reasoning_critic(order, local=local_model(settings) is not None)
         refuse_bad_paths(settings)
@@ -138,6 +139,39 @@ def _order(flags: dict[str, Any]) -> _Order:
     return _Order(own, rest, folder, critic)
 
 
+def _placed(settings: Settings, order: _Order) -> Settings:
+    """``settings`` with the first video in the place of the one that video2world would write."""
+    from cosmos_fast.jobs.best_of_n import name_of
+
+    assert settings.input is not None
+    output = order.folder / name_of(settings.input.stem, settings.seed)
+    spelling = MappingProxyType({**settings.spelling, "output": "save_path"})
+    return replace(settings, output=output, spelling=spelling)
+
+
+def _dry_run(order: _Order, *, as_json: bool) -> ExitCode:
+    """The settings, and what is wrong with them; nothing is made, and nothing judged."""
+    from cosmos_fast.cli.paths import path_problems
+
+    if order.own.get("skip_generation"):
+        videos = _made_before(order)
+        if as_json:
+            print_json({"status": "ok", "exit_code": 0, "videos": [str(one) for one in videos]})
+        else:
+            print(*videos, sep="\n")
+        return ExitCode.OK
+    settings = _placed(read_settings(order.flags), order)
+    problems = path_problems(settings)
+    try:
+        if "critic" in order.own:
+            _function(order.own["critic"])
+        elif local_model(settings) is not None:  # else the critic may come from the hub as well
+            _reasoning_critic(order, local=True)
+    except UsageError as error:
+        problems.append(str(error))
+    return dry_run(settings, as_json=as_json, problems=problems)
+
+
 def _made_before(order: _Order) -> list[Path]:
     """The videos of ``--skip_generation``."""
     if order.flags.get("num_gpus", 1) > 1:
@@ -145,10 +179,13 @@ def _made_before(order: _Order) -> list[Path]:
             f"--num_gpus {order.flags['num_gpus']}: GPUs share the making of videos, and "
             f"--skip_generation makes none; leave it out"
         )
+    from cosmos_fast.jobs.best_of_n import refuse_foreign
+
     refuse_torchrun("best-of-n --skip_generation", "one process judges")
     videos = sorted(order.folder.glob("*.mp4"))
     if not videos:
         raise UsageError(f"--skip_generation: there is no .mp4 in {str(order.folder)!r}")
+    refuse_foreign(videos)
     return videos
 
 
@@ -209,7 +246,7 @@ def _shared(
 
 def _share(flags: dict[str, Any], place: Place) -> object:
     order = _order(flags)
-    return _generate(read_settings(order.flags), order, place, {})
+    return _generate(_placed(read_settings(order.flags), order), order, place, {})
 
 
 def _generate(
@@ -237,7 +274,7 @@ def _generate(
             refused[str(path)] = str(error)
             display.say(f"blocked: {path}: {error}")
 
-        with no_empty_folder(folder / "video.mp4"):
+        with no_empty_folder(settings.output):
             return generate_candidates(
                 engine,
                 settings.input,

@@ -35,7 +35,7 @@ DEMO_FLAGS: Final = (
     Flag("scene", Integer(0), "What the prompt leaves open: places, sizes, light. Default: 1."),
     Flag("video_save_folder", Location(), "Folder of the files. Default: outputs."),
     Flag("seed", Integer(0, 2**32 - 1), "Of the noise. Default: 0."),
-    Flag("num_steps", Integer(1), "Solver steps. Default: the model's."),
+    Flag("num_steps", Integer(1, 1000), "Solver steps. Default: the model's."),
     Flag("device", Choice(("auto", "cpu", "cuda")), "Default: auto."),
     Flag("json", None, "Print one JSON object on stdout."),
     Flag("debug", None, "Show the traceback of an error."),

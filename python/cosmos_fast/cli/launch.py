@@ -276,7 +276,11 @@ class _Others:
         """Ends this process if another has failed and this one does not notice by itself."""
         waiting = {process.sentinel for process in self._ranks.values()}
         while waiting and not self._over.is_set():
-            waiting -= set(multiprocessing.connection.wait(list(waiting)))
+            ended = set(multiprocessing.connection.wait(list(waiting)))
+            waiting -= ended
+            for process in self._ranks.values():
+                if process.sentinel in ended:
+                    process.join()  # its pipe closes a moment before its exit code is known
             if self._ends() and not self._over.wait(GRACE):
                 force_end(ExitCode.FAILED, "; ".join(self._ends()))
 

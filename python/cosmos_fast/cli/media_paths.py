@@ -100,8 +100,16 @@ def output_problems(settings: Settings) -> list[str]:
             f"{named} would replace the .txt and .json that stand beside {other!r}; choose another "
             f"name, or move that video away with them"
         ]
-    folder = path.parent
-    flag = flag.replace("video_save_name", "video_save_folder")
+    return folder_problems(flag.replace("video_save_name", "video_save_folder"), path.parent)
+
+
+def folder_problems(flag: str, folder: Path) -> list[str]:
+    """What is wrong with a folder that is to be made or written to: at most one line. Leaves
+    nothing behind.
+
+    Args:
+        flag: that names it.
+    """
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():

@@ -60,6 +60,7 @@ _IDLE: Final[tuple[tuple[str, str], ...]] = (
     ("image_save_name", "no picture is made"),
     ("image_save_folder", "no picture is made"),
 )
+_IDLE_WITHOUT_LIST: Final = ("resume", "input_root")
 _IDLE_WITHOUT_GUARDRAIL: Final = ("offload_guardrail_models", "offload_guardrail")
 _IDLE_WITHOUT_UPSAMPLER: Final = (
     "offload_prompt_upsampler",
@@ -71,6 +72,12 @@ _IDLE_WITHOUT_UPSAMPLER: Final = (
 def idle_notes(given: Mapping[str, Any], *, upsampler_is_off: bool) -> tuple[str, ...]:
     """One line for each flag that was given and has nothing to act on."""
     notes = [f"--{name} has no effect: {why}" for name, why in _IDLE if _given(given.get(name))]
+    if not is_batch(given):
+        notes += [
+            f"--{name} has no effect: it belongs to a list of videos"
+            for name in _IDLE_WITHOUT_LIST
+            if _given(given.get(name))
+        ]
     if given.get("disable_guardrail"):
         notes += [
             f"--{name} has no effect: the guardrail is off"

@@ -61,7 +61,7 @@ PLAN_FLAGS: Final = (
     Flag("width", Integer(1), "Default: the variant's."),
     Flag("num_video_frames", FrameCount(), "Default: the variant's."),
     Flag("num_conditional_frames", FrameCount(), "Frames given. Default: 1."),
-    Flag("num_steps", Integer(1), "Default: 35."),
+    Flag("num_steps", Integer(1, 1000), "Default: 35."),
     Flag("guidance", Number(), "0: one forward a step instead of two. Default: 7."),
     Flag(
         "text_precision",

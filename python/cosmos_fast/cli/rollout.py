@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cosmos_fast.cli.exits import ExitCode
-from cosmos_fast.cli.flags import Choice, Flag, Integer, parse_flags, takes
+from cosmos_fast.cli.exits import ExitCode, MissingPartError
+from cosmos_fast.cli.flags import Choice, Flag, Integer, Location, parse_flags, takes
 from cosmos_fast.cli.launch import sharing
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.video2world import (
@@ -40,6 +40,7 @@ ROLLOUT_FLAGS: Final = (
         "H.264 as the reference does, both for comparison. Default: memory.",
         _PANEL,
     ),
+    Flag("batch_input_json", Location(), "List of long videos to make (not yet).", _PANEL),
     SHARED_GPUS,
     *WORLD_FLAGS,
     *(flag for flag in VIDEO2WORLD_FLAGS if flag.name not in OF_LISTS),
@@ -62,6 +63,11 @@ def rollout(**given: object) -> int:
     on one GPU.
     """
     flags = parse_flags(ROLLOUT_FLAGS, given)
+    if "batch_input_json" in flags:
+        raise MissingPartError(
+            "--batch_input_json needs the lists-of-long-videos part, which does not exist yet; "
+            "give the entries one by one with --input_path, --prompt and --save_path"
+        )
     if is_of_worlds(flags):
         return world_rollout(flags)
     settings = _settings(flags)

@@ -27,6 +27,7 @@ _OWN_WORDS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
     {
         "input": {"original": "input_image_or_video_path", "later": "input_path"},
         "output": {"original": "video_save_folder", "later": "save_path"},
+        "batch_folder": {"original": "video_save_folder", "later": "video_save_folder"},
         "source": {"original": "diffusion_transformer_dir", "later": "model"},
     }
 )

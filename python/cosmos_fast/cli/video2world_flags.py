@@ -134,7 +134,9 @@ VIDEO2WORLD_FLAGS: Final[tuple[Flag, ...]] = (
         "and its length. Default: the model's, original: 24.",
         _VIDEO,
     ),
-    Flag("num_steps", Integer(1), "Solver steps. Default: the model's, 35 if released.", _VIDEO),
+    Flag(
+        "num_steps", Integer(1, 1000), "Solver steps. Default: the model's, 35 if released.", _VIDEO
+    ),
     Flag("guidance", Number(), "Default: the model's, 7 if released.", _VIDEO),
     Flag("seed", Integer(0, 2**32 - 1), "Default: 0, original: 1.", _VIDEO),
     Flag(
@@ -299,10 +301,11 @@ EXCLUSIVE_FLAGS: Final[tuple[tuple[str, ...], ...]] = (
     ("save_path", "video_save_name"),
     ("save_path", "video_save_folder"),
     ("batch_input_json", "batch_input_path"),
-    ("batch_input_json", "input_path"),
-    ("batch_input_path", "input_image_or_video_path"),
-    ("batch_input_json", "save_path"),
-    ("batch_input_path", "video_save_name"),
+    *(
+        (of_list, of_one)
+        for of_list in ("batch_input_json", "batch_input_path")
+        for of_one in ("input_path", "input_image_or_video_path", "save_path", "video_save_name")
+    ),
     ("disable_guardrail", "require_guardrail"),
 )
 """Flags that say the same thing in different words: at most one of each group."""

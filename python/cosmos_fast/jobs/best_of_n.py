@@ -93,7 +93,8 @@ class Candidate:
     @property
     def percent(self) -> int:
         """The score in whole percent, as it stands in the names of the critic's files."""
-        return int(100 * self.judgement.score)
+        # Of 0.29 the product is 28.999999999999996.
+        return int(round(100 * self.judgement.score, 9))
 
 
 def judgement_of(answers: Sequence[str]) -> Judgement:
@@ -105,6 +106,11 @@ def judgement_of(answers: Sequence[str]) -> Judgement:
     verdicts = tuple(None if match is None else match[1].lower() == "no" for match in found)
     read = len(verdicts) - verdicts.count(None)
     return Judgement(verdicts.count(True) / read if read else 0.0, tuple(answers), verdicts)
+
+
+def name_of(stem: str, seed: int) -> str:
+    """Name of the video of a seed."""
+    return f"{stem}_seed{seed}.mp4"
 
 
 def generate_candidates(
@@ -154,7 +160,7 @@ def generate_candidates(
     blocked: GuardrailBlocked | None = None
     with engine.together(("best of n", num_generations)) as ranks:
         for seed in range(first, first + num_generations):
-            path, own = Path(out, f"{stem}_seed{seed}.mp4"), options.copy()
+            path, own = Path(out, name_of(stem, seed)), options.copy()
             own["seed"] = seed
             try:
                 engine.generate_to(
@@ -193,11 +199,19 @@ def judge(
     side by side.
 
     Raises:
-        InputError: no video, or one without its manifest.
+        InputError: no video, or one without its manifest: before the critic is asked anything; or
+            what it returns is no judgement.
     """
-    candidates = []
-    for video in map(Path, videos):
-        candidate = Candidate(video, critic(whole_video(video), trials=num_trials, seed=seed))
+    candidates, paths = [], [Path(video) for video in videos]
+    refuse_foreign(paths)
+    for video in paths:
+        judgement = critic(whole_video(video), trials=num_trials, seed=seed)
+        if not isinstance(judgement, Judgement):
+            raise InputError(
+                f"the critic returned {judgement!r:.80} for {video}: a Judgement is needed, as in "
+                f"cosmos_fast.jobs.Judgement(score=0.5)"
+            )
+        candidate = Candidate(video, judgement)
         _write_verdict(candidate)
         candidates.append(candidate)
         if on_candidate is not None:
@@ -266,15 +280,29 @@ def whole_video(video: Path) -> Frames:
         InputError: there is no manifest beside it.
         MediaError: the video cannot be read.
     """
+    size, frames = _told_of(video)
+    return read_frames(video, size=size, num_frames=frames)
+
+
+def refuse_foreign(videos: Iterable[Path]) -> None:
+    """
+    Raises:
+        InputError: one of them has no manifest beside it.
+    """
+    for video in videos:
+        _told_of(video)
+
+
+def _told_of(video: Path) -> tuple[Size, int]:
+    """Size and number of frames, as the manifest has them."""
     try:
         told = json.loads(video.with_suffix(".json").read_bytes())["video"]
-        size, frames = Size(told["height"], told["width"]), told["frames"]
+        return Size(told["height"], told["width"]), told["frames"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{video}: there is no manifest of cosmos-fast beside it ({error}); a video of another "
-            "program cannot be judged"
+            "program cannot be judged: move it away"
         ) from error
-    return read_frames(video, size=size, num_frames=frames)
 
 
 def _write_verdict(candidate: Candidate) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from cosmos_fast._core import Journal
 from cosmos_fast.errors import InputError
 from cosmos_fast.files import write_atomically
+from cosmos_fast.jobs.inputs import is_as_marked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -216,16 +217,17 @@ class Ledger:
             self._journal.release(number)
             self._held.discard(number)
 
-    def whole(self, key: str, video: Path) -> str | None:
+    def whole(self, key: str, video: Path, source: Path | None = None) -> str | None:
         """Digest of the finished video of this job, read and compared with its manifest.
 
         The manifest says which job it belongs to, so that a video whose worker was killed before
-        it could note the end counts as well. In a run that resumes nothing, only what the run
+        it could note the end counts as well; and what its input held, so that one made from
+        another picture of the same name does not. In a run that resumes nothing, only what the run
         itself has begun counts.
         """
         if not self._resumes and self._begun_here(key) is None:
             return None
-        return verified(video, key)
+        return verified(video, key, source)
 
     def _begun_here(self, key: str) -> _Begun | None:
         begun = self._begun.get(key)
@@ -294,11 +296,19 @@ class Ledger:
             self._outcomes[key] = Outcome(attempt, None, failure, 0.0)
 
 
-def verified(video: Path, key: str) -> str | None:
-    """Digest of ``video`` where it is the one that its manifest tells of, for this job."""
+def verified(video: Path, key: str, source: Path | None = None) -> str | None:
+    """Digest of ``video`` where it is the one that its manifest tells of, for this job.
+
+    Args:
+        source: its input, to be as it was when the video was made; None is not looked at.
+    """
     try:
         manifest = json.loads(video.with_suffix(".json").read_bytes())
         if manifest["job"]["key"] != key:
+            return None
+        if manifest["job"].get("text") and not video.with_suffix(".txt").exists():
+            return None
+        if source is not None and not is_as_marked(source, manifest["job"].get("input")):
             return None
         with video.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -307,11 +317,16 @@ def verified(video: Path, key: str) -> str | None:
         return None
 
 
-def sign_manifest(video: Path, key: str) -> str:
-    """Writes into the manifest of ``video`` which job it belongs to; the video's digest."""
+def sign_manifest(video: Path, key: str, mark: dict[str, Any]) -> str:
+    """Writes into the manifest of ``video`` which job it belongs to; the video's digest.
+
+    Args:
+        mark: :func:`mark_of` its input.
+    """
     path = video.with_suffix(".json")
     manifest = json.loads(path.read_bytes())
-    manifest["job"] = {"key": key}
+    has_text = video.with_suffix(".txt").exists()
+    manifest["job"] = {"key": key, "input": mark, "text": has_text}
     write_atomically(path, f"{json.dumps(manifest, indent=2, ensure_ascii=False)}\n".encode())
     sha256: str = manifest["video"]["sha256"]
     return sha256

@@ -19,6 +19,7 @@ from cosmos_fast.errors import (
     GuardrailBlocked,
     InputError,
 )
+from cosmos_fast.jobs.inputs import mark_of
 from cosmos_fast.jobs.job import Defaults, Job, digest, make_job
 from cosmos_fast.jobs.ledger import MOST_STARTS, Failure, sign_manifest
 from cosmos_fast.jobs.staging import remove_remains
@@ -30,6 +31,7 @@ from cosmos_fast.types import Frames
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from cosmos_fast.config import Profile
     from cosmos_fast.jobs.engines import Generates, Saves
     from cosmos_fast.jobs.job_list import JobList
     from cosmos_fast.jobs.ledger import Ledger
@@ -84,11 +86,18 @@ class Jobs:
             )
         return job.key(self._model), job
 
-    def problems(self) -> Iterator[tuple[int, str]]:
-        """(line, what is wrong) of every entry that cannot be a job; no picture is opened."""
+    def problems(self, profile: Profile | None = None) -> Iterator[tuple[int, str]]:
+        """(line, what is wrong) of every entry that cannot be a job; no picture is opened.
+
+        Args:
+            profile: the model's, which has a say in sizes and numbers of frames; None where it is
+                not known.
+        """
         for index in range(len(self)):
             try:
-                self.job(index)
+                _, job = self.job(index)
+                if profile is not None:
+                    resolve(profile, job.prompt, job.negative_prompt, **job.options)
             except InputError as error:
                 yield self.listed.line(index), str(error)
 
@@ -132,6 +141,8 @@ class _Ready:
     key: str
     job: Job
     frames: Frames
+    mark: dict[str, Any]
+    """Of the input, as it was before it was read."""
 
 
 class Worker:
@@ -232,7 +243,7 @@ class Worker:
         self._ledger.refresh()
         if self._is_settled(index, key):
             return None
-        sha256 = self._ledger.whole(key, job.video)
+        sha256 = self._ledger.whole(key, job.video, job.source)
         if sha256 is not None:
             self._ledger.done(key, sha256, 0.0, sync=False)
             self._open.pop(index, None)
@@ -243,9 +254,10 @@ class Worker:
             self._fail(index, key, Failure(1, "WorkerDied", message))
             return None
         with self._failing_alone(index, key, job):
+            mark = mark_of(job.source)
             frames = self._read(job)
             del self._open[index]
-            return _Ready(key, job, frames)
+            return _Ready(key, job, frames, mark)
         return None
 
     def _read(self, job: Job) -> Frames:
@@ -287,7 +299,7 @@ class Worker:
         try:
             with self._failing_alone(job.index, ready.key, job):
                 clip.save(draft, crf=job.crf, sidecar=job.sidecar)
-                sha256 = sign_manifest(draft, ready.key)
+                sha256 = sign_manifest(draft, ready.key, ready.mark)
                 self._staging.publish(draft, job.video)
                 self._ledger.done(ready.key, sha256, max(seconds, 0.001))
                 self._surprises = 0
