@@ -29,7 +29,8 @@ class SharedCancel:
     def is_set(self) -> bool:
         exchange = self._exchange
         wanted = self._own is not None and self._own.is_set()
-        flag = torch.tensor([wanted], dtype=torch.uint8, device=exchange.device)
+        # Filled there: what is copied from here would make the host wait for all work before it.
+        flag = torch.full((1,), int(wanted), dtype=torch.uint8, device=exchange.device)
         flags = exchange.to_all(flag, [1] * exchange.size).wait()
         if exchange.device.type != "cuda":
             return bool(flags.any())
