@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from threading import Event
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ PATIENCE = timedelta(seconds=20)
 
 
 def test_a_question_on_a_cpu_is_answered_at_once() -> None:
-    group = dist.ProcessGroupGloo(dist.HashStore(), 0, 1, PATIENCE)
+    group: Any = dist.ProcessGroupGloo(dist.HashStore(), 0, 1, PATIENCE)
     cancel = Event()
     shared = SharedCancel(cancel, Exchange(group, torch.device("cpu")))
     assert not shared.is_set()
@@ -29,7 +30,7 @@ def test_a_question_on_a_cpu_is_answered_at_once() -> None:
 def test_a_question_on_a_device_waits_for_nothing_and_is_answered_by_the_next() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     options = dist.ProcessGroupNCCL.Options()
-    group = dist.ProcessGroupNCCL(dist.HashStore(), 0, 1, options)
+    group: Any = dist.ProcessGroupNCCL(dist.HashStore(), 0, 1, options)
     cancel = Event()
     shared = SharedCancel(cancel, Exchange(group, device))
     x = torch.randn(4096, 4096, device=device)
