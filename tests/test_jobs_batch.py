@@ -167,6 +167,42 @@ def test_videos_without_their_journal_are_known_by_their_manifests(place: Path) 
     assert run(place).made == 4  # asked to make them, not to resume
 
 
+def test_a_list_replaces_no_video_of_another_list(place: Path) -> None:
+    run(place)
+    before = {name: (place / "out" / name).read_bytes() for name in of(0, 1)}
+    engine = ToyEngine(place / "log", seconds=0)
+    lines = [job(prompt="another"), job(prompt="one more", output_video="mine.mp4")]
+    (place / "others.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    out = place / "out"
+    summary = run_batch(engine, place / "others.jsonl", out, input_root=place)
+    assert (summary.made, summary.failed) == (1, 1)
+    (failed,) = summary.failures
+    assert failed.failure is not None
+    assert failed.failure.code == 2
+    assert "0.mp4 was made from another list, jobs.jsonl" in failed.failure.message
+    assert {name: (place / "out" / name).read_bytes() for name in before} == before
+    assert "mine.mp4" in files(place)
+    # Where that list has been given up, what it made is nobody's.
+    (out / "jobs.jsonl.journal").unlink()
+    again = run_batch(engine, place / "others.jsonl", out, input_root=place, resume=True)
+    assert (again.made, again.kept, again.failed) == (1, 1, 0)
+
+
+def test_lists_at_work_at_once_replace_nothing_either(place: Path) -> None:
+    class Slow(ToyEngine):
+        def generate(self, *arguments: Any, **options: Any) -> ToyClip:
+            run(place)  # the other list is begun and done meanwhile
+            return super().generate(*arguments, **options)
+
+    (place / "others.jsonl").write_bytes(job(prompt="another") + b"\n")
+    engine = Slow(place / "log", seconds=0)
+    summary = run_batch(engine, place / "others.jsonl", place / "out", input_root=place)
+    assert (summary.made, summary.failed) == (0, 1)
+    manifest = json.loads((place / "out" / "0.json").read_bytes())
+    assert manifest["job"]["list"] == "jobs.jsonl"
+    assert run(place, resume=True).kept == 4
+
+
 def test_an_earlier_run_is_not_overwritten_unasked(place: Path) -> None:
     run(place)
     with pytest.raises(cf.InputError, match="resume it, or remove"):

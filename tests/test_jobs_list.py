@@ -42,8 +42,9 @@ def test_lines_and_array_are_told_apart_by_content(place: Path) -> None:
     lines = [json.dumps(entry).encode() for entry in entries]
     assert run(place, lines, "lines.json").made == 2
     assert names(place / "out") == {"0.mp4", "b.mp4"}
+    entries[1]["output_video"] = "c.mp4"  # b.mp4 is the other list's
     assert run(place, [json.dumps(entries, indent=1).encode()], "array.jsonl").made == 2
-    assert names(place / "out") == {"0.mp4", "b.mp4", "output_0.mp4"}
+    assert names(place / "out") == {"0.mp4", "b.mp4", "output_0.mp4", "c.mp4"}
 
 
 def test_blank_lines_and_a_byte_order_mark_are_passed_over(place: Path) -> None:

@@ -194,7 +194,7 @@ class BatchRun:
         if self._engine is None:
             raise InputError("this run has no engine to make videos with: give it one")
         with self._ledger.alone():
-            staging = Staging(self._folder, Path(self._listed.path).name)
+            staging = Staging(self._folder, self._listed.name)
         with staging:
             worker = Worker(
                 self._engine, self._plan, self._ledger, staging,
@@ -206,7 +206,7 @@ class BatchRun:
     def sweep(self) -> None:
         """Removes what workers that died have left."""
         with self._ledger.alone():
-            sweep(self._folder, Path(self._listed.path).name)
+            sweep(self._folder, self._listed.name)
 
     def summary(self) -> BatchSummary:
         """What the journal says about every job of the list, whoever made it."""

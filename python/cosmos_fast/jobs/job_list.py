@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from array import array
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from cosmos_fast.errors import InputError
@@ -37,6 +38,8 @@ class JobList:
                 is no valid JSON. A bad line costs that line only.
         """
         self.path: Final = os.fspath(path)
+        self.name: Final = Path(self.path).name
+        """What journal, summary and staging folders of the list are called after."""
         self._starts, self._lengths, self._lines = array("Q"), array("Q"), array("Q")
         try:
             self._file: Final = open(path, "rb", buffering=1 << 16)  # noqa: SIM115, PTH123

@@ -317,16 +317,38 @@ def verified(video: Path, key: str, source: Path | None = None) -> str | None:
         return None
 
 
-def sign_manifest(video: Path, key: str, mark: dict[str, Any]) -> str:
+def refuse_another_list_s(video: Path, folder: Path, name: str) -> None:
+    """
+    Args:
+        folder: of the lists' journals.
+        name: of the list that ``video`` is to be made from.
+
+    Raises:
+        InputError: the video that is there was made from another list, whose journal still counts
+            on it.
+    """
+    try:
+        owner = json.loads(video.with_suffix(".json").read_bytes())["job"]["list"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nobody's that we know of
+    if owner != name and video.exists() and (folder / f"{owner}.journal").exists():
+        raise InputError(
+            f"{video} was made from another list, {owner}: it would be replaced; give this list "
+            f"another output folder, or its videos names of their own (output_video)"
+        )
+
+
+def sign_manifest(video: Path, key: str, name: str, mark: dict[str, Any]) -> str:
     """Writes into the manifest of ``video`` which job it belongs to; the video's digest.
 
     Args:
+        name: of the job's list, as its journal has it.
         mark: :func:`mark_of` its input.
     """
     path = video.with_suffix(".json")
     manifest = json.loads(path.read_bytes())
     has_text = video.with_suffix(".txt").exists()
-    manifest["job"] = {"key": key, "input": mark, "text": has_text}
+    manifest["job"] = {"key": key, "list": name, "input": mark, "text": has_text}
     write_atomically(path, f"{json.dumps(manifest, indent=2, ensure_ascii=False)}\n".encode())
     sha256: str = manifest["video"]["sha256"]
     return sha256
@@ -334,7 +356,7 @@ def sign_manifest(video: Path, key: str, mark: dict[str, Any]) -> str:
 
 def journal_of(folder: Path, listed: JobList) -> Path:
     """Path of the journal of a list in a folder."""
-    return folder / f"{Path(listed.path).name}.journal"
+    return folder / f"{listed.name}.journal"
 
 
 def _lease_number(video: Path, folder: Path) -> int:

@@ -21,7 +21,12 @@ from cosmos_fast.errors import (
 )
 from cosmos_fast.jobs.inputs import mark_of
 from cosmos_fast.jobs.job import Defaults, Job, digest, make_job
-from cosmos_fast.jobs.ledger import MOST_STARTS, Failure, sign_manifest
+from cosmos_fast.jobs.ledger import (
+    MOST_STARTS,
+    Failure,
+    refuse_another_list_s,
+    sign_manifest,
+)
 from cosmos_fast.jobs.staging import remove_remains
 from cosmos_fast.jobs.summary import Row
 from cosmos_fast.media import frames_from
@@ -254,6 +259,7 @@ class Worker:
             self._fail(index, key, Failure(1, "WorkerDied", message))
             return None
         with self._failing_alone(index, key, job):
+            refuse_another_list_s(job.video, self._ledger.folder, self._plan.listed.name)
             mark = mark_of(job.source)
             frames = self._read(job)
             del self._open[index]
@@ -299,7 +305,10 @@ class Worker:
         try:
             with self._failing_alone(job.index, ready.key, job):
                 clip.save(draft, crf=job.crf, sidecar=job.sidecar)
-                sha256 = sign_manifest(draft, ready.key, ready.mark)
+                name = self._plan.listed.name
+                sha256 = sign_manifest(draft, ready.key, name, ready.mark)
+                # Once more: the other list may be under way as well.
+                refuse_another_list_s(job.video, self._ledger.folder, name)
                 self._staging.publish(draft, job.video)
                 self._ledger.done(ready.key, sha256, max(seconds, 0.001))
                 self._surprises = 0
