@@ -385,13 +385,16 @@ class Video2World:
         """What of this engine changes a video, as plain values, for the rooms above that keep
         unfinished ones: all but the weights, of which :meth:`digests` tells. Of several ranks the
         first knows."""
-        parts = self._parts
+        parts, files = self._parts, self._parts.files
         return {
             "model": parts.profile.name,
-            "ema": parts.files.ema,
+            "revision": files.revision,
+            "ema": files.ema,
             "rope_table": parts.dit.rope_table,
             "precision": str(parts.dtype).removeprefix("torch."),
             "text precision": parts.text_precision,
+            # From the hub it is fetched with the first prompt, and belongs to the revision.
+            "text encoder": None if files.hub is not None else str(files.text_encoder),
             "device": parts.device_name,
             "ranks": self.ranks,
             "kernel": dict(parts.ops.names),
