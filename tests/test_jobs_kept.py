@@ -197,7 +197,10 @@ def test_another_model_s_clips_are_refused(half: Path, tmp_path: Path) -> None:
     other = cf.Video2World.from_pretrained(
         make_random_world(tmp_path, PROFILE, seed=1), device="cpu"
     )
-    with pytest.raises(cf.InputError, match=r"weights of dit/.* was .*, weights of vae/.* was"):
+    with pytest.raises(
+        cf.InputError,
+        match=r"weights of dit/.* was .*, weights of vae/.* was .*, weights of text_encoder was",
+    ):
         cf.rollout(other, GIVEN, "A heron.", keep=half, **SMALL)
 
 

@@ -393,8 +393,6 @@ class Video2World:
             "rope_table": parts.dit.rope_table,
             "precision": str(parts.dtype).removeprefix("torch."),
             "text precision": parts.text_precision,
-            # From the hub it is fetched with the first prompt, and belongs to the revision.
-            "text encoder": None if files.hub is not None else str(files.text_encoder),
             "device": parts.device_name,
             "ranks": self.ranks,
             "kernel": dict(parts.ops.names),
@@ -403,10 +401,13 @@ class Video2World:
             "version": versions(),
         }
 
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of the checkpoint's files, by name; may wait until gigabytes are read. Of several
-        ranks the first knows."""
-        return self._parts.digests.get()
+    def digests(self) -> dict[str, str | None]:
+        """SHA-256 of the checkpoint's files, by name, and of the text encoder together; may wait
+        until gigabytes are read. Of several ranks the first knows."""
+        files = self._parts.files
+        reads = files.hub is not None or None not in (files.text_encoder, files.tokenizer)
+        text = files.text_identity() if reads else None
+        return {**self._parts.digests.get(), "text_encoder": text}
 
     @contextmanager
     def together(self, what: object) -> Iterator[Ranks]:

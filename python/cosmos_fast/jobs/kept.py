@@ -45,7 +45,8 @@ class KeptClip:
     """One clip, as it is kept."""
 
     told: dict[str, Any]
-    """What JSON can hold: its drift, its report, and the prompt that it followed."""
+    """What JSON can hold: its drift, its report, the prompt that it followed, and the digests of
+    the weights that made it."""
     pixels: dict[str, torch.Tensor]
     """uint8 (T, H, W, 3) on the host: its new ``frames``, the ``tail`` that the next one continues,
     and, where that is ``handed`` over changed, the changed one."""
@@ -117,7 +118,7 @@ class KeptClips:
     def begin(
         self,
         what: Mapping[str, Any],
-        digests: Callable[[], Mapping[str, str]],
+        digests: Callable[[], Mapping[str, str | None]],
         sizes: Sequence[int],
     ) -> None:
         """Says which video this is.
@@ -145,8 +146,7 @@ class KeptClips:
             self._compare(found, known)
             clip = self._read(0)
             if clip is not None:
-                self._compare({"weights": clip.told["report"]["model"]["sha256"]},
-                              {"weights": dict(digests())})  # fmt: skip
+                self._compare({"weights": clip.told["weights"]}, {"weights": dict(digests())})
             self.clips = len(paths)
         self._refuse_full(sizes[self.clips :])
         with self._failing("cannot be written"):

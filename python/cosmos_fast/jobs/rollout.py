@@ -280,6 +280,7 @@ class _Chain:
             "drift": asdict(self._drift[-1]),
             "report": asdict(self._reports[-1]),
             "prompt": described(prompt),
+            "weights": self._engine.digests(),
         }
         tensors = {
             name: torch.from_numpy(np.ascontiguousarray(held)) for name, held in pixels.items()
