@@ -105,13 +105,19 @@ class KeptClips:
 
     def clear(self) -> int:
         """Removes all clips; how many there were."""
+        self.clips = 0
         with self._failing("cannot be emptied"):
             return self._remove_from(0)
 
+    @property
+    def found(self) -> int:
+        """Clips that are there, of whichever video, damaged ones among them."""
+        return len(self._paths())
+
     def remove(self) -> None:
         """Removes the clips, and the folder if nothing else is in it."""
+        self.clear()
         with self._failing("cannot be removed"):
-            self._remove_from(0)
             self._forget()
         self._remove_folder()
 
