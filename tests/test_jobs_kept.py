@@ -234,6 +234,16 @@ def test_a_damaged_clip_and_what_follows_are_made_again(
     assert len(list(keep.iterdir())) == 5
 
 
+def test_what_follows_a_damaged_clip_is_never_taken_later(
+    engine: cf.Video2World, half: Path, tmp_path: Path
+) -> None:
+    """A function need not give the prompt again that the clips behind it continued."""
+    keep = shutil.copytree(half, tmp_path / "kept")
+    flipped(keep / "clip-00001.safetensors")
+    broken_off(engine, keep, 1, lambda chunk, tail: "A stork.")
+    assert [path.name[:10] for path in sorted(keep.glob("clip-*"))] == ["clip-00000", "clip-00001"]
+
+
 def test_a_damaged_record_costs_all_clips(
     engine: cf.Video2World, whole: cf.Rollout, half: Path, tmp_path: Path
 ) -> None:

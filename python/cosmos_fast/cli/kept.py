@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Keeping:
-    """The folders of the long videos that one command makes, whose flags they outlive."""
+    """The folders of the long videos that one command makes."""
 
     def __init__(self, videos: Sequence[Path], num_clips: int, *, resume: bool) -> None:
         """
@@ -58,6 +58,7 @@ class Keeping:
         Raises:
             InputError, MediaError: as above.
         """
+        from cosmos_fast.errors import MediaError
         from cosmos_fast.jobs.kept import KeptClips
 
         with contextlib.ExitStack() as stack:
@@ -72,7 +73,10 @@ class Keeping:
                 ranks.on_first(take)
             yield self._kept or self._folders
             for kept in self._kept:
-                kept.remove()
+                try:
+                    kept.remove()
+                except MediaError as error:  # the videos are there all the same
+                    say(f"note: {error}")
 
     def _tell(self, kept: KeptClips, say: Callable[[str], None]) -> None:
         if self._resume and kept.found:

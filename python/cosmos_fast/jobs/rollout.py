@@ -119,8 +119,9 @@ def rollout(
         keep: folder in which the first rank keeps every chunk once it is made, uint8 and lossless:
             the same call goes on behind them, whatever ended the last one, and gives the rollout
             that one call would have given, times aside. Prompts of chunks that are there are not
-            asked for again; ``num_chunks`` may differ. The folder is the caller's to remove. None:
-            nothing is kept.
+            asked for again; ``num_chunks`` may differ. The folder, which may be a
+            :class:`KeptClips` that the caller has entered, is the caller's to remove. None: nothing
+            is kept.
         on_chunk: told (its drift, number of chunks) after each chunk that is made.
         on_step, on_stage, cancel, options: as ``generate``'s.
 
