@@ -46,7 +46,7 @@ def test_a_flag_without_its_value_is_a_usage_error(run: Run, flag: str) -> None:
     ("arguments", "message"),
     [
         (["video2world", "--seed", "x"], "--seed: 'x' is not a whole number from 0 to 4294967295"),
-        (["video2world", "--num-steps=0"], "--num_steps: '0' is not a whole number of at least 1"),
+        (["video2world", "--num-steps=0"], "--num_steps: '0' is not a whole number from 1 to 1000"),
         (
             ["video2world", "--fit", "crop"],
             "--fit: 'crop' is not one of its choices; expected cover or stretch",
