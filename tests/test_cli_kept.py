@@ -114,7 +114,7 @@ def test_a_killed_command_goes_on_behind_the_last_clip(run: Run, place: Path) ->
     assert resumed["report"]["latents_sha256"] == whole["report"]["latents_sha256"]
     assert Path("out/a.txt").read_text() == Path("whole/a.txt").read_text()
     assert f"{clips} of 4 clips were kept from before" in resumed["report"]["notes"]
-    assert f"going on behind {clips} kept clips" in err
+    assert f"clips that are kept: {clips}; going on" in err
     made = [number for number in range(1, 5) if f"clip {number} of 4 is made" in err]
     assert made == list(range(clips + 1, 5))
     assert names("out") == FILES
@@ -159,7 +159,7 @@ def test_what_an_earlier_run_kept_is_replaced_or_in_use(run: Run, place: Path) -
     (folder / "rollout.json").write_bytes(b"?")
     code, _, err = run(*short)
     assert code == 0, err
-    assert "note: 1 clips that an earlier run had kept were replaced" in err
+    assert "note: clips of an earlier run replaced: 1; --resume goes on" in err
     assert names(".") == FILES | {"world", "start.png"}
 
 

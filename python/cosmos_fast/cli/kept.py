@@ -80,12 +80,9 @@ class Keeping:
 
     def _tell(self, kept: KeptClips, say: Callable[[str], None]) -> None:
         if self._resume and kept.found:
-            say(f"going on behind {kept.found} kept clips")
+            say(f"clips that are kept: {kept.found}; going on behind them")
         elif replaced := kept.clear():
-            say(
-                f"note: {replaced} clips that an earlier run had kept were replaced; --resume goes "
-                f"on behind them"
-            )
+            say(f"note: clips of an earlier run replaced: {replaced}; --resume goes on behind them")
 
 
 def _folder_of(video: Path) -> Path:
