@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,11 +69,27 @@ def long_video(engine: cf.Video2World, **more: Any) -> dict[str, Any]:
     return {
         "frames": made.frames.to("pt"),
         "latents": torch.stack(x0),
+        "digest": made.report.latents_sha256,
+        "notes": list(made.report.notes),
         "drift": [row.as_dict() for row in made.drift],
         "asked": asked,
         "tails": tails,
         "ranks": made.report.parallel["ranks"],
     }
+
+
+def resumed(engine: cf.Video2World, folder: Path, **more: Any) -> dict[str, Any]:
+    """The same long video, cancelled behind its first clip and called again; other ranks than the
+    first cannot see what is kept. With another seed it is refused."""
+    rank = int(sys.argv[2])
+    keep = folder / f"kept {more}" if rank == 0 else Path("/proc/nothing")
+    over = threading.Event()
+    stopped = raised(
+        lambda: long_video(engine, keep=keep, cancel=over, on_chunk=lambda *_: over.set(), **more)
+    )
+    other = raised(lambda: long_video(engine, keep=keep, seed=7, **more))
+    made = long_video(engine, keep=keep, **more)
+    return made | {"stopped": stopped, "other": other}
 
 
 def refused_prompts(engine: cf.Video2World) -> dict[str, Any]:
@@ -146,6 +163,8 @@ def main() -> None:
     made = {
         "memory": long_video(engine),
         "file": long_video(engine, handover="file"),
+        "resumed": resumed(engine, folder),
+        "resumed file": resumed(engine, folder, handover="file"),
         "prompts": refused_prompts(engine),
         "world": raised(lend),
         "best": best(folder, group),

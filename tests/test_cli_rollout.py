@@ -265,6 +265,7 @@ def test_a_dry_run_tells_everything_that_is_wrong(run: Run, place: Path) -> None
         ("--policy my_policy:push --num_actions 3 --reference", "about recorded actions"),
         ("--actions rows.npy --prompt push", "--prompt: of no meaning with --actions"),
         ("--actions rows.npy --num_chunks 3", "--num_chunks: of no meaning"),
+        ("--actions rows.npy --resume", "--resume: with --actions no chunks are kept"),
         ("--actions rows.npy --stop_at 0.5", "--stop_at needs --samples 2"),
         ("--actions rows.npy --reference --samples 2", "have one future"),
         ("--actions rows.npy --noise reference --samples 2", "have one future"),

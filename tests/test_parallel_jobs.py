@@ -92,6 +92,23 @@ def test_the_first_rank_alone_asks_for_prompts_and_uses_files(made: list[dict[st
 
 
 @pytest.mark.slow
+def test_all_ranks_go_on_behind_what_the_first_has_kept(made: list[dict[str, Any]]) -> None:
+    for way, again in (("memory", "resumed"), ("file", "resumed file")):
+        for rank, each in enumerate(made):
+            whole, resumed = each[way], each[again]
+            assert torch.equal(resumed["frames"], whole["frames"])
+            assert (resumed["drift"], resumed["digest"]) == (whole["drift"], whole["digest"])
+            assert "1 of 2 clips were kept from before" in resumed["notes"]
+            assert len(resumed["latents"]) == 1, "the first clip is not made again"
+            assert resumed["asked"] == ([1] if rank == 0 else [])
+            assert resumed["stopped"]["error"] == "Cancelled"
+        first, second = (each[again]["other"] for each in made)
+        assert (first["error"], second["error"]) == ("InputError", "RankLost")
+        assert "seed was 0 and is 7" in first["message"]
+        assert second["agreed"] is True
+
+
+@pytest.mark.slow
 def test_ranks_go_on_where_all_know_and_end_where_one_fails(
     inputs: Path, made: list[dict[str, Any]]
 ) -> None:

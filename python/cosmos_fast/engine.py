@@ -27,7 +27,7 @@ from cosmos_fast.parts import (
     vae_identity,
 )
 from cosmos_fast.prompt import joined
-from cosmos_fast.report import Clock, StageCallback
+from cosmos_fast.report import Clock, StageCallback, versions
 from cosmos_fast.request import Options, Recipe, Request, resolve
 from cosmos_fast.turns import Turns
 from cosmos_fast.types import Frames, Latents, Prompt, TextEmbedding
@@ -380,6 +380,34 @@ class Video2World:
     def inspection(self) -> Inspection:
         """The guardrail's eyes on one piece of work, for the rooms above."""
         return self._desk.inspection()
+
+    def provenance(self) -> dict[str, Any]:
+        """What of this engine changes a video, as plain values, for the rooms above that keep
+        unfinished ones: all but the weights, of which :meth:`digests` tells. Of several ranks the
+        first knows."""
+        parts, files = self._parts, self._parts.files
+        return {
+            "model": parts.profile.name,
+            "revision": files.revision,
+            "ema": files.ema,
+            "rope_table": parts.dit.rope_table,
+            "precision": str(parts.dtype).removeprefix("torch."),
+            "text precision": parts.text_precision,
+            "device": parts.device_name,
+            "ranks": self.ranks,
+            "kernel": dict(parts.ops.names),
+            "guardrail": self.inspection().identity,
+            "upsampler": self._desk.upsampler,
+            "version": versions(),
+        }
+
+    def digests(self) -> dict[str, str | None]:
+        """SHA-256 of the checkpoint's files, by name, and of the text encoder together; may wait
+        until gigabytes are read. Of several ranks the first knows."""
+        files = self._parts.files
+        reads = files.hub is not None or None not in (files.text_encoder, files.tokenizer)
+        text = files.text_identity() if reads else None
+        return {**self._parts.digests.get(), "text_encoder": text}
 
     @contextmanager
     def together(self, what: object) -> Iterator[Ranks]:

@@ -114,6 +114,7 @@ class Parts:
     """Where the weights are."""
     graphs: bool = True
     """Whether short clips are replayed as CUDA graphs, on a device that has them."""
+    text_precision: TextPrecision = "stored"
 
     @property
     def device_name(self) -> str:
@@ -306,6 +307,7 @@ def load_parts(
         load_stages={stage.name: round(stage.seconds, 3) for stage in clock.stages},
         residence=residence,
         graphs=environment.kernels,
+        text_precision=text_precision,
     )
 
 

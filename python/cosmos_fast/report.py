@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
@@ -120,6 +120,16 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     upsampler: Mapping[str, Any] = field(default_factory=dict)
     """Which one was asked for, whether it ran, and the prompt it wrote."""
+
+    @classmethod
+    def restored(cls, plain: Mapping[str, Any]) -> Self:
+        """The report that ``dataclasses.asdict`` made ``plain`` of, JSON in between or not."""
+        listed = {
+            "stages": tuple(Stage(**stage) for stage in plain["stages"]),
+            "step_seconds": tuple(plain["step_seconds"]),
+            "notes": tuple(plain["notes"]),
+        }
+        return cls(**{**plain, **listed})
 
     @property
     def seconds(self) -> float:

@@ -108,6 +108,11 @@ class Desk:
         """Each of these networks and its share."""
         return told(self._needs)
 
+    @property
+    def upsampler(self) -> str | None:
+        """How reports call the upsampler; None where there is none."""
+        return None if self._upsampler is None else name_of(self._upsampler)
+
     def find(self, files: CheckpointFiles) -> None:
         """Looks for what a checkpoint needs beside it; reads no weights.
 

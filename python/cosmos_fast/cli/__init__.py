@@ -178,6 +178,7 @@ def _usage_message(error: Exception, given: list[str]) -> str | None:
 
 
 def _fail(given: list[str], message: str, error: BaseException, code: ExitCode) -> ExitCode:
+    message = "; ".join([message, *getattr(error, "__notes__", ())])
     print(f"error: {message}", file=sys.stderr)
     if "--json" in given and is_first():
         print_json(

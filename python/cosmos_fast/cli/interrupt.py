@@ -25,6 +25,9 @@ GRACE: Final = 2.5
 SIGNALS: Final = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
 """The signals that end a command, and the exit code of each."""
 
+_words: Final[list[Callable[[], str]]] = []
+"""What blocks that are under way have to add to the reason of an early end."""
+
 
 class Interrupted(BaseException):
     """A signal asked the process to end."""
@@ -70,6 +73,23 @@ def interruptible(*, tells: bool = True) -> Iterator[Callable[[], None]]:
         os.close(outlet)
 
 
+@contextlib.contextmanager
+def leaving(words: Callable[[], str]) -> Iterator[None]:
+    """Whatever ends the block early is told with ``words()``, unless that is nothing.
+
+    They are a note on the error, and follow the reason where the process is ended by force.
+    """
+    _words.append(words)
+    try:
+        yield
+    except BaseException as error:
+        if said := words():
+            error.add_note(said)
+        raise
+    finally:
+        _words.remove(words)
+
+
 def _watch(inlet: int, done: threading.Event, tells: bool) -> None:
     first = _next_signal(inlet, None)
     if first is None:
@@ -89,7 +109,8 @@ def force_end(code: ExitCode, why: str) -> None:
     for path in unfinished:
         with contextlib.suppress(OSError):
             path.unlink()
-    os.write(2, f"error: {why}\n".encode() if why else b"")
+    told = "; ".join([why, *filter(None, (words() for words in _words))])
+    os.write(2, f"error: {told}\n".encode() if why else b"")
     os._exit(code)
 
 

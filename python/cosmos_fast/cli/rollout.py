@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cosmos_fast.cli.exits import ExitCode, MissingPartError
 from cosmos_fast.cli.flags import Choice, Flag, Integer, Location, parse_flags, takes
+from cosmos_fast.cli.interrupt import leaving
+from cosmos_fast.cli.kept import Keeping
 from cosmos_fast.cli.launch import sharing
 from cosmos_fast.cli.output import print_json
 from cosmos_fast.cli.video2world import (
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from cosmos_fast.cli.progress import Display
     from cosmos_fast.cli.settings import Settings
     from cosmos_fast.jobs import Rollout
+    from cosmos_fast.jobs.kept import KeptClips
     from cosmos_fast.jobs.rollout import Handover
 
 _PANEL: Final = "Long video"
@@ -40,6 +44,7 @@ ROLLOUT_FLAGS: Final = (
         "H.264 as the reference does, both for comparison. Default: memory.",
         _PANEL,
     ),
+    Flag("resume", None, "Go on behind the clips that an interrupted run has kept.", _PANEL),
     Flag("batch_input_json", Location(), "List of long videos to make (not yet).", _PANEL),
     SHARED_GPUS,
     *WORLD_FLAGS,
@@ -56,6 +61,10 @@ def rollout(**given: object) -> int:
     seed --seed plus c. Prints how the picture drifts from clip to clip: how well each clip
     reproduces the frames it was given, and how brightness, contrast, saturation and sharpness
     compare with the first clip's. Several GPUs (--num_gpus, or torchrun) share each clip.
+
+    Until the video is written its clips are kept, without loss, in a hidden folder beside it: ended
+    at any moment, the same command with --resume goes on behind the last whole clip, and the video
+    is the one that a single run would have made. Without --resume such clips are replaced.
 
     With --actions or --policy an action-conditioned model carries out recorded actions, or those of
     a policy, from the first frame of --input_path on: one frame an action, every frame once. No
@@ -74,8 +83,11 @@ def rollout(**given: object) -> int:
     if settings.dry_run:
         return dry_run(settings, as_json=bool(flags.get("json")))
     refuse_bad_paths(settings)
-    with sharing(_share, flags, settings) as place:
-        made = _make(settings, flags, place)
+    keeping = _keeping(settings, flags)
+    with leaving(keeping.words), sharing(_share, flags, settings) as place:
+        if place.parallel is None:
+            keeping.refuse_taken()
+        made = _make(settings, flags, place, keeping)
     if not place.first:
         return ExitCode.OK
     if flags.get("json"):
@@ -94,53 +106,73 @@ def rollout(**given: object) -> int:
 
 
 def _settings(flags: dict[str, Any]) -> Settings:
-    return read_settings({k: v for k, v in flags.items() if k not in ("num_chunks", "handover")})
+    own = ("num_chunks", "handover", "resume")
+    settings = read_settings({name: flags[name] for name in flags if name not in own})
+    return replace(settings, resume=bool(flags.get("resume")))
+
+
+def _ways(settings: Settings, flags: dict[str, Any]) -> dict[Path, Handover]:
+    """How frames are handed over in each video."""
+    path, way = settings.output, flags.get("handover", "memory")
+    if way != "both":
+        return {path: way}
+    return {path: "memory", path.with_name(f"{path.stem}{_FILE_ROUTE}{path.suffix}"): "file"}
+
+
+def _num_chunks(flags: dict[str, Any]) -> int:
+    from cosmos_fast.jobs.rollout import NUM_CHUNKS
+
+    return flags.get("num_chunks") or NUM_CHUNKS
+
+
+def _keeping(settings: Settings, flags: dict[str, Any]) -> Keeping:
+    videos = list(_ways(settings, flags))
+    return Keeping(videos, _num_chunks(flags), resume=settings.resume)
 
 
 def _share(flags: dict[str, Any], place: Place) -> object:
-    return _make(_settings(flags), flags, place)
+    settings = _settings(flags)
+    return _make(settings, flags, place, _keeping(settings, flags))
 
 
-def _make(settings: Settings, flags: dict[str, Any], place: Place) -> dict[Path, Rollout]:
+def _make(
+    settings: Settings, flags: dict[str, Any], place: Place, keeping: Keeping
+) -> dict[Path, Rollout]:
     """The long videos, by where they were written; of several ranks the first writes."""
+    from cosmos_fast.cli.media_paths import no_empty_folder
     from cosmos_fast.cli.progress import showing
 
-    handover: str = flags.get("handover", "memory")
     made: dict[Path, Rollout] = {}
     with showing(place.first) as display:
         for note in settings.notes:
             display.say(f"note: {note}")
         engine = load(settings, display, place)
-        ways: tuple[Handover, ...] = {
-            "memory": ("memory",),
-            "file": ("file",),
-            "both": ("memory", "file"),
-        }[handover]  # type: ignore[assignment]
-        for way in ways:
-            path = settings.output
-            if handover == "both" and way == "file":
-                path = path.with_name(f"{path.stem}{_FILE_ROUTE}{path.suffix}")
-            long = _one(engine, settings, flags.get("num_chunks"), way, display)
-            if not place.first:
-                continue
-            long.save(path, crf=settings.crf, sidecar=settings.sidecar)
-            made[path] = long
-            print(f"handed over by {way}:\n{long.drift_table()}", file=sys.stderr, flush=True)
-            for file in written(path):
-                display.say(f"wrote {file}")
+        ways = _ways(settings, flags)
+        with no_empty_folder(settings.output), keeping.opened(engine, display.say) as folders:
+            for (path, way), folder in zip(ways.items(), folders, strict=True):
+                long = _one(engine, settings, _num_chunks(flags), way, folder, display)
+                if not place.first:
+                    continue
+                long.save(path, crf=settings.crf, sidecar=settings.sidecar)
+                made[path] = long
+                for note in long.report.notes:
+                    display.say(f"note: {note}")
+                print(f"handed over by {way}:\n{long.drift_table()}", file=sys.stderr, flush=True)
+                for file in written(path):
+                    display.say(f"wrote {file}")
     return made
 
 
 def _one(
     engine: Video2World,
     settings: Settings,
-    num_chunks: int | None,
+    num_chunks: int,
     way: Handover,
+    folder: KeptClips | Path,
     display: Display,
 ) -> Rollout:
     from cosmos_fast.cli.settings_of_profile import with_profile
     from cosmos_fast.jobs import rollout as run
-    from cosmos_fast.jobs.rollout import NUM_CHUNKS
 
     settings = with_profile(settings, engine.profile)
     return run(
@@ -148,8 +180,9 @@ def _one(
         settings.input,
         settings.prompt or "",
         settings.negative_prompt,
-        num_chunks=num_chunks or NUM_CHUNKS,
+        num_chunks=num_chunks,
         handover=way,
+        keep=folder,
         on_chunk=lambda row, total: display.say(f"clip {row.chunk + 1} of {total} is made"),
         on_step=display.step,
         on_stage=display.stage,

@@ -120,6 +120,10 @@ def _refuse_contradictions(flags: dict[str, Any]) -> None:
     how = "--actions" if "actions" in flags else "--policy"
     if odd := [f"--{name}" for name in _OF_PROMPTS if name in flags]:
         raise UsageError(f"{', '.join(odd)}: of no meaning with {how}: no text is followed")
+    if flags.get("resume"):
+        raise UsageError(
+            f"--resume: with {how} no chunks are kept, the whole is made again; leave it out"
+        )
     if "policy" in flags and "num_actions" not in flags:
         raise UsageError("--policy needs --num_actions: how many actions shall it carry out?")
     if "policy" in flags and flags.get("reference"):

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack, get_args
 
 import numpy as np
+import torch
 
 from cosmos_fast.clip import DEFAULT_CRF, ClipWriter, sidecar_text
 from cosmos_fast.errors import InputError
 from cosmos_fast.jobs.drift import ChunkDrift, drift_table, measure
 from cosmos_fast.jobs.engines import check_engine
+from cosmos_fast.jobs.job import digest
+from cosmos_fast.jobs.kept import KeptClip, KeptClips, described
 from cosmos_fast.jobs.prompts import Prompts, known_prompt, prompt_of, refuse_too_few
 from cosmos_fast.media import VideoWriter, frames_from
 from cosmos_fast.report import Report, Stage
@@ -91,6 +95,7 @@ def rollout(
     *,
     num_chunks: int = NUM_CHUNKS,
     handover: Handover = "memory",
+    keep: str | os.PathLike[str] | KeptClips | None = None,
     on_chunk: Callable[[ChunkDrift, int], None] | None = None,
     on_step: StepCallback | None = None,
     on_stage: StageCallback | None = None,
@@ -111,11 +116,19 @@ def rollout(
         prompts: see :data:`cosmos_fast.jobs.prompts.Prompts`.
         num_chunks: at least 1.
         handover: "memory"; "file" is the reference's lossy way, for comparison.
-        on_chunk: told (its drift, number of chunks) after each chunk.
+        keep: folder in which the first rank keeps every chunk once it is made, uint8 and lossless:
+            the same call goes on behind them, whatever ended the last one, and gives the rollout
+            that one call would have given, times aside. Prompts of chunks that are there are not
+            asked for again; ``num_chunks`` may differ. The folder, which may be a
+            :class:`KeptClips` that the caller has entered, is the caller's to remove. None: nothing
+            is kept.
+        on_chunk: told (its drift, number of chunks) after each chunk that is made.
         on_step, on_stage, cancel, options: as ``generate``'s.
 
     Raises:
-        InputError, and whatever ``generate`` raises.
+        InputError: also where ``keep`` holds another rollout, or another process has it.
+        MediaError: also where ``keep`` cannot be written, or its disk has no room for all chunks.
+        CosmosFastError: whatever else ``generate`` raises.
     """
     check_engine(engine)
     if num_chunks < 1:
@@ -124,9 +137,14 @@ def rollout(
         raise InputError(f'{handover = }: "memory" or "file" is needed')
     refuse_too_few(prompts, num_chunks)
     request = resolve(engine.profile, known_prompt(prompts), negative_prompt, **options)
-    with engine.together(("rollout", num_chunks, handover)) as ranks:
+    with (
+        engine.together(("rollout", num_chunks, handover, keep is not None)) as ranks,
+        ExitStack() as stack,
+    ):
         chain = _Chain(engine, request, negative_prompt, options, handover, ranks)
-        for chunk in range(num_chunks):
+        if keep is not None:
+            chain.go_on(keep, stack, source, prompts, num_chunks)
+        for chunk in range(chain.length, num_chunks):
             row = chain.add(
                 source if chunk == 0 else chain.tail,
                 prompt_of(prompts, chunk, chain.tail, ranks),
@@ -159,6 +177,116 @@ class _Chain:
         self._frames: list[np.ndarray] = []
         self._drift: list[ChunkDrift] = []
         self._reports: list[Report] = []
+        self._kept: KeptClips | None = None
+        """On rank 0, where clips are kept."""
+        self._keeps = False
+        self._notes: tuple[str, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Chunks that are there."""
+        return len(self._reports)
+
+    def go_on(
+        self,
+        keep: str | os.PathLike[str] | KeptClips,
+        stack: ExitStack,
+        source: Any,
+        prompts: Prompts,
+        num_chunks: int,
+    ) -> None:
+        """Takes the chunks that ``keep`` holds, and keeps those to come."""
+
+        def begin() -> None:
+            self._kept = (
+                keep if isinstance(keep, KeptClips) else stack.enter_context(KeptClips(keep))
+            )
+            self._kept.begin(
+                self._description(source), self._engine.digests, self._sizes(num_chunks)
+            )
+
+        ranks, self._keeps = self._ranks, True
+        ranks.on_first(begin)
+        while self.length < num_chunks and self._take(prompts):
+            pass
+        found, whole = self.length, f"{num_chunks} clips were kept from before"
+        told = [f"{found} of {whole}"] if found else []
+        self._notes = tuple(ranks.same(lambda: [*told, *(self._kept.notes if self._kept else ())]))
+
+    def _take(self, prompts: Prompts) -> bool:
+        """Whether the next chunk was there."""
+        chunk, ranks = self.length, self._ranks
+        prompt = None if callable(prompts) else prompt_of(prompts, chunk, None, ranks)
+        clips: list[KeptClip] = []
+
+        def told() -> dict[str, Any] | None:
+            assert self._kept is not None
+            clip = self._kept.take(chunk, prompt)
+            clips.extend([] if clip is None else [clip])
+            return None if clip is None else {**clip.told, "names": sorted(clip.pixels)}
+
+        row = ranks.same(told)
+        if row is None:
+            return False
+        sent = ranks.from_first(lambda: [clips[0].pixels[name] for name in row["names"]])
+        pixels = {
+            name: tensor.cpu().numpy() for name, tensor in zip(row["names"], sent, strict=True)
+        }
+        self._frames.append(pixels["frames"])
+        self._drift.append(ChunkDrift(**row["drift"]))
+        self._reports.append(Report.restored(row["report"]))
+        self._last = pixels["tail"]
+        if ranks.first or "handed" not in pixels:
+            self.tail = Frames(pixels.get("handed", self._last), self._request.fps)
+        return True
+
+    def _description(self, source: Any) -> dict[str, Any]:
+        """All that makes the chunks, but prompts and weights."""
+        request = self._request
+        given = frames_from(
+            source,
+            size=request.size,
+            num_frames=request.num_conditional_frames,
+            fit=request.fit,
+            fps=request.fps,
+        )
+        arguments = request.arguments()
+        del arguments["prompt"]
+        return {
+            "pixels of the source": digest(np.ascontiguousarray(given).tobytes()),
+            **arguments,
+            "negative_prompt": described(request.negative_prompt),
+            "upsample": request.upsample,
+            "handover": self._handover,
+            **self._engine.provenance(),
+        }
+
+    def _sizes(self, num_chunks: int) -> list[int]:
+        """Bytes of each chunk's pixels."""
+        request = self._request
+        given = request.num_conditional_frames
+        more = given * (2 if self._handover == "file" else 1)
+        picture = request.size.height * request.size.width * 3
+        first = (request.num_frames + more) * picture
+        return [first, *[first - given * picture] * (num_chunks - 1)]
+
+    def _keep(self, prompt: Prompt) -> None:
+        """Of rank 0."""
+        assert self._kept is not None
+        assert self._last is not None
+        pixels = {"frames": self._frames[-1], "tail": self._last}
+        if self._handover == "file":
+            pixels["handed"] = np.asarray(self.tail)
+        told = {
+            "drift": asdict(self._drift[-1]),
+            "report": asdict(self._reports[-1]),
+            "prompt": described(prompt),
+            "weights": self._engine.digests(),
+        }
+        tensors = {
+            name: torch.from_numpy(np.ascontiguousarray(held)) for name, held in pixels.items()
+        }
+        self._kept.add(self.length - 1, KeptClip(told, tensors))
 
     def add(self, source: Any, prompt: Prompt, callbacks: dict[str, Any]) -> ChunkDrift:
         """Generates the next chunk."""
@@ -183,6 +311,8 @@ class _Chain:
         if self._handover == "file":
             lossy = self._ranks.on_first(lambda: through_file(tail, self._request))
             self.tail = lossy or tail
+        if self._keeps:
+            self._ranks.on_first(lambda: self._keep(prompt))
         return self._drift[-1]
 
     def finish(self) -> Rollout:
@@ -218,7 +348,11 @@ class _Chain:
             stages=tuple(Stage(name, seconds) for name, seconds in stages.items()),
             step_seconds=tuple(s for report in self._reports for s in report.step_seconds),
             latents_sha256=hashlib.sha256(digests.encode()).hexdigest(),
-            notes=tuple(dict.fromkeys(n for report in self._reports for n in report.notes)),
+            notes=tuple(
+                dict.fromkeys(
+                    [*self._notes, *(note for report in self._reports for note in report.notes)]
+                )
+            ),
         )
 
 
