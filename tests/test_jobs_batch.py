@@ -182,6 +182,7 @@ def test_a_list_replaces_no_video_of_another_list(place: Path) -> None:
     assert "0.mp4 was made from another list, jobs.jsonl" in failed.failure.message
     assert {name: (place / "out" / name).read_bytes() for name in before} == before
     assert "mine.mp4" in files(place)
+    assert "another" not in generated(place / "log"), "refused before it is made"
     # Where that list has been given up, what it made is nobody's.
     (out / "jobs.jsonl.journal").unlink()
     again = run_batch(engine, place / "others.jsonl", out, input_root=place, resume=True)

@@ -115,6 +115,7 @@ class Parts:
     graphs: bool = True
     """Whether short clips are replayed as CUDA graphs, on a device that has them."""
     text_precision: TextPrecision = "stored"
+    """In which the text encoder runs: "stored" is as its files hold it."""
 
     @property
     def device_name(self) -> str:

@@ -180,6 +180,8 @@ class _Chain:
         self._kept: KeptClips | None = None
         """On rank 0, where clips are kept."""
         self._keeps = False
+        self._weights: dict[str, str | None] | None = None
+        """Their digests, once somebody has waited for them."""
         self._notes: tuple[str, ...] = ()
 
     @property
@@ -277,11 +279,13 @@ class _Chain:
         pixels = {"frames": self._frames[-1], "tail": self._last}
         if self._handover == "file":
             pixels["handed"] = np.asarray(self.tail)
+        if self._weights is None:
+            self._weights = self._engine.digests()
         told = {
             "drift": asdict(self._drift[-1]),
             "report": asdict(self._reports[-1]),
             "prompt": described(prompt),
-            "weights": self._engine.digests(),
+            "weights": self._weights,
         }
         tensors = {
             name: torch.from_numpy(np.ascontiguousarray(held)) for name, held in pixels.items()
