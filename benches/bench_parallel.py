@@ -91,13 +91,20 @@ def ways(ranks: int) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"guidance split": {"guidance": "split"}}
     if ranks > 2:
         found |= {
-            f"guidance split, {pieces} pieces": {"guidance": "split", "pieces": pieces}
-            for pieces in (1, 4)
+            f"guidance split, {pieces} pieces": {
+                "guidance": "split",
+                "windows": False,
+                "pieces": pieces,
+            }
+            for pieces in (1, 2)
         }
-        del found["guidance split"]
-        found["guidance split, 2 pieces"] = {"guidance": "split"}
+    found["heads, windows"] = {"guidance": "together"}
     for pieces in (1, 2, 4):
-        found[f"heads, {pieces} pieces"] = {"guidance": "together", "pieces": pieces}
+        found[f"heads, {pieces} pieces"] = {
+            "guidance": "together",
+            "windows": False,
+            "pieces": pieces,
+        }
     found["ring"] = {"guidance": "together", "context": "ring"}
     return found
 

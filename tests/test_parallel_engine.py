@@ -46,6 +46,11 @@ CASES: Final[tuple[dict[str, Any], ...]] = (
         "parallel": {"guidance": "together"},
     },
     {"name": "no guidance", "guidance": 0.0, "num_frames": 5},
+    {
+        "name": "by messages",
+        "num_frames": 5,
+        "parallel": {"guidance": "together", "windows": False},
+    },
     {"name": "ring", "num_frames": 5, "parallel": {"guidance": "together", "context": "ring"}},
 )
 
@@ -86,6 +91,9 @@ def test_ranks_make_what_one_process_makes(
     assert ways["21 latent frames"] == ways["ring"] == ways["no guidance"] == (1, size)
     assert parallel["ring"]["attention"] == "ring"
     assert parallel["no guidance"]["attention"] == ("ring" if size == 3 else "heads")
+    by_windows = {name for name, each in parallel.items() if each["exchange"] == "windows"}
+    shared = {"21 latent frames", "no guidance"} | ({"5 given frames"} if size == 4 else set())
+    assert by_windows == (set() if size == 3 else shared)
     assert all(0 < each["communication_share"] < 1 for each in parallel.values())
     assert {each["backend"] for each in parallel.values()} == {"gloo"}
     assert parallel["no guidance"]["sent_bytes"] > 0
@@ -171,6 +179,7 @@ SHARINGS: Final[Mapping[int, dict[str, dict[str, Any]]]] = {
     2: {
         "guidance": {},
         "heads": {"guidance": "together"},
+        "messages": {"guidance": "together", "windows": False},
         "ring": {"guidance": "together", "context": "ring"},
     },
     3: {"ring": {}},
@@ -179,6 +188,7 @@ SHARINGS: Final[Mapping[int, dict[str, dict[str, Any]]]] = {
 WAYS: Final = {
     (2, "guidance"): (2, 1, "whole"),
     (2, "heads"): (1, 2, "heads"),
+    (2, "messages"): (1, 2, "heads"),
     (2, "ring"): (1, 2, "ring"),
     (3, "ring"): (1, 3, "ring"),
 }
@@ -237,6 +247,7 @@ def check_one_card(device: str, size: int, folder: Path) -> None:
             way = (told["guidance_branches"], told["context"], told["attention"])
             assert way == WAYS[size, name]
             assert told["backend"] == OneCard.name(), "of the group, not of the device"
+            assert told["exchange"] == ("windows" if name == "heads" else "messages")
     for other in results[1:]:
         for name in (f"{name}, {kind}" for name in SHARINGS[size] for kind in ("fp32", "bf16")):
             assert torch.equal(other[name]["latents"], first[name]["latents"]), name

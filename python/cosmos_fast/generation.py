@@ -223,6 +223,7 @@ class Generation:
                 on_step=_marking(clock, self._on_step),
                 cancel=self._cancel,
             )
+            self._ranks.end_sharing()
             latents = residence.outside(sampled)
             del sampled
             if not torch.isfinite(latents).all():

@@ -7,7 +7,7 @@ whatever a projection wrote; only the last axis has to be contiguous.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,26 @@ class Attention(Protocol):
         spec: AttentionSpec,
         /,
     ) -> Attended: ...
+
+
+class Sending(Protocol):
+    """One attention whose parts are given as they are made."""
+
+    def give(self, part: int, x_BNHD: torch.Tensor) -> None:
+        """Takes keys (1) or values (2), which nobody may write to any more."""
+
+    def attended(self, q_BNHD: torch.Tensor) -> Attended:
+        """Of the queries and what was given; to be read before the next attention begins."""
+
+
+@runtime_checkable
+class TakesInTurns(Protocol):
+    """Attention that does something with values and keys while queries are computed."""
+
+    def begin(
+        self, batch: int, heads: int, features: int, dtype: torch.dtype, spec: AttentionSpec
+    ) -> Sending | None:
+        """None: this attention is to be called with all three."""
 
 
 def torch_attention(

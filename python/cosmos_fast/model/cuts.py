@@ -145,12 +145,9 @@ def _self_attention(
     step = -(-heads // groups)
     for start in range(0, heads, step):
         part = weight_3HDE[:, start : start + step]
-        q, k, v = layer.ops.linear_qk_norm_rope(
-            y_BND, part.flatten(0, 2), *norms, *placement.rope, layer.eps
+        attended_BNHD[:, :, start : start + step] = layer.ops.self_attention(
+            y_BND, part.flatten(0, 2), *norms, *placement.rope, layer.eps, layer.spec
         )
-        attended = layer.ops.attention(q, k, v, layer.spec).out_BSHD
-        attended_BNHD[:, :, start : start + step] = attended
-        del q, k, v, attended
     del y_BND
     for tokens, frames, frame_N in stretches:
         piece = x_BND[:, tokens].contiguous()

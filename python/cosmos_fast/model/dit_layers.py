@@ -46,8 +46,9 @@ class SelfAttention(nn.Module):
     def attended(self, x_BND: torch.Tensor, rope: Rope) -> torch.Tensor:
         """What the output projection reads."""
         norms = (self.q_norm.weight, self.k_norm.weight)
-        q, k, v = self.ops.linear_qk_norm_rope(x_BND, self.qkv_proj.weight, *norms, *rope, self.eps)
-        return self.ops.attention(q, k, v, self.spec).out_BSHD.flatten(2)
+        weight_ED = self.qkv_proj.weight
+        out_BNHD = self.ops.self_attention(x_BND, weight_ED, *norms, *rope, self.eps, self.spec)
+        return out_BNHD.flatten(2)
 
 
 class CrossAttention(nn.Module):

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
+from cosmos_fast.parallel.heads import Form, K, V, WindowedHeads
+
 if TYPE_CHECKING:
     from cosmos_fast.parallel.exchange import Exchange, Pending
+    from cosmos_fast.parallel.heads import Sending
     from cosmos_fast.parallel.shards import Shards
 
 
@@ -30,32 +33,76 @@ class SharedAttention:
     Between runs, and for attention over text, it is the attention inside it.
     """
 
-    def __init__(self, inner: Inner, exchange: Exchange, pieces: int) -> None:
+    def __init__(
+        self, inner: Inner, exchange: Exchange, pieces: int, *, windows: bool = True
+    ) -> None:
         self._inner, self._exchange, self._pieces = inner, exchange, pieces
         self.shards: Shards | None = None
         """Who holds which tokens during a run; None between runs."""
         self.way: Literal["heads", "ring"] = "heads"
+        self.uses_windows = windows
+        """Whether heads go by windows rather than messages; no more once that was tried in vain."""
+        self._windowed: WindowedHeads | None = None
 
     def __call__(
         self, q_BNHD: torch.Tensor, k_BNHD: torch.Tensor, v_BNHD: torch.Tensor, spec: Any, /
     ) -> Any:
-        if self.shards is None or self.shards.mesh.context == 1 or spec.role != "self":
+        if not self._shares(spec):
             return self._inner(q_BNHD, k_BNHD, v_BNHD, spec)
+        if self.way == "ring":
+            return self._by_ring(q_BNHD, k_BNHD, v_BNHD, spec)
+        sending = self.begin(q_BNHD.shape[0], q_BNHD.shape[2], q_BNHD.shape[3], q_BNHD.dtype, spec)
+        if sending is None:
+            return self._by_heads(q_BNHD, k_BNHD, v_BNHD, spec)
+        sending.give(V, v_BNHD)
+        sending.give(K, k_BNHD)
+        return sending.attended(q_BNHD)
+
+    def begin(
+        self, batch: int, heads: int, features: int, dtype: torch.dtype, spec: Any
+    ) -> Sending | None:
+        """What takes values and keys as they are made; None where they are wanted all at once.
+
+        On every rank the same, which all ask in the same order.
+        """
+        if not self._shares(spec) or self.way == "ring" or not self.uses_windows:
+            return None
+        assert self.shards is not None
+        if self._windowed is None:
+            self._windowed = WindowedHeads(self._exchange, self.shards)
+        form = Form(batch, heads, features, dtype)
+        self.uses_windows = self._windowed.ready(form)
+        return self._windowed.sharing(form, self._inner, spec) if self.uses_windows else None
+
+    def end(self, *, together: bool = True) -> None:
+        """Self-attention is shared no more.
+
+        Args:
+            together: all ranks come to this; else what others may still write to stays as it is.
+        """
+        windowed, self._windowed, self.shards = self._windowed, None, None
+        if windowed is not None and together:
+            windowed.close()
+        elif windowed is not None:
+            windowed.abandon()
+
+    def _shares(self, spec: Any) -> bool:
+        if self.shards is None or self.shards.mesh.context == 1 or spec.role != "self":
+            return False
         if spec.log_sum_exp or spec.key_blocks is not None:
             from cosmos_fast.errors import InputError
 
             raise InputError(f"{spec = }: attention shared by ranks is dense")
-        if self.way == "ring":
-            return self._by_ring(q_BNHD, k_BNHD, v_BNHD, spec)
-        return self._by_heads(q_BNHD, k_BNHD, v_BNHD, spec)
+        return True
 
     def _by_heads(
         self, q_BNHD: torch.Tensor, k_BNHD: torch.Tensor, v_BNHD: torch.Tensor, spec: Any
     ) -> Any:
         """All-to-all: all heads of some tokens become all tokens of some heads, and back.
 
-        (DeepSpeed-Ulysses, arXiv 2309.14509.) The heads go in pieces, so that one piece moves
-        while the piece before it is attended to.
+        (DeepSpeed-Ulysses, arXiv 2309.14509.) By messages, for ranks that cannot write into each
+        other's memory. The heads go in pieces, so that one piece moves while the piece before it is
+        attended to.
         """
         assert self.shards is not None
         batch, tokens, heads, features = q_BNHD.shape

@@ -49,8 +49,11 @@ class Parallel:
     context: Literal["auto", "heads", "ring"] = "auto"
     """How ranks share self-attention: an all-to-all over heads, which have to divide by the ranks,
     or keys and values that go round. "auto": by heads where they divide."""
+    windows: bool = True
+    """Whether ranks whose tokens are shared write heads into each other's memory, where all of them
+    can, which ranks of one machine mostly can; else they send messages."""
     pieces: int = 2
-    """Parts in which heads travel, so that one moves while another is computed."""
+    """Parts in which heads travel by messages, so that one moves while another is computed."""
     on_loss: Callable[[RankLost], None] | None = field(default=None, compare=False)
     """Called on a thread of its own when another rank is lost during a call. The call raises the
     same error as soon as the device lets go of it."""
@@ -125,7 +128,9 @@ class Ranks:
         """Self-attention over the tokens of all ranks, around attention on one device."""
         if self.size == 1:
             return inner
-        self._attention = SharedAttention(inner, self._exchange, self._parallel.pieces)
+        self._attention = SharedAttention(
+            inner, self._exchange, self._parallel.pieces, windows=self._parallel.windows
+        )
         return self._attention
 
     @contextmanager
@@ -179,9 +184,12 @@ class Ranks:
         try:
             self._compare(what)
             yield
-        finally:
+        except BaseException as error:
             if self._attention is not None:
-                self._attention.shards = None
+                everywhere = isinstance(error, Cancelled) or error is self._agreed
+                self._attention.end(together=everywhere)
+            raise
+        self.end_sharing()
 
     def on_first(self, make: Callable[[], Value]) -> Value | None:
         """What ``make`` returns on rank 0, None elsewhere; its failure is everybody's."""
@@ -298,6 +306,11 @@ class Ranks:
         self._attention.shards = shards
         return Shares(shards, self._exchange, branches)
 
+    def end_sharing(self) -> None:
+        """After the last step of a run: what the ranks lent each other goes back."""
+        if self._attention is not None:
+            self._attention.end()
+
     def cancel(self, own: CancelToken | None) -> CancelToken | None:
         """A token that is set on every rank at the same question, once it is set on one."""
         return own if self.size == 1 else SharedCancel(own, self._exchange)
@@ -324,15 +337,22 @@ class Ranks:
             "guidance_branches": self._mesh.branches,
             "context": context,
             "attention": self._attention.way if context > 1 else "whole",
+            "exchange": self._exchanged_by(),
             "backend": backend_of(self._parallel.group, self._device).name(),
             "communication_seconds": round(waited, 6),
             "communication_share": round(waited / seconds, 6) if seconds else 0.0,
             "sent_bytes": sent,
         }
 
+    def _exchanged_by(self) -> str:
+        assert self._attention is not None
+        by_heads = self._mesh.context > 1 and self._attention.way == "heads"
+        return "windows" if by_heads and self._attention.uses_windows else "messages"
+
     def _compare(self, what: object) -> None:
         parallel = self._parallel
-        described = repr((parallel.guidance, parallel.context, parallel.pieces, what))
+        settings = (parallel.guidance, parallel.context, parallel.windows, parallel.pieces)
+        described = repr((*settings, what))
         digest = _bytes_tensor(hashlib.sha256(described.encode()).digest()).to(self._device)
         everybody = self._exchange.to_all(digest, [len(digest)] * self.size).wait()
         of_each = everybody.view(self.size, -1)

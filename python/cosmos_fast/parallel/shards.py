@@ -49,6 +49,11 @@ class Mesh:
         """The ranks that share the tokens with this one, itself included."""
         return range(self.branch * self.context, (self.branch + 1) * self.context)
 
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The places of the partners but this one, each rank's from another one on."""
+        return tuple((self.place + turn) % self.context for turn in range(1, self.context))
+
 
 @dataclass(frozen=True)
 class Shards:

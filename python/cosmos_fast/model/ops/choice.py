@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from cosmos_fast.errors import InputError
-from cosmos_fast.model.attention import Attention, torch_attention
+from cosmos_fast.model.attention import Attention, AttentionSpec, TakesInTurns, torch_attention
 from cosmos_fast.model.attention_table import ALL_CLASSES, ERROR_LIMIT, ShapeClass
 from cosmos_fast.model.linear_table import Gated, Normed
 from cosmos_fast.model.obstacles import obstacle
@@ -131,6 +131,56 @@ class Ops:
         q, k, v = qkv_BNE.unflatten(-1, (3, -1, q_weight_D.shape[0])).unbind(2)
         q, k = self.qk_norm_rope(q, k, q_weight_D, k_weight_D, cos_NR, sin_NR, eps)
         return q, k, v
+
+    def self_attention(
+        self,
+        x_BNK: torch.Tensor,
+        weight_EK: torch.Tensor,
+        q_weight_D: torch.Tensor,
+        k_weight_D: torch.Tensor,
+        cos_NR: torch.Tensor,
+        sin_NR: torch.Tensor,
+        eps: float,
+        spec: AttentionSpec,
+    ) -> torch.Tensor:
+        """Attention among the rows of x: (B, N, H, D), of q, k and v as :meth:`linear_qk_norm_rope`
+        makes them.
+
+        Attention that is shared takes values and keys as they are made, and they travel under the
+        product that follows.
+        """
+        features = q_weight_D.shape[0]
+        heads = weight_EK.shape[0] // (3 * features)
+        sending = None
+        attention = self.attention
+        if isinstance(attention, TakesInTurns):
+            sending = attention.begin(x_BNK.shape[0], heads, features, x_BNK.dtype, spec)
+        if sending is None:
+            q, k, v = self.linear_qk_norm_rope(
+                x_BNK, weight_EK, q_weight_D, k_weight_D, cos_NR, sin_NR, eps
+            )
+            return self.attention(q, k, v, spec).out_BSHD
+
+        def heads_of(part: int) -> torch.Tensor:
+            rows_EK = weight_EK[part * heads * features : (part + 1) * heads * features]
+            out = self.product("none", x_BNK, rows_EK, None)
+            made: torch.Tensor = F.linear(x_BNK, rows_EK) if out is None else out
+            return made.unflatten(-1, (heads, features))
+
+        def turned(x_BNHD: torch.Tensor, weight_D: torch.Tensor) -> torch.Tensor:
+            # One pass takes two tensors of one shape: here, two halves of the heads.
+            both = (x_BNHD, x_BNHD.clone()) if heads % 2 else x_BNHD.tensor_split(2, dim=2)
+            one, other = self.qk_norm_rope(
+                both[0], both[1], weight_D, weight_D, cos_NR, sin_NR, eps
+            )
+            if heads % 2:
+                return one
+            in_place = one.data_ptr() == x_BNHD.data_ptr()
+            return x_BNHD if in_place else torch.cat((one, other), dim=2)
+
+        sending.give(2, heads_of(2))
+        sending.give(1, turned(heads_of(1), k_weight_D))
+        return sending.attended(turned(heads_of(0), q_weight_D)).out_BSHD
 
     def linear_head_norm(
         self, x_BNK: torch.Tensor, weight_EK: torch.Tensor, weight_D: torch.Tensor, eps: float

@@ -1,0 +1,210 @@
+"""Heads written into partners' memory: real windows of real ranks, here threads over gloo."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from cosmos_fast.model.attention import Attended, AttentionSpec, torch_attention
+from cosmos_fast.parallel.attention import SharedAttention
+from cosmos_fast.parallel.exchange import Exchange
+from cosmos_fast.parallel.heads import K, V
+from cosmos_fast.parallel.host_windows import HostWindows
+from cosmos_fast.parallel.shards import Mesh, Shards
+from cosmos_fast.parallel.windows import WindowError, open_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PATIENCE = timedelta(seconds=20)
+GRID = (3, 3, 5)
+"""45 tokens: 2, 4 and, for each of two branches, 2 ranks divide them unevenly."""
+HEADS, FEATURES, LAYERS = 12, 8, 4
+SPEC = AttentionSpec(FEATURES**-0.5)
+
+
+def alone(qkv: torch.Tensor) -> torch.Tensor:
+    """Attention on one device."""
+    q, k, v = qkv.unbind(2)
+    return torch_attention(q, k, v, SPEC).out_BSHD
+
+
+def on_ranks(size: int, work: Callable[[Exchange, int], Any]) -> list[Any]:
+    store = dist.HashStore()
+
+    def rank(number: int) -> Any:
+        group: Any = dist.ProcessGroupGloo(store, number, size, PATIENCE)
+        return work(Exchange(group, torch.device("cpu")), number)
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(rank, range(size)))
+
+
+def layers(batch: int) -> list[torch.Tensor]:
+    """q, k and v (B, S, 3, H, D) of every layer, with one far from the others."""
+    generator = torch.Generator().manual_seed(batch)
+    shape = (LAYERS, batch, 45, 3, HEADS, FEATURES)
+    drawn = torch.randn(shape, generator=generator)
+    drawn[0, :, 7] *= 30
+    return list(drawn)
+
+
+@dataclass
+class Late:
+    """Attention and products that take their time, each rank another one."""
+
+    random: Random
+    seen: list[tuple[int, ...]] = field(default_factory=list)
+
+    def pause(self) -> None:
+        time.sleep(self.random.random() * 0.02)
+
+    def __call__(self, q: Any, k: Any, v: Any, spec: Any) -> Attended:
+        self.seen.append(tuple(q.shape))
+        self.pause()
+        return torch_attention(q, k, v, spec)
+
+
+def attended(
+    exchange: Exchange, mesh: Mesh, batch: int, *, windows: bool
+) -> tuple[list[torch.Tensor], SharedAttention, Late]:
+    """The result of every layer for a rank's tokens, given as a network gives it."""
+    inner = Late(Random(exchange.rank))
+    shared = SharedAttention(inner, exchange, 2, windows=windows)
+    shared.shards = shards = Shards.of(mesh, GRID)
+    own = slice(shards.own.start, shards.own.stop)
+    results = []
+    for qkv in layers(batch):
+        q, k, v = (each[:, own] for each in qkv.unbind(2))
+        sending = shared.begin(batch, HEADS, FEATURES, q.dtype, SPEC)
+        if sending is None:
+            out = shared(q, k, v, SPEC).out_BSHD
+        else:
+            for part, x in ((V, v), (K, k)):
+                inner.pause()
+                sending.give(part, x.clone())
+            inner.pause()
+            out = sending.attended(q.clone()).out_BSHD
+        inner.pause()
+        results.append(out.clone())
+    shared.end()
+    return results, shared, inner
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("ranks", "branches"), [(2, 1), (3, 1), (4, 1), (4, 2)])
+def test_every_token_gets_what_one_device_gives_it(ranks: int, branches: int, batch: int) -> None:
+    """And every layer its own: nobody writes where somebody still reads."""
+
+    def work(exchange: Exchange, rank: int) -> Any:
+        mesh = Mesh(rank, branches, ranks // branches)
+        torch.manual_seed(rank)
+        results, shared, inner = attended(exchange, mesh, batch, windows=True)
+        assert shared.uses_windows
+        context = ranks // branches
+        assert set(inner.seen) == {(batch, 45, HEADS // context, FEATURES)}
+        return Shards.of(mesh, GRID).own, results
+
+    for own, results in on_ranks(ranks, work):
+        for qkv, found in zip(layers(batch), results, strict=True):
+            expected = alone(qkv)
+            assert torch.allclose(found, expected[:, own.start : own.stop], rtol=1e-5, atol=1e-6)
+
+
+def test_messages_give_the_same_bytes() -> None:
+    def made(*, windows: bool) -> list[list[torch.Tensor]]:
+        return on_ranks(2, lambda ex, rank: attended(ex, Mesh(rank, 1, 2), 2, windows=windows)[0])
+
+    for by_windows, by_messages in zip(made(windows=True), made(windows=False), strict=True):
+        assert all(map(torch.equal, by_windows, by_messages))
+
+
+@pytest.mark.parametrize("at", ["__init__", "address", "find"])
+def test_where_one_rank_cannot_nobody_does(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that falls back alone would wait for messages that nobody sends."""
+    whole = getattr(HostWindows, at)
+    refused: list[bool] = []
+
+    def failing(self: HostWindows, *given: Any) -> Any:
+        if not refused:
+            refused.append(True)
+            raise WindowError("made up by the test")
+        return whole(self, *given)
+
+    monkeypatch.setattr(HostWindows, at, failing)
+
+    def work(exchange: Exchange, rank: int) -> Any:
+        mesh = Mesh(rank, 1, 3)
+        results, shared, _ = attended(exchange, mesh, 1, windows=True)
+        assert not shared.uses_windows
+        return Shards.of(mesh, GRID).own, results
+
+    for own, results in on_ranks(3, work):
+        for qkv, found in zip(layers(1), results, strict=True):
+            expected = alone(qkv)
+            assert torch.allclose(found, expected[:, own.start : own.stop], rtol=1e-5, atol=1e-6)
+    assert refused
+
+
+def test_a_window_that_is_another_s_is_not_taken() -> None:
+    """A number of a process, or a handle, can mean something else on another machine."""
+    one, two = HostWindows(64), HostWindows(64)
+    wrong = bytearray(two.address())
+    wrong[-1] ^= 1
+    with pytest.raises(WindowError, match="another machine"):
+        one.find([one.address(), bytes(wrong)], 0)
+    gone = two.address()
+    del two
+    with pytest.raises(WindowError):
+        one.find([one.address(), gone], 0)
+
+
+def test_rows_lie_where_they_are_put_and_nowhere_else() -> None:
+    def work(exchange: Exchange, rank: int) -> torch.Tensor:
+        windows = open_windows(exchange, Mesh(rank, 1, 2), 96)
+        assert windows is not None
+        windows.own.fill_(255)
+        exchange.to_all(torch.zeros(1), [1, 1]).wait()
+        windows.follow()
+        rows = torch.arange(12, dtype=torch.int16).view(2, 6)[:, :3] + 100 * rank
+        windows.put(1 - rank, 8, 20, rows)
+        with windows.aside():
+            arrival = exchange.start(torch.zeros(2), [1, 1], [1, 1])
+        arrival.wait()
+        windows.close()
+        return windows.own.view(torch.int16).clone()
+
+    for rank, found in enumerate(on_ranks(2, work)):
+        expected = torch.full((48,), -1, dtype=torch.int16)
+        other = 100 * (1 - rank)
+        expected[4:7] = torch.tensor([0, 1, 2]) + other
+        expected[14:17] = torch.tensor([6, 7, 8]) + other
+        assert torch.equal(found, expected)
+
+
+def test_larger_heads_get_a_larger_window() -> None:
+    def work(exchange: Exchange, rank: int) -> list[int]:
+        shared = SharedAttention(torch_attention, exchange, 1)
+        shared.shards = shards = Shards.of(Mesh(rank, 1, 2), GRID)
+        own = slice(shards.own.start, shards.own.stop)
+        sizes = []
+        for heads in (4, 8, 4):
+            q, k, v = layers(1)[0][:, own, :, :heads].unbind(2)
+            out = shared(q, k, v, SPEC).out_BSHD
+            expected = alone(layers(1)[0][:, :, :, :heads])
+            assert torch.allclose(out, expected[:, own], rtol=1e-5, atol=1e-6)
+            assert shared._windowed is not None
+            sizes.append(shared._windowed.windows.own.numel())
+        shared.end()
+        return sizes
+
+    for first, second, third in on_ranks(2, work):
+        assert first < second == third
