@@ -115,6 +115,20 @@ def test_head_norm_of_strided_views(shape: tuple[int, ...], dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 5, 3, 64), (1, 2, 40, 128)], ids=str)
+def test_one_tensor_alone_gets_the_same_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    one = given(shape, dtype)
+    _, expected = qk_norm_rope(*arguments(one), EPS)
+    angles = (one["cos"], one["sin"])
+    out = torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
+    assert head_norm(one["k"], one["k_weight"], EPS, angles, out=out) is out
+    assert torch.equal(out, expected)
+    assert_rounded_once(out, exact(one)[1], arithmetic=FLOAT32_ERROR)
+    with pytest.raises(ValueError, match="cos of shape"):
+        head_norm(one["k"], one["k_weight"], EPS, (one["cos"][:, 1:], one["sin"]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_reference_rounds_once_too(dtype: torch.dtype) -> None:
     one = given((2, 9, 3, 64), dtype)
     q, k = reference.qk_norm_rope(*arguments(one), EPS)

@@ -27,6 +27,7 @@ def test_a_question_on_a_cpu_is_answered_at_once() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 def test_a_question_on_a_device_waits_for_nothing_and_is_answered_by_the_next() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     options = dist.ProcessGroupNCCL.Options()

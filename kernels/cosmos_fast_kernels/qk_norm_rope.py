@@ -158,15 +158,7 @@ def qk_norm_rope(
     _check_heads("k", k_BNHD, k_weight_D, k_out)
     if k_BNHD.shape != q_BNHD.shape or k_BNHD.dtype != q_BNHD.dtype:
         raise ValueError(f"{k_BNHD.shape = } {k_BNHD.dtype}: as q, {q_BNHD.shape} {q_BNHD.dtype}")
-    _, tokens, _, features = q_BNHD.shape
-    for name, table in (("cos", cos_NR), ("sin", sin_NR)):
-        if table.shape != (tokens, features // 2) or table.dtype != torch.float32:
-            raise ValueError(
-                f"{name} of shape {tuple(table.shape)} and {table.dtype}: float32 of shape "
-                f"({tokens}, {features // 2}) is needed"
-            )
-        if not table.is_contiguous() or table.device != q_BNHD.device:
-            raise ValueError(f"{name}: a contiguous tensor on {q_BNHD.device} is needed")
+    _check_angles(q_BNHD, cos_NR, sin_NR)
     _launch(q_BNHD, k_BNHD, q_out, k_out, q_weight_D, k_weight_D, cos_NR, sin_NR, eps)
     return q_out, k_out
 
@@ -175,13 +167,18 @@ def head_norm(
     x_BNHD: torch.Tensor,
     weight_D: torch.Tensor,
     eps: float,
+    angles: tuple[torch.Tensor, torch.Tensor] | None = None,
     *,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``reference.head_norm``: the norm alone; arguments as those of :func:`qk_norm_rope`."""
+    """``reference.head_norm``: the norm of one tensor, and with ``angles`` (cos_NR, sin_NR) its
+    rotation; arguments as those of :func:`qk_norm_rope`, and the same bytes."""
     out = _empty_like(x_BNHD) if out is None else out
     _check_heads("x", x_BNHD, weight_D, out)
-    _launch(x_BNHD, None, out, None, weight_D, None, None, None, eps)
+    if angles is not None:
+        _check_angles(x_BNHD, *angles)
+    cos_NR, sin_NR = angles or (None, None)
+    _launch(x_BNHD, None, out, None, weight_D, None, cos_NR, sin_NR, eps)
     return out
 
 
@@ -251,3 +248,15 @@ def _check_heads(
         )
     if not x_BNHD.device == out.device == weight_D.device:
         raise ValueError(f"{x_BNHD.device = }, {out.device = } and {weight_D.device = } differ")
+
+
+def _check_angles(x_BNHD: torch.Tensor, cos_NR: torch.Tensor, sin_NR: torch.Tensor) -> None:
+    _, tokens, _, features = x_BNHD.shape
+    for name, table in (("cos", cos_NR), ("sin", sin_NR)):
+        if table.shape != (tokens, features // 2) or table.dtype != torch.float32:
+            raise ValueError(
+                f"{name} of shape {tuple(table.shape)} and {table.dtype}: float32 of shape "
+                f"({tokens}, {features // 2}) is needed"
+            )
+        if not table.is_contiguous() or table.device != x_BNHD.device:
+            raise ValueError(f"{name}: a contiguous tensor on {x_BNHD.device} is needed")

@@ -15,9 +15,16 @@ import torch
 import torch.nn.functional as F
 
 
-def head_norm(x_BNHD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root-mean-square norm over the features of each head, times ``weight``."""
-    return _normed(x_BNHD, weight_D, eps).to(x_BNHD.dtype)
+def head_norm(
+    x_BNHD: torch.Tensor,
+    weight_D: torch.Tensor,
+    eps: float,
+    angles: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """RMS norm over each head, and with ``angles``, cos_NR and sin_NR, the rotation that pairs
+    feature j with j + D/2."""
+    normed = _normed(x_BNHD, weight_D, eps)
+    return (normed if angles is None else _rotated(normed, *angles)).to(x_BNHD.dtype)
 
 
 def qk_norm_rope(
@@ -29,9 +36,9 @@ def qk_norm_rope(
     sin_NR: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`head_norm` of q and k, then the rotation that pairs feature j with j + D/2."""
-    q = _rotated(_normed(q_BNHD, q_weight_D, eps), cos_NR, sin_NR).to(q_BNHD.dtype)
-    k = _rotated(_normed(k_BNHD, k_weight_D, eps), cos_NR, sin_NR).to(k_BNHD.dtype)
+    """:func:`head_norm` of q and k, with the rotation."""
+    q = head_norm(q_BNHD, q_weight_D, eps, (cos_NR, sin_NR))
+    k = head_norm(k_BNHD, k_weight_D, eps, (cos_NR, sin_NR))
     return q, k
 
 

@@ -324,7 +324,18 @@ class Residence:
         if self._gauge is not None:
             if self.executor is not None:
                 self.executor.tidy()  # as each stage does; else it were taken for this call's
+            elif self._holds_more_than_its_share():
+                with torch.cuda.device(self.device):
+                    torch.cuda.empty_cache()
             self._gauge.start()
+
+    def _holds_more_than_its_share(self) -> bool:
+        """What torch keeps for later of a host program's memory, beside weights that stay."""
+        budget, card = self._budget.device, self._card
+        assert card is not None
+        if budget is None:
+            return False
+        return torch.cuda.memory_reserved(self.device) + card.context_bytes > budget
 
     def taken(self) -> Taken | None:
         """What has been taken of the device since :meth:`watch`; None on a CPU."""

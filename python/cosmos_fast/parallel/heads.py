@@ -99,8 +99,11 @@ class WindowedHeads:
 
 
 class _Places(NamedTuple):
-    """Where everything lies in a window: q, k and v (B, S, H / ranks, D), then the result
-    (B, N, H, D)."""
+    """Where everything lies in a window: q, k and v (B, S, 3, H / ranks, D), then the result
+    (B, N, H, D).
+
+    On an H200, FlashAttention 3 reads q, k and v side by side 2 to 3 % faster than one after the
+    other."""
 
     form: Form
     here: int
@@ -117,19 +120,19 @@ class _Places(NamedTuple):
         here = form.heads // shards.mesh.context
         positions = sum(map(len, shards.ranges))
         each = form.features * form.dtype.itemsize
-        part = _aligned(form.batch * positions * here * each)
+        given = _aligned(form.batch * positions * 3 * here * each)
         longest = max(map(len, shards.ranges))
         result = form.batch * longest * form.heads * each
-        return cls(form, here, positions, each, 3 * part, 3 * part + _aligned(result))
+        return cls(form, here, positions, each, given, given + _aligned(result))
 
     @property
-    def part(self) -> int:
-        """Bytes from q to k, and from there to v."""
-        return self.result // 3
+    def pitch(self) -> int:
+        """Bytes from one token's q, k and v to the next one's."""
+        return 3 * self.here * self.each
 
     def row(self, part: int, item: int, position: int) -> int:
         """Where a token's heads begin."""
-        return part * self.part + (item * self.positions + position) * self.here * self.each
+        return (item * self.positions + position) * self.pitch + part * self.here * self.each
 
     def result_row(self, tokens: int, item: int, head: int) -> int:
         """Where a head of the first of a rank's ``tokens`` begins."""
@@ -166,11 +169,11 @@ class Sending:
             for place in mesh.others:
                 mine = place * places.here
                 rows = x_NHD[:, mine : mine + places.here].flatten(1)
-                heads.windows.put(place, row, places.here * places.each, rows)
+                heads.windows.put(place, row, places.pitch, rows)
                 heads.sent(rows)
         own = slice(mesh.place * places.here, (mesh.place + 1) * places.here)
-        here_BSHD = self._arriving(part)
-        here_BSHD[:, self._shards.own.start : self._shards.own.stop] = x_BNHD[:, :, own]
+        tokens = slice(self._shards.own.start, self._shards.own.stop)
+        _copy(self._arriving(part)[:, tokens], x_BNHD[:, :, own])
 
     def attended(self, q_BNHD: torch.Tensor) -> Any:
         """What attention returns for this rank's tokens, in the window: to be read before the
@@ -191,7 +194,7 @@ class Sending:
             places.result, (places.form.batch, len(shards.own), places.form.heads)
         )
         mine = slice(place * places.here, (place + 1) * places.here)
-        result_BNHD[:, :, mine] = out_BSHD[:, shards.own.start : shards.own.stop]
+        _copy(result_BNHD[:, :, mine], out_BSHD[:, shards.own.start : shards.own.stop])
         heads.arrival().wait()
         return attended._replace(out_BSHD=result_BNHD)
 
@@ -209,11 +212,20 @@ class Sending:
 
     def _arriving(self, part: int) -> torch.Tensor:
         places = self._places
-        shape = (places.form.batch, places.positions, places.here)
-        return self._view(part * places.part, shape)
+        shape = (places.form.batch, places.positions, 3, places.here)
+        return self._view(0, shape).select(2, part)
 
-    def _view(self, start: int, shape: tuple[int, int, int]) -> torch.Tensor:
+    def _view(self, start: int, shape: tuple[int, ...]) -> torch.Tensor:
         form = self._places.form
         end = start + math.prod(shape) * self._places.each
         window = self._heads.windows.own[start:end]
         return window.view(form.dtype).view(*shape, form.features)
+
+
+def _copy(target_BNHD: torch.Tensor, source_BNHD: torch.Tensor) -> None:
+    """By 16 bytes at a time, where features come in such: torch copies what is no block of memory
+    element by element, and two bytes each are a third of the speed."""
+    features, each = source_BNHD.shape[3], source_BNHD.element_size()
+    if features * each % 16 == 0:
+        target_BNHD, source_BNHD = (x.view(torch.complex128) for x in (target_BNHD, source_BNHD))
+    target_BNHD.copy_(source_BNHD)

@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 
 from cosmos_fast.errors import InputError
-from cosmos_fast.model.attention import Attention, AttentionSpec, TakesInTurns, torch_attention
+from cosmos_fast.model.attention import (
+    Attended,
+    Attention,
+    AttentionSpec,
+    TakesInTurns,
+    torch_attention,
+)
 from cosmos_fast.model.attention_table import ALL_CLASSES, ERROR_LIMIT, ShapeClass
 from cosmos_fast.model.linear_table import Gated, Normed
 from cosmos_fast.model.obstacles import obstacle
@@ -35,7 +41,7 @@ QkNormRope = Callable[
     ],
     tuple[torch.Tensor, torch.Tensor],
 ]
-HeadNorm = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+HeadNorm = Callable[..., torch.Tensor]
 LayerNormModulate = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor
 ]
@@ -91,7 +97,7 @@ class Ops:
     qk_norm_rope: QkNormRope = reference.qk_norm_rope
     """(q_BNHD, k_BNHD, q_weight_D, k_weight_D, cos_NR, sin_NR, eps) -> (q, k)"""
     head_norm: HeadNorm = reference.head_norm
-    """(x_BNHD, weight_D, eps) -> x"""
+    """(x_BNHD, weight_D, eps, (cos_NR, sin_NR) or None) -> x, rotated too where there are angles"""
     layernorm_modulate: LayerNormModulate = reference.layernorm_modulate
     """(x_BND, shift_BTD, scale_BTD, frame_N or None for raster order, eps) -> y; keeps x"""
     gated_residual: GatedResidual = reference.gated_residual
@@ -152,14 +158,14 @@ class Ops:
         features = q_weight_D.shape[0]
         heads = weight_EK.shape[0] // (3 * features)
         sending = None
-        attention = self.attention
-        if isinstance(attention, TakesInTurns):
+        if isinstance(attention := self.attention, TakesInTurns):
             sending = attention.begin(x_BNK.shape[0], heads, features, x_BNK.dtype, spec)
         if sending is None:
             q, k, v = self.linear_qk_norm_rope(
                 x_BNK, weight_EK, q_weight_D, k_weight_D, cos_NR, sin_NR, eps
             )
-            return self.attention(q, k, v, spec).out_BSHD
+            attended: Attended = self.attention(q, k, v, spec)
+            return attended.out_BSHD
 
         def heads_of(part: int) -> torch.Tensor:
             rows_EK = weight_EK[part * heads * features : (part + 1) * heads * features]
@@ -167,20 +173,11 @@ class Ops:
             made: torch.Tensor = F.linear(x_BNK, rows_EK) if out is None else out
             return made.unflatten(-1, (heads, features))
 
-        def turned(x_BNHD: torch.Tensor, weight_D: torch.Tensor) -> torch.Tensor:
-            # One pass takes two tensors of one shape: here, two halves of the heads.
-            both = (x_BNHD, x_BNHD.clone()) if heads % 2 else x_BNHD.tensor_split(2, dim=2)
-            one, other = self.qk_norm_rope(
-                both[0], both[1], weight_D, weight_D, cos_NR, sin_NR, eps
-            )
-            if heads % 2:
-                return one
-            in_place = one.data_ptr() == x_BNHD.data_ptr()
-            return x_BNHD if in_place else torch.cat((one, other), dim=2)
-
+        angles = (cos_NR, sin_NR)
         sending.give(2, heads_of(2))
-        sending.give(1, turned(heads_of(1), k_weight_D))
-        return sending.attended(turned(heads_of(0), q_weight_D)).out_BSHD
+        sending.give(1, self.head_norm(heads_of(1), k_weight_D, eps, angles))
+        q_BNHD = self.head_norm(heads_of(0), q_weight_D, eps, angles)
+        return sending.attended(q_BNHD).out_BSHD
 
     def linear_head_norm(
         self, x_BNK: torch.Tensor, weight_EK: torch.Tensor, weight_D: torch.Tensor, eps: float

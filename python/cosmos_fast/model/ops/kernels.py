@@ -41,10 +41,15 @@ def qk_norm_rope_op(
     return qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps, out=(q, k))
 
 
-def head_norm_op(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def head_norm_op(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    angles: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
     if needs_gradient(x, weight):
-        return reference.head_norm(x, weight, eps)
-    return head_norm(x, weight, eps, out=x)
+        return reference.head_norm(x, weight, eps, angles)
+    return head_norm(x, weight, eps, angles, out=x)
 
 
 def layernorm_modulate_op(
