@@ -161,7 +161,7 @@ def _seated(seat: Seat, asked: str, store: Any = None) -> Iterator[Place]:
 
     from cosmos_fast import Parallel
     from cosmos_fast.config import keep_multicast_off
-    from cosmos_fast.parallel import join
+    from cosmos_fast.parallel import join, leave
 
     keep_multicast_off()
     device = torch.device(_device_of(seat, asked))
@@ -179,6 +179,7 @@ def _seated(seat: Seat, asked: str, store: Any = None) -> Iterator[Place]:
     try:
         group = join(seat, device, store)
         yield Place(str(device), seat.rank == 0, Parallel(group, on_loss=end))
+        leave(group, device)
     except Interrupted as interrupted:
         # torchrun ends the ranks that are left as soon as one has died: that was the reason. It
         # may be faster than the ranks' own watch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -54,13 +55,16 @@ class Traffic:
         self.sent_bytes = 0
         self._device = device
         self._seconds = 0.0
-        self._events: list[tuple[Any, Any]] = []
+        self._events: deque[tuple[Any, Any]] = deque()
+        """Around each wait of the device that has not been counted yet."""
+        self._free: list[tuple[Any, Any]] = []
 
     def wait(self, work: Any, watch: Watch | None) -> None:
         """Waits for ``work``: the current stream on a CUDA device, else this thread."""
         if self._device.type == "cuda":
             stream = torch.cuda.current_stream(self._device)
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self._count_what_is_over()
+            before, after = self._free.pop() if self._free else _two_events()
             before.record(stream)
             work.wait()
             after.record(stream)
@@ -69,6 +73,13 @@ class Traffic:
         began = time.perf_counter()
         _wait_on_host(work, watch)
         self._seconds += time.perf_counter() - began
+
+    def _count_what_is_over(self) -> None:
+        """A long run waits tens of thousands of times: a few events serve them all."""
+        while self._events and self._events[0][1].query():
+            before, after = self._events.popleft()
+            self._seconds += before.elapsed_time(after) / 1000
+            self._free.append((before, after))
 
     def forget(self) -> None:
         """Starts from nothing."""
@@ -80,10 +91,14 @@ class Traffic:
         call; waits for the device."""
         if self._events:
             self._events[-1][1].synchronize()
-            self._seconds += sum(a.elapsed_time(b) / 1000 for a, b in self._events)
+            self._count_what_is_over()
         taken = self._seconds, self.sent_bytes
         self.forget()
         return taken
+
+
+def _two_events() -> tuple[Any, Any]:
+    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
 
 def _wait_on_host(work: Any, watch: Watch | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 import torch.distributed as dist
@@ -71,3 +71,11 @@ def join(seat: Seat, device: torch.device, store: Store | None = None) -> Group:
             f"rank {seat.rank} of {seat.size} found no group at {seat.address}:{seat.port}: {error}"
         ) from error
     return cast("Group", group)
+
+
+def leave(group: Group, device: torch.device) -> None:
+    """Ends a group of :func:`join` once its work is done; the other ranks need not come. NCCL would
+    warn of a group that is left as it is."""
+    if device.type == "cuda":
+        backend: Any = group
+        backend.abort()

@@ -171,7 +171,8 @@ class Ops:
             rows_EK = weight_EK[part * heads * features : (part + 1) * heads * features]
             out = self.product("none", x_BNK, rows_EK, None)
             made: torch.Tensor = F.linear(x_BNK, rows_EK) if out is None else out
-            return made.unflatten(-1, (heads, features))
+            heads_BNHD: torch.Tensor = made.unflatten(-1, (heads, features))
+            return heads_BNHD
 
         angles = (cos_NR, sin_NR)
         sending.give(2, heads_of(2))
