@@ -38,7 +38,7 @@ from tools.make_random_checkpoint import make_checkpoint
 
 import cosmos_fast as cf
 from cosmos_fast.config import Seat, keep_multicast_off
-from cosmos_fast.parallel import LOOPBACK, join, serve_store
+from cosmos_fast.parallel import LOOPBACK, join, leave, serve_store
 from cosmos_fast.parallel.exchange import Exchange
 from cosmos_fast.types import TextEmbedding
 
@@ -77,6 +77,8 @@ class Job:
     ways: tuple[str, ...] = ()
     links: bool = True
     """Whether what they carry is measured first."""
+    memory: str | None = None
+    """Budget of every rank's device for the timed clips; None: all weights stay on it."""
 
 
 CHECKED = Clip((96, 160), 9, 3)
@@ -118,6 +120,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=11, help="solver steps; one more evaluation")
     parser.add_argument("--ways", nargs="+", default=[], help="of sharing: these alone")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--memory", help='of every card, such as "4GiB": weights that pass through')
     parser.add_argument("--patience", type=float, default=300.0)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--save", type=Path)
@@ -128,6 +131,7 @@ def main() -> None:
     timed = CHECKED if options.dry else Clip((432, 768), 81, options.steps)
     size = "tiny" if options.dry else options.size
     settings = {"model": size, "clip": timed.__dict__, "repeats": options.repeats}
+    settings |= {} if options.memory is None else {"memory": options.memory}
     results = Results(options.save, settings, machine(device))
     keep_multicast_off()
     folder = Path(tempfile.mkdtemp(prefix="bench-parallel-", dir=options.folder))
@@ -138,6 +142,7 @@ def main() -> None:
         )
         say(f"made {size} in {time.perf_counter() - began:.1f} s")
         job = Job(world, folder, device.type, timed, options.repeats, options.patience)
+        job = replace(job, memory=options.memory)
         for ranks in sorted({1, *options.ranks}):
             chosen = [way for way in ways(ranks) if ranks == 1 or way in (options.ways or [way])]
             measure(ranks, replace(job, ways=tuple(chosen)), results)
@@ -305,6 +310,8 @@ def rank_work(seat: Seat, job: Job) -> None:
             parallel = None if group is None else cf.Parallel(group, **ways(seat.size)[name])
             small, made = clips(job, device, parallel)
             keep(timing(name, seat, made, small, job.folder))
+    if group is not None:
+        leave(group, device)
 
 
 def clips(
@@ -312,7 +319,7 @@ def clips(
 ) -> tuple[cf.Clip, list[cf.Clip]]:
     """The small clip in float32, and the timed ones in bfloat16."""
 
-    def engine(precision: Literal["fp32", "bf16"]) -> cf.Video2World:
+    def engine(precision: Literal["fp32", "bf16"], memory: str = "auto") -> cf.Video2World:
         return cf.Video2World.from_pretrained(
             job.world,
             device=device,
@@ -320,10 +327,11 @@ def clips(
             prompt_cache=False,
             parallel=parallel,
             guardrail=cf.NoGuardrail(reason="a benchmark"),
+            memory=memory,
         )
 
     small = generate(engine("fp32"), CHECKED)
-    rounded = engine("bf16")
+    rounded = engine("bf16", job.memory or "auto")
     generate(rounded, replace(job.clip, num_steps=2))
     return small, [generate(rounded, job.clip) for _ in range(job.repeats)]
 
@@ -371,6 +379,7 @@ def timing(
         "stages": {stage.name: round(stage.seconds, 4) for stage in best.stages},
         "teraflops": best.teraflops,
         "peak_device_bytes": best.peak_device_bytes,
+        "memory": (best.memory or {}).get("summary"),
         "parallel": dict(best.parallel),
         "backends": dict(best.backends),
         "device": best.device,
