@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import torch
 from PIL import Image
 
 from cosmos_fast.cli import main
@@ -41,11 +42,11 @@ def _one_prompt_cache(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COSMOS_FAST_CACHE", str(inputs / "cache"))
 
 
-def command(inputs: Path, output: Path, *more: str) -> list[str]:
+def command(inputs: Path, output: Path, *more: str, device: str = "cpu") -> list[str]:
     return [
         "video2world",
         *("--model", str(inputs / "world"), "--input_path", str(inputs / "start.png")),
-        *("--prompt", "a ball", "--save_path", str(output / "clip.mp4"), "--device", "cpu"),
+        *("--prompt", "a ball", "--save_path", str(output / "clip.mp4"), "--device", device),
         *more,
     ]
 
@@ -100,8 +101,13 @@ def test_two_ranks_write_one_video(launcher: list[str], inputs: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_command(inputs: Path, tmp_path: Path) -> None:
-    process = start(*command(inputs, tmp_path, "--num_gpus", "2", "--num_steps", "900"))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_killed_rank_ends_the_command(device: str, inputs: Path, tmp_path: Path) -> None:
+    """On cards, the others wait inside NCCL's kernels."""
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    more = ("--num_gpus", "2", "--num_steps", "900")
+    process = start(*command(inputs, tmp_path, *more, device=device))
     try:
         wait_for(process, "denoise")
         (rank,) = (pid for pid in children(process.pid) if "spawn_main" in line_of(pid))
