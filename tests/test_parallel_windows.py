@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from cosmos_fast.model.attention import Attended, AttentionSpec, torch_attention
+from cosmos_fast.model.ops import Ops
 from cosmos_fast.parallel.attention import SharedAttention
 from cosmos_fast.parallel.exchange import Exchange
 from cosmos_fast.parallel.heads import K, V
@@ -208,3 +209,48 @@ def test_larger_heads_get_a_larger_window() -> None:
 
     for first, second, third in on_ranks(2, work):
         assert first < second == third
+
+
+def test_what_lies_elsewhere_waits_until_everybody_has_read() -> None:
+    """Fewer heads lie closer together: their result where more heads have their keys."""
+
+    def work(exchange: Exchange, rank: int) -> None:
+        shared = SharedAttention(torch_attention, exchange, 1)
+        shared.shards = shards = Shards.of(Mesh(rank, 1, 2), GRID)
+        own = slice(shards.own.start, shards.own.stop)
+        for turn, heads in enumerate((12, 6, 12, 6, 12)):
+            q, k, v = layers(1)[turn % LAYERS][:, own, :, :heads].unbind(2)
+            out = shared(q, k, v, SPEC).out_BSHD
+            if turn % 2 == rank:
+                time.sleep(0.1)  # reads late
+            expected = alone(layers(1)[turn % LAYERS][:, :, :, :heads])
+            assert torch.allclose(out, expected[:, own], rtol=1e-5, atol=1e-6), (rank, turn)
+        shared.end()
+
+    on_ranks(2, work)
+
+
+@pytest.mark.parametrize("windows", [True, False])
+@pytest.mark.parametrize("heads", [2, 10, 12])
+def test_operations_share_groups_of_heads_that_ranks_cannot_divide(
+    heads: int, windows: bool
+) -> None:
+    """Where memory is short, a plan cuts the heads of the network into groups."""
+    generator = torch.Generator().manual_seed(heads)
+    x = torch.randn((2, 45, 24), generator=generator)
+    weight = torch.randn((3 * heads * FEATURES, 24), generator=generator)
+    norms = torch.rand((2, FEATURES), generator=generator) + 0.5
+    angles = torch.rand((45, FEATURES // 2), generator=generator)
+    cos, sin = angles.cos(), angles.sin()
+    expected = Ops().self_attention(x, weight, *norms, cos, sin, 1e-6, SPEC)
+
+    def work(exchange: Exchange, rank: int) -> None:
+        shared = SharedAttention(torch_attention, exchange, 2, windows=windows)
+        shared.shards = shards = Shards.of(Mesh(rank, 1, 4), GRID)
+        own = slice(shards.own.start, shards.own.stop)
+        given = (x[:, own], weight, *norms, cos[own], sin[own], 1e-6, SPEC)
+        out = Ops(attention=shared).self_attention(*given)
+        assert torch.allclose(out, expected[:, own], rtol=1e-4, atol=1e-5)
+        shared.end()
+
+    on_ranks(4, work)
