@@ -121,26 +121,41 @@ def test_every_token_gets_what_one_device_gives_it(ranks: int, branches: int, ba
 
 
 def test_messages_give_the_same_bytes() -> None:
-    def made(*, windows: bool) -> list[list[torch.Tensor]]:
-        return on_ranks(2, lambda ex, rank: attended(ex, Mesh(rank, 1, 2), 2, windows=windows)[0])
+    def made(*, windows: bool) -> list[tuple[list[torch.Tensor], int]]:
+        def work(exchange: Exchange, rank: int) -> tuple[list[torch.Tensor], int]:
+            results, *_ = attended(exchange, Mesh(rank, 1, 2), 2, windows=windows)
+            return results, exchange.traffic.sent_bytes
+
+        return on_ranks(2, work)
 
     for by_windows, by_messages in zip(made(windows=True), made(windows=False), strict=True):
-        assert all(map(torch.equal, by_windows, by_messages))
+        assert all(map(torch.equal, by_windows[0], by_messages[0]))
+        signals = by_windows[1] - by_messages[1]
+        assert 0 < signals < 256, "what is written counts as what is sent"
 
 
 @pytest.mark.parametrize("at", ["__init__", "address", "find"])
 def test_where_one_rank_cannot_nobody_does(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rank that falls back alone would wait for messages that nobody sends."""
-    whole = getattr(HostWindows, at)
-    refused: list[bool] = []
+    """A rank that falls back alone would wait for messages that nobody sends. Those that could have
+    let go of what they found, while it is there still."""
+    whole, close = getattr(HostWindows, at), HostWindows.close
+    refused: list[HostWindows] = []
+    closed: list[HostWindows] = []
 
     def failing(self: HostWindows, *given: Any) -> Any:
+        made = whole(self, *given)
         if not refused:
-            refused.append(True)
+            refused.append(self)
+            time.sleep(0.2)  # the others have found it by now
             raise WindowError("made up by the test")
-        return whole(self, *given)
+        return made
+
+    def closing(self: HostWindows) -> None:
+        closed.append(self)
+        close(self)
 
     monkeypatch.setattr(HostWindows, at, failing)
+    monkeypatch.setattr(HostWindows, "close", closing)
 
     def work(exchange: Exchange, rank: int) -> Any:
         mesh = Mesh(rank, 1, 3)
@@ -153,6 +168,7 @@ def test_where_one_rank_cannot_nobody_does(at: str, monkeypatch: pytest.MonkeyPa
             expected = alone(qkv)
             assert torch.allclose(found, expected[:, own.start : own.stop], rtol=1e-5, atol=1e-6)
     assert refused
+    assert len(closed) == (3 if at == "find" else 0)
 
 
 def test_a_window_that_is_another_s_is_not_taken() -> None:
