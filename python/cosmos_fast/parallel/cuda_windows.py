@@ -133,11 +133,11 @@ class CudaWindows:
         ctypes.memmove(ctypes.addressof(handle), raw, _HANDLE_BYTES)
         with torch.cuda.device(self.own.device):
             opened = self._driver.cuIpcOpenMemHandle_v2(byref(base), handle, _LAZY_PEER_ACCESS)
-        _done(opened, "import of memory")
-        self._opened.append(base.value)
-        start: int = base.value + offset
-        found = ctypes.create_string_buffer(TOKEN_BYTES)
-        read = self._driver.cuMemcpyDtoH_v2(found, start + self._size, TOKEN_BYTES)
+            _done(opened, "import of memory")
+            self._opened.append(base.value)
+            start: int = base.value + offset
+            found = ctypes.create_string_buffer(TOKEN_BYTES)
+            read = self._driver.cuMemcpyDtoH_v2(found, start + self._size, TOKEN_BYTES)
         _done(read, "reading a partner's memory")
         if found.raw != token:
             raise WindowError("this handle is that of other memory here")
