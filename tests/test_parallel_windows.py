@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from random import Random
+from threading import Barrier
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from cosmos_fast.errors import Cancelled, RankLost
 from cosmos_fast.model.attention import Attended, AttentionSpec, torch_attention
 from cosmos_fast.model.ops import Ops
+from cosmos_fast.parallel import Parallel, Ranks
 from cosmos_fast.parallel.attention import SharedAttention
 from cosmos_fast.parallel.exchange import Exchange
 from cosmos_fast.parallel.heads import K, V
 from cosmos_fast.parallel.host_windows import HostWindows
 from cosmos_fast.parallel.shards import Mesh, Shards
-from cosmos_fast.parallel.windows import WindowError, open_windows
+from cosmos_fast.parallel.windows import _ABANDONED, WindowError, open_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -255,18 +260,75 @@ def test_operations_share_groups_of_heads_that_ranks_cannot_divide(
     generator = torch.Generator().manual_seed(heads)
     x = torch.randn((2, 45, 24), generator=generator)
     weight = torch.randn((3 * heads * FEATURES, 24), generator=generator)
-    norms = torch.rand((2, FEATURES), generator=generator) + 0.5
-    angles = torch.rand((45, FEATURES // 2), generator=generator)
-    cos, sin = angles.cos(), angles.sin()
-    expected = Ops().self_attention(x, weight, *norms, cos, sin, 1e-6, SPEC)
+    q_norm, k_norm = torch.rand((2, FEATURES), generator=generator) + 0.5
+    turns = torch.rand((45, FEATURES // 2), generator=generator)
+    cos, sin = turns.cos(), turns.sin()
+    expected = Ops().self_attention(x, weight, q_norm, k_norm, cos, sin, 1e-6, SPEC)
 
     def work(exchange: Exchange, rank: int) -> None:
         shared = SharedAttention(torch_attention, exchange, 2, windows=windows)
         shared.shards = shards = Shards.of(Mesh(rank, 1, 4), GRID)
         own = slice(shards.own.start, shards.own.stop)
-        given = (x[:, own], weight, *norms, cos[own], sin[own], 1e-6, SPEC)
-        out = Ops(attention=shared).self_attention(*given)
+        out = Ops(attention=shared).self_attention(
+            x[:, own], weight, q_norm, k_norm, cos[own], sin[own], 1e-6, SPEC
+        )
         assert torch.allclose(out, expected[:, own], rtol=1e-4, atol=1e-5)
         shared.end()
 
     on_ranks(4, work)
+
+
+def mapped() -> int:
+    """How often this process, all ranks of it, sees a window."""
+    gc.collect()
+    return Path("/proc/self/maps").read_text("ascii").count("memfd:cosmos-fast window")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts what a process maps")
+def test_windows_go_back_when_all_stop_and_stay_when_one_does() -> None:
+    """What nobody writes to any more is given back; what somebody may still write to is not."""
+    before = mapped()
+    arrived = Barrier(3)
+
+    def work(exchange: Exchange, rank: int) -> list[int]:
+        ranks = Ranks(Parallel(exchange._group, guidance="together"), torch.device("cpu"))
+        shared = ranks.attention(torch_attention)
+
+        def attend() -> None:
+            ranks.share(GRID, HEADS, 2)
+            q, k, v = layers(1)[0][:, : len(shared.shards.own)].unbind(2)
+            shared(q, k, v, SPEC)
+
+        def counted() -> int:
+            arrived.wait(20)
+            found = mapped() - before
+            arrived.wait(20)
+            return found
+
+        def failing(error: Exception | None) -> None:
+            with ranks.together("what fails"):
+                attend()
+                if error is not None:
+                    raise error
+                attend()
+
+        with ranks.together("to the end"):
+            attend()
+            found = [counted()]
+            ranks.end_sharing()
+            found.append(counted())
+        with pytest.raises(Cancelled):
+            failing(Cancelled("made up by the test"))
+        found.append(counted())
+        with ranks.together("left open"):
+            attend()
+        found.append(counted())
+        with pytest.raises(ZeroDivisionError if rank == 1 else RankLost):
+            failing(ZeroDivisionError() if rank == 1 else None)
+        found.append(counted())
+        return found
+
+    for found in on_ranks(3, work):
+        assert found == [9, 0, 0, 0, 9]
+    assert mapped() - before == 9
+    _ABANDONED.clear()
