@@ -86,6 +86,13 @@ def _done(result: int, what: str) -> None:
         raise WindowError(f"{what}: CUDA error {result}")
 
 
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all windows of a device, one after the other: torch's allocator keeps memory for
+    each stream that it has seen, and each new one may be that on which weights come."""
+    return torch.cuda.Stream(device)
+
+
 class CudaWindows:
     """Copies go by a stream of their own."""
 
@@ -100,7 +107,7 @@ class CudaWindows:
         whole = torch.empty(size + TOKEN_BYTES, dtype=torch.uint8, device=device)
         whole[size:] = torch.frombuffer(bytearray(self._token), dtype=torch.uint8).to(device)
         self.own = whole[:size]
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _stream(device)
         self._starts: list[int] = []
         """Of every partner's window, as this process sees it."""
         self._opened: list[int] = []
@@ -161,8 +168,9 @@ class CudaWindows:
             width_bytes=width * each,
             height=count,
         )
-        stream = self._stream.cuda_stream
-        _done(self._driver.cuMemcpy2DAsync_v2(byref(copy), stream), "copy to a partner")
+        result = self._driver.cuMemcpy2DAsync_v2(byref(copy), self._stream.cuda_stream)
+        if result:  # all of them could be reached: the device has failed since
+            raise torch.AcceleratorError(f"copy to a partner: CUDA error {result}")
 
     def aside(self) -> AbstractContextManager[Any]:
         aside: AbstractContextManager[Any] = torch.cuda.stream(self._stream)
