@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from random import Random
+from threading import Barrier
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from cosmos_fast.errors import Cancelled, RankLost
 from cosmos_fast.model.attention import Attended, AttentionSpec, torch_attention
+from cosmos_fast.model.ops import Ops
+from cosmos_fast.parallel import Parallel, Ranks
 from cosmos_fast.parallel.attention import SharedAttention
 from cosmos_fast.parallel.exchange import Exchange
 from cosmos_fast.parallel.heads import K, V
 from cosmos_fast.parallel.host_windows import HostWindows
 from cosmos_fast.parallel.shards import Mesh, Shards
-from cosmos_fast.parallel.windows import WindowError, open_windows
+from cosmos_fast.parallel.windows import _ABANDONED, WindowError, open_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,26 +126,41 @@ def test_every_token_gets_what_one_device_gives_it(ranks: int, branches: int, ba
 
 
 def test_messages_give_the_same_bytes() -> None:
-    def made(*, windows: bool) -> list[list[torch.Tensor]]:
-        return on_ranks(2, lambda ex, rank: attended(ex, Mesh(rank, 1, 2), 2, windows=windows)[0])
+    def made(*, windows: bool) -> list[tuple[list[torch.Tensor], int]]:
+        def work(exchange: Exchange, rank: int) -> tuple[list[torch.Tensor], int]:
+            results, *_ = attended(exchange, Mesh(rank, 1, 2), 2, windows=windows)
+            return results, exchange.traffic.sent_bytes
+
+        return on_ranks(2, work)
 
     for by_windows, by_messages in zip(made(windows=True), made(windows=False), strict=True):
-        assert all(map(torch.equal, by_windows, by_messages))
+        assert all(map(torch.equal, by_windows[0], by_messages[0]))
+        signals = by_windows[1] - by_messages[1]
+        assert 0 < signals < 256, "what is written counts as what is sent"
 
 
 @pytest.mark.parametrize("at", ["__init__", "address", "find"])
 def test_where_one_rank_cannot_nobody_does(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rank that falls back alone would wait for messages that nobody sends."""
-    whole = getattr(HostWindows, at)
-    refused: list[bool] = []
+    """A rank that falls back alone would wait for messages that nobody sends. Those that could have
+    let go of what they found, while it is there still."""
+    whole, close = getattr(HostWindows, at), HostWindows.close
+    refused: list[HostWindows] = []
+    closed: list[HostWindows] = []
 
     def failing(self: HostWindows, *given: Any) -> Any:
+        made = whole(self, *given)
         if not refused:
-            refused.append(True)
+            refused.append(self)
+            time.sleep(0.2)  # the others have found it by now
             raise WindowError("made up by the test")
-        return whole(self, *given)
+        return made
+
+    def closing(self: HostWindows) -> None:
+        closed.append(self)
+        close(self)
 
     monkeypatch.setattr(HostWindows, at, failing)
+    monkeypatch.setattr(HostWindows, "close", closing)
 
     def work(exchange: Exchange, rank: int) -> Any:
         mesh = Mesh(rank, 1, 3)
@@ -152,6 +173,7 @@ def test_where_one_rank_cannot_nobody_does(at: str, monkeypatch: pytest.MonkeyPa
             expected = alone(qkv)
             assert torch.allclose(found, expected[:, own.start : own.stop], rtol=1e-5, atol=1e-6)
     assert refused
+    assert len(closed) == (3 if at == "find" else 0)
 
 
 def test_a_window_that_is_another_s_is_not_taken() -> None:
@@ -208,3 +230,105 @@ def test_larger_heads_get_a_larger_window() -> None:
 
     for first, second, third in on_ranks(2, work):
         assert first < second == third
+
+
+def test_what_lies_elsewhere_waits_until_everybody_has_read() -> None:
+    """Fewer heads lie closer together: their result where more heads have their keys."""
+
+    def work(exchange: Exchange, rank: int) -> None:
+        shared = SharedAttention(torch_attention, exchange, 1)
+        shared.shards = shards = Shards.of(Mesh(rank, 1, 2), GRID)
+        own = slice(shards.own.start, shards.own.stop)
+        for turn, heads in enumerate((12, 6, 12, 6, 12)):
+            q, k, v = layers(1)[turn % LAYERS][:, own, :, :heads].unbind(2)
+            out = shared(q, k, v, SPEC).out_BSHD
+            if turn % 2 == rank:
+                time.sleep(0.1)  # reads late
+            expected = alone(layers(1)[turn % LAYERS][:, :, :, :heads])
+            assert torch.allclose(out, expected[:, own], rtol=1e-5, atol=1e-6), (rank, turn)
+        shared.end()
+
+    on_ranks(2, work)
+
+
+@pytest.mark.parametrize("windows", [True, False])
+@pytest.mark.parametrize("heads", [2, 10, 12])
+def test_operations_share_groups_of_heads_that_ranks_cannot_divide(
+    heads: int, windows: bool
+) -> None:
+    """Where memory is short, a plan cuts the heads of the network into groups."""
+    generator = torch.Generator().manual_seed(heads)
+    x = torch.randn((2, 45, 24), generator=generator)
+    weight = torch.randn((3 * heads * FEATURES, 24), generator=generator)
+    q_norm, k_norm = torch.rand((2, FEATURES), generator=generator) + 0.5
+    turns = torch.rand((45, FEATURES // 2), generator=generator)
+    cos, sin = turns.cos(), turns.sin()
+    expected = Ops().self_attention(x, weight, q_norm, k_norm, cos, sin, 1e-6, SPEC)
+
+    def work(exchange: Exchange, rank: int) -> None:
+        shared = SharedAttention(torch_attention, exchange, 2, windows=windows)
+        shared.shards = shards = Shards.of(Mesh(rank, 1, 4), GRID)
+        own = slice(shards.own.start, shards.own.stop)
+        out = Ops(attention=shared).self_attention(
+            x[:, own], weight, q_norm, k_norm, cos[own], sin[own], 1e-6, SPEC
+        )
+        assert torch.allclose(out, expected[:, own], rtol=1e-4, atol=1e-5)
+        shared.end()
+
+    on_ranks(4, work)
+
+
+def mapped() -> int:
+    """How often this process, all ranks of it, sees a window."""
+    gc.collect()
+    return Path("/proc/self/maps").read_text("ascii").count("memfd:cosmos-fast window")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts what a process maps")
+def test_windows_go_back_when_all_stop_and_stay_when_one_does() -> None:
+    """What nobody writes to any more is given back; what somebody may still write to is not."""
+    before = mapped()
+    arrived = Barrier(3)
+
+    def work(exchange: Exchange, rank: int) -> list[int]:
+        ranks = Ranks(Parallel(exchange._group, guidance="together"), torch.device("cpu"))
+        shared = ranks.attention(torch_attention)
+
+        def attend() -> None:
+            ranks.share(GRID, HEADS, 2)
+            q, k, v = layers(1)[0][:, : len(shared.shards.own)].unbind(2)
+            shared(q, k, v, SPEC)
+
+        def counted() -> int:
+            arrived.wait(20)
+            found = mapped() - before
+            arrived.wait(20)
+            return found
+
+        def failing(error: Exception | None) -> None:
+            with ranks.together("what fails"):
+                attend()
+                if error is not None:
+                    raise error
+                attend()
+
+        with ranks.together("to the end"):
+            attend()
+            found = [counted()]
+            ranks.end_sharing()
+            found.append(counted())
+        with pytest.raises(Cancelled):
+            failing(Cancelled("made up by the test"))
+        found.append(counted())
+        with ranks.together("left open"):
+            attend()
+        found.append(counted())
+        with pytest.raises(ZeroDivisionError if rank == 1 else RankLost):
+            failing(ZeroDivisionError() if rank == 1 else None)
+        found.append(counted())
+        return found
+
+    for found in on_ranks(3, work):
+        assert found == [9, 0, 0, 0, 9]
+    assert mapped() - before == 9
+    _ABANDONED.clear()

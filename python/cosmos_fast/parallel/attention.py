@@ -49,7 +49,7 @@ class SharedAttention:
     ) -> Any:
         if not self._shares(spec):
             return self._inner(q_BNHD, k_BNHD, v_BNHD, spec)
-        if self.way == "ring":
+        if self._goes_round(q_BNHD.shape[2]):
             return self._by_ring(q_BNHD, k_BNHD, v_BNHD, spec)
         sending = self.begin(q_BNHD.shape[0], q_BNHD.shape[2], q_BNHD.shape[3], q_BNHD.dtype, spec)
         if sending is None:
@@ -65,7 +65,7 @@ class SharedAttention:
 
         On every rank the same, which all ask in the same order.
         """
-        if not self._shares(spec) or self.way == "ring" or not self.uses_windows:
+        if not self._shares(spec) or self._goes_round(heads) or not self.uses_windows:
             return None
         assert self.shards is not None
         if self._windowed is None:
@@ -94,6 +94,12 @@ class SharedAttention:
 
             raise InputError(f"{spec = }: attention shared by ranks is dense")
         return True
+
+    def _goes_round(self, heads: int) -> bool:
+        """Where memory is short heads come in groups, which need not divide by the ranks as all of
+        them do."""
+        assert self.shards is not None
+        return self.way == "ring" or heads % self.shards.mesh.context != 0
 
     def _by_heads(
         self, q_BNHD: torch.Tensor, k_BNHD: torch.Tensor, v_BNHD: torch.Tensor, spec: Any

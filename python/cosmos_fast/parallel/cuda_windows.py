@@ -86,6 +86,13 @@ def _done(result: int, what: str) -> None:
         raise WindowError(f"{what}: CUDA error {result}")
 
 
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all windows of a device, one after the other: torch's allocator keeps memory for
+    each stream that it has seen, and each new one may be that on which weights come."""
+    return torch.cuda.Stream(device)
+
+
 class CudaWindows:
     """Copies go by a stream of their own."""
 
@@ -100,7 +107,7 @@ class CudaWindows:
         whole = torch.empty(size + TOKEN_BYTES, dtype=torch.uint8, device=device)
         whole[size:] = torch.frombuffer(bytearray(self._token), dtype=torch.uint8).to(device)
         self.own = whole[:size]
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _stream(device)
         self._starts: list[int] = []
         """Of every partner's window, as this process sees it."""
         self._opened: list[int] = []
@@ -133,11 +140,11 @@ class CudaWindows:
         ctypes.memmove(ctypes.addressof(handle), raw, _HANDLE_BYTES)
         with torch.cuda.device(self.own.device):
             opened = self._driver.cuIpcOpenMemHandle_v2(byref(base), handle, _LAZY_PEER_ACCESS)
-        _done(opened, "import of memory")
-        self._opened.append(base.value)
-        start: int = base.value + offset
-        found = ctypes.create_string_buffer(TOKEN_BYTES)
-        read = self._driver.cuMemcpyDtoH_v2(found, start + self._size, TOKEN_BYTES)
+            _done(opened, "import of memory")
+            self._opened.append(base.value)
+            start: int = base.value + offset
+            found = ctypes.create_string_buffer(TOKEN_BYTES)
+            read = self._driver.cuMemcpyDtoH_v2(found, start + self._size, TOKEN_BYTES)
         _done(read, "reading a partner's memory")
         if found.raw != token:
             raise WindowError("this handle is that of other memory here")
@@ -161,8 +168,9 @@ class CudaWindows:
             width_bytes=width * each,
             height=count,
         )
-        stream = self._stream.cuda_stream
-        _done(self._driver.cuMemcpy2DAsync_v2(byref(copy), stream), "copy to a partner")
+        result = self._driver.cuMemcpy2DAsync_v2(byref(copy), self._stream.cuda_stream)
+        if result:  # all of them could be reached: the device has failed since
+            raise torch.AcceleratorError(f"copy to a partner: CUDA error {result}")
 
     def aside(self) -> AbstractContextManager[Any]:
         aside: AbstractContextManager[Any] = torch.cuda.stream(self._stream)

@@ -8,7 +8,8 @@ ways is 28 MB.
 Why one window a rank is enough: who writes values of a layer has waited for the result of the layer
 before from all partners, and they have sent it after their attention had read the window; who
 writes a result has waited for all queries of this layer, and their ranks have sent them after they
-had read the result of the layer before. All these are orders of streams and messages.
+had read the result of the layer before. All these are orders of streams and messages. Heads of
+another number lie elsewhere in the window: before they are sent, everybody has read what is there.
 
 Axes: B batch, S positions of the whole clip, N those of this rank, H heads, D features.
 """
@@ -51,6 +52,8 @@ class WindowedHeads:
     def __init__(self, exchange: Exchange, shards: Shards) -> None:
         self._exchange, self.shards = exchange, shards
         self._windows: Windows | None = None
+        self._form: Form | None = None
+        """What the window was used for last."""
         self._signal = torch.zeros(shards.mesh.context, dtype=torch.uint8, device=exchange.device)
         partners = range(exchange.size)
         self._counts = [int(rank in shards.mesh.partners) for rank in partners]
@@ -59,7 +62,11 @@ class WindowedHeads:
         """Whether what has this form can be shared by windows: the same on all ranks, which all
         have to ask in the same order."""
         places = _Places.of(form, self.shards)
+        last, self._form = self._form, form
         if self._windows is not None and self._windows.own.numel() >= places.size:
+            if form != last:
+                self._windows.follow()
+                self.arrival().wait()
             return True
         self.close()
         self._windows = open_windows(self._exchange, self.shards.mesh, places.size)

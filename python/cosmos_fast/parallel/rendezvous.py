@@ -75,7 +75,10 @@ def join(seat: Seat, device: torch.device, store: Store | None = None) -> Group:
 
 def leave(group: Group, device: torch.device) -> None:
     """Ends a group of :func:`join` once its work is done; the other ranks need not come. NCCL would
-    warn of a group that is left as it is."""
+    warn of a group that is left as it is.
+
+    The host waits for the device: what this rank still sends would not arrive."""
     if device.type == "cuda":
+        torch.cuda.synchronize(device)
         backend: Any = group
         backend.abort()

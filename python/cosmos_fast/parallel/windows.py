@@ -7,6 +7,7 @@ read. That it has arrived is told by a message of a byte.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
@@ -87,15 +88,20 @@ def open_windows(exchange: Exchange, mesh: Mesh, size: int) -> Windows | None:
     everybody = exchange.to_all(own, [ADDRESS_BYTES] * exchange.size).wait().cpu()
     addresses = [each.numpy().tobytes() for each in everybody.view(exchange.size, ADDRESS_BYTES)]
     partners = [addresses[rank] for rank in mesh.partners]
+    if windows is None or not all(map(any, addresses)):
+        return None
+    found = False
+    with suppress(WindowError):
+        windows.find(partners, mesh.place)
+        found = True
     try:
-        if windows is not None and all(map(any, addresses)):
-            windows.find(partners, mesh.place)
-        else:
-            windows = None
-    except WindowError:
-        windows = None
-    if all_of(exchange, windows is not None):
-        return windows
+        if all_of(exchange, found):
+            return windows
+    except BaseException:
+        abandon(windows)  # who has heard of all may be writing already
+        raise
+    windows.close()
+    all_of(exchange, True)  # no memory goes while another rank sees it
     return None
 
 
