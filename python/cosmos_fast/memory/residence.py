@@ -324,18 +324,20 @@ class Residence:
         if self._gauge is not None:
             if self.executor is not None:
                 self.executor.tidy()  # as each stage does; else it were taken for this call's
-            elif self._holds_more_than_its_share():
+            elif self._cache_exceeds_share():
                 with torch.cuda.device(self.device):
                     torch.cuda.empty_cache()
             self._gauge.start()
 
-    def _holds_more_than_its_share(self) -> bool:
-        """What torch keeps for later of a host program's memory, beside weights that stay."""
+    def _cache_exceeds_share(self) -> bool:
+        """Whether torch keeps more for later than this engine may take: so it is not this one's, and
+        would be reported as such."""
         budget, card = self._budget.device, self._card
         assert card is not None
         if budget is None:
             return False
-        return torch.cuda.memory_reserved(self.device) + card.context_bytes > budget
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return kept + card.context_bytes > budget
 
     def taken(self) -> Taken | None:
         """What has been taken of the device since :meth:`watch`; None on a CPU."""
