@@ -183,6 +183,7 @@ SHARINGS: Final[Mapping[int, dict[str, dict[str, Any]]]] = {
         "ring": {"guidance": "together", "context": "ring"},
     },
     3: {"ring": {}},
+    4: {"guidance and heads": {}},
 }
 """By the number of ranks. Cases of more ranks and longer clips are those of the CPU."""
 WAYS: Final = {
@@ -191,6 +192,7 @@ WAYS: Final = {
     (2, "messages"): (1, 2, "heads"),
     (2, "ring"): (1, 2, "ring"),
     (3, "ring"): (1, 3, "ring"),
+    (4, "guidance and heads"): (2, 2, "heads"),
 }
 
 
@@ -247,7 +249,7 @@ def check_one_card(device: str, size: int, folder: Path) -> None:
             way = (told["guidance_branches"], told["context"], told["attention"])
             assert way == WAYS[size, name]
             assert told["backend"] == OneCard.name(), "of the group, not of the device"
-            assert told["exchange"] == ("windows" if name == "heads" else "messages")
+            assert told["exchange"] == ("windows" if "heads" in name else "messages")
     for other in results[1:]:
         for name in (f"{name}, {kind}" for name in SHARINGS[size] for kind in ("fp32", "bf16")):
             assert torch.equal(other[name]["latents"], first[name]["latents"]), name

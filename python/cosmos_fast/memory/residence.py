@@ -330,8 +330,8 @@ class Residence:
             self._gauge.start()
 
     def _cache_exceeds_share(self) -> bool:
-        """Whether torch keeps more for later than this engine may take: so it is not this one's, and
-        would be reported as such."""
+        """Whether torch keeps more for later than this engine may take: it is a host program's, and
+        would be reported as this engine's."""
         budget, card = self._budget.device, self._card
         assert card is not None
         if budget is None:

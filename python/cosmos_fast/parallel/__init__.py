@@ -8,7 +8,8 @@ Ranks of one machine can write into each other's memory. There the heads of self
 all that moves, go without messages: into windows (``windows.py``, ``heads.py``).
 """
 
-from cosmos_fast.parallel.ranks import Parallel, Ranks
+from cosmos_fast.parallel.ranks import Ranks
 from cosmos_fast.parallel.rendezvous import LOOPBACK, join, leave, serve_store
+from cosmos_fast.parallel.settings import Parallel
 
 __all__ = ["LOOPBACK", "Parallel", "Ranks", "join", "leave", "serve_store"]

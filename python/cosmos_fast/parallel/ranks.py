@@ -7,8 +7,7 @@ import json
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 
@@ -17,79 +16,19 @@ from cosmos_fast.parallel.attention import SharedAttention
 from cosmos_fast.parallel.cancelling import SharedCancel
 from cosmos_fast.parallel.exchange import Exchange, backend_of
 from cosmos_fast.parallel.failures import as_told, telling
+from cosmos_fast.parallel.settings import Parallel
 from cosmos_fast.parallel.shards import Mesh, Shards
+from cosmos_fast.parallel.shares import Shares
 from cosmos_fast.parallel.stripes import SharedRows
 from cosmos_fast.parallel.watch import Watch, meet
-from cosmos_fast.types import TokenLayout
 
 if TYPE_CHECKING:
     from cosmos_fast.parallel.attention import Inner
     from cosmos_fast.parallel.cancelling import CancelToken
 
-Velocity = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 Value = TypeVar("Value")
 _MEETING: Final = 60.0
 """Seconds in which all ranks have to come to the side channel."""
-
-
-@dataclass(frozen=True)
-class Parallel:
-    """Several processes that make one video together, each with its own device.
-
-    Every rank loads an engine with its own ``device`` and makes the same calls with the same
-    arguments; every rank gets the clip. Only rank 0 reads pictures, embeds prompts and writes.
-    """
-
-    group: Any
-    """``torch.distributed.ProcessGroup`` over all ranks: NCCL for CUDA devices, gloo for CPUs. Used
-    as it is: no other group is made. Should a rank be lost, it is aborted."""
-    guidance: Literal["auto", "split", "together"] = "auto"
-    """Whether half of the ranks compute the unconditional branch; "auto": where their number is
-    even."""
-    context: Literal["auto", "heads", "ring"] = "auto"
-    """How ranks share self-attention: an all-to-all over heads, which have to divide by the ranks,
-    or keys and values that go round. "auto": by heads where they divide."""
-    windows: bool = True
-    """Whether ranks whose tokens are shared write heads into each other's memory, where all of them
-    can, which ranks of one machine mostly can; else they send messages."""
-    pieces: int = 2
-    """Parts in which heads travel by messages, so that one moves while another is computed."""
-    on_loss: Callable[[RankLost], None] | None = field(default=None, compare=False)
-    """Called on a thread of its own when another rank is lost during a call. The call raises the
-    same error as soon as the device lets go of it."""
-
-    def __post_init__(self) -> None:
-        if self.guidance not in ("auto", "split", "together"):
-            raise InputError(f'{self.guidance = }: "auto", "split" or "together" is needed')
-        if self.context not in ("auto", "heads", "ring"):
-            raise InputError(f'{self.context = }: "auto", "heads" or "ring" is needed')
-        if self.pieces < 1:
-            raise InputError(f"{self.pieces = }: at least 1 is needed")
-
-    def mesh(self, rank: int, size: int, branches: int) -> Mesh:
-        """
-        Args:
-            branches: 2 with guidance, else 1.
-
-        Raises:
-            InputError: guidance cannot be split over an odd number of ranks.
-        """
-        if self.guidance == "split" and branches == 2 and size % 2:
-            raise InputError(f'guidance="split" needs an even number of ranks, not {size}')
-        split = branches == 2 and size % 2 == 0 and self.guidance != "together"
-        return Mesh(rank, 2, size // 2) if split else Mesh(rank, 1, size)
-
-    def way(self, heads: int, mesh: Mesh) -> Literal["heads", "ring"]:
-        """
-        Raises:
-            InputError: the heads do not divide by the ranks, and nothing else is allowed.
-        """
-        divides = heads % mesh.context == 0
-        if self.context == "heads" and not divides:
-            raise InputError(
-                f'{heads} heads do not divide by {mesh.context} ranks: use context="ring"'
-            )
-        return "heads" if divides and self.context != "ring" else "ring"
 
 
 class Ranks:
@@ -377,72 +316,6 @@ class Ranks:
     def _receive(self, dtype: str, shape: list[int]) -> torch.Tensor:
         count = torch.Size(shape).numel()
         return self._exchange.from_first(None, count, getattr(torch, dtype)).wait().view(shape)
-
-
-class Shares:
-    """Which tokens of which guidance branches this rank computes in one run."""
-
-    def __init__(self, shards: Shards, exchange: Exchange | None, branches: int) -> None:
-        self._shards, self._exchange, self._branches = shards, exchange, branches
-        self.layout: TokenLayout = shards.layout(
-            exchange.device if exchange else torch.device("cpu")
-        )
-        """The tokens that this rank computes."""
-
-    def computes(self, branch: int) -> bool:
-        """Whether this rank computes guidance branch 0 (conditional) or 1."""
-        mesh = self._shards.mesh
-        return mesh.branches == 1 or mesh.branch == branch
-
-    def joined(self, own: Sequence[Velocity | None]) -> list[Velocity]:
-        """The velocity of each branch over the whole clip.
-
-        Args:
-            own: for each branch that this rank computes, the velocity of its tokens.
-        """
-        if self._exchange is None:
-            return [each for each in own if each is not None]
-        if self._shards.mesh.branches == 1:
-            return [_first_of(self._gathered(each)) for each in own if each is not None]
-        (mine,) = (each for each in own if each is not None)
-        both = _OncePerStep(self._gathered(mine))
-        return [_nth(both, branch) for branch in range(self._branches)]
-
-    def _gathered(self, velocity: Velocity) -> Callable[..., Sequence[torch.Tensor]]:
-        exchange, shards = self._exchange, self._shards
-        assert exchange is not None
-
-        def everywhere(
-            x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
-        ) -> Sequence[torch.Tensor]:
-            flow = velocity(x, times, mask, step)
-            blocks = exchange.to_all(shards.block(flow), shards.counts(flow)).wait()
-            return shards.whole(blocks, flow)
-
-        return everywhere
-
-
-class _OncePerStep:
-    """Both branches come out of one exchange: the second to ask gets what is there."""
-
-    def __init__(self, velocities: Callable[..., Sequence[torch.Tensor]]) -> None:
-        self._velocities = velocities
-        self._last: tuple[int, Sequence[torch.Tensor]] | None = None
-
-    def __call__(
-        self, x: torch.Tensor, times: torch.Tensor, mask: torch.Tensor, step: int
-    ) -> Sequence[torch.Tensor]:
-        if self._last is None or self._last[0] != step:
-            self._last = step, self._velocities(x, times, mask, step)
-        return self._last[1]
-
-
-def _nth(velocities: Callable[..., Sequence[torch.Tensor]], branch: int) -> Velocity:
-    return lambda x, times, mask, step: velocities(x, times, mask, step)[branch]
-
-
-def _first_of(velocities: Callable[..., Sequence[torch.Tensor]]) -> Velocity:
-    return _nth(velocities, 0)
 
 
 def _bytes_tensor(data: bytes) -> torch.Tensor:
