@@ -10,8 +10,10 @@ import torch
 if TYPE_CHECKING:
     from cosmos_fast.parallel.exchange import Exchange
     from cosmos_fast.parallel.shards import Shards
-    from cosmos_fast.sampling import Velocity
     from cosmos_fast.types import TokenLayout
+
+Velocity = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""(x, times, mask, step) -> flow"""
 
 
 class Shares:
