@@ -125,6 +125,8 @@ def fault(kind: str, out: Path, rank: int) -> Any:
         Path(out, f"{rank}.fault").write_text(str(time.monotonic()), "ascii")
         if kind == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "cancels":
+            raise cf.Cancelled("made up by the test")
         raise ZeroDivisionError("made up by the test")
 
     return on_step

@@ -314,15 +314,33 @@ def test_ranks_survive_what_all_know_of_and_end_when_one_is_killed(
 
 
 @pytest.mark.slow
-def test_a_rank_that_raises_takes_the_others_with_it(world: Path, tmp_path: Path) -> None:
-    case = {"name": "raises", "rank": 1, "fault": "raises"}
-    job = {"world": str(world), "out": str(tmp_path), "cases": [case, {"name": "after it"}]}
-    first, second = run(2, job)
-    assert second["raises"]["error"] == "ZeroDivisionError"
+@pytest.mark.parametrize(
+    ("fault", "error"), [("raises", "ZeroDivisionError"), ("cancels", "Cancelled")]
+)
+@pytest.mark.parametrize("guidance", ["split", "together"])
+def test_a_rank_that_raises_takes_the_others_with_it(
+    fault: str, error: str, guidance: str, world: Path, tmp_path: Path
+) -> None:
+    """Also while it lends them memory, or with the error of those who were cancelled together."""
+    sharing = {"parallel": {"guidance": guidance}}
+    case = {"name": "raises", "rank": 1, "fault": fault, **sharing}
+    job = {"world": str(world), "out": str(tmp_path)}
+    first, second = run(2, job | {"cases": [case, {"name": "after it", **sharing}]})
+    assert second["raises"]["error"] == error
     assert first["raises"]["error"] == "RankLost"
-    assert first["raises"]["message"] == ("rank 1 failed: ZeroDivisionError: made up by the test")
+    assert first["raises"]["message"] == f"rank 1 failed: {error}: made up by the test"
     assert first["raises"]["at"] - float((tmp_path / "1.fault").read_text()) < DEADLINE
     assert first["after it"]["error"] == second["after it"]["error"] == "RankLost"
+
+
+@pytest.mark.slow
+def test_a_rank_killed_while_it_lends_memory_is_named(world: Path, tmp_path: Path) -> None:
+    case = {"name": "killed", "rank": 1, "fault": "killed", "parallel": {"guidance": "together"}}
+    job = {"world": str(world), "out": str(tmp_path), "cases": [case]}
+    (left,) = run(2, job, ends=[0, -signal.SIGKILL])
+    assert left["killed"]["error"] == "RankLost"
+    assert left["killed"]["message"] == "rank 1 died"
+    assert left["killed"]["at"] - float((tmp_path / "1.fault").read_text()) < DEADLINE
 
 
 @pytest.mark.slow

@@ -24,9 +24,15 @@ class SharedCancel:
 
     def __init__(self, own: CancelToken | None, exchange: Exchange) -> None:
         self._own, self._exchange = own, exchange
+        self.is_agreed = False
+        """Whether an answer was yes, which every rank has had."""
         self._previous: tuple[torch.Tensor, torch.cuda.Event] | None = None
 
     def is_set(self) -> bool:
+        self.is_agreed = self._asked()
+        return self.is_agreed
+
+    def _asked(self) -> bool:
         exchange = self._exchange
         wanted = self._own is not None and self._own.is_set()
         # Filled there: what is copied from here would make the host wait for all work before it.

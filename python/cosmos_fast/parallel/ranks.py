@@ -44,6 +44,7 @@ class Ranks:
         self._agreed: BaseException | None = None
         self._at_work = False
         self._attention: SharedAttention | None = None
+        self._cancel: SharedCancel | None = None
         self._mesh = Mesh(0, 1, 1)
         if parallel is None or self.size == 1:
             return
@@ -97,7 +98,7 @@ class Ranks:
         try:
             with self._piece(what):
                 yield
-        except (GeneratorExit, Cancelled):  # on every rank
+        except GeneratorExit:  # on every rank
             self._watch.finish()
             raise
         except RankLost as error:
@@ -105,7 +106,7 @@ class Ranks:
                 self._watch.finish()
             raise
         except BaseException as error:
-            if error is self._agreed:
+            if self._is_everybodys(error):
                 self._watch.finish()
             elif isinstance(error, Exception):
                 self._watch.fail(f"{type(error).__name__}: {error}")
@@ -125,10 +126,15 @@ class Ranks:
             yield
         except BaseException as error:
             if self._attention is not None:
-                everywhere = isinstance(error, Cancelled) or error is self._agreed
-                self._attention.end(together=everywhere)
+                self._attention.end(together=self._is_everybodys(error))
             raise
         self.end_sharing()
+
+    def _is_everybodys(self, error: BaseException) -> bool:
+        """Whether every rank has this error; a callback of one may raise what it likes."""
+        if isinstance(error, Cancelled):
+            return self._cancel is not None and self._cancel.is_agreed
+        return error is self._agreed
 
     def on_first(self, make: Callable[[], Value]) -> Value | None:
         """What ``make`` returns on rank 0, None elsewhere; its failure is everybody's."""
@@ -252,7 +258,10 @@ class Ranks:
 
     def cancel(self, own: CancelToken | None) -> CancelToken | None:
         """A token that is set on every rank at the same question, once it is set on one."""
-        return own if self.size == 1 else SharedCancel(own, self._exchange)
+        if self.size == 1:
+            return own
+        self._cancel = SharedCancel(own, self._exchange)
+        return self._cancel
 
     def rows(self, rows: int) -> SharedRows | None:
         """Those of so many latent rows that this rank decodes; None: all of them, as every rank."""
