@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from random import Random
-from threading import Barrier
+from threading import Barrier, Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -305,6 +305,15 @@ def test_windows_go_back_when_all_stop_and_stay_when_one_does() -> None:
             arrived.wait(20)
             return found
 
+        def cancelled() -> None:
+            wanted = Event()
+            wanted.set()
+            with ranks.together("what one of them cancels"):
+                attend()
+                cancel = ranks.cancel(wanted if rank == 1 else None)
+                if cancel is not None and cancel.is_set():
+                    raise Cancelled("made up by the test")
+
         def failing(error: Exception | None) -> None:
             with ranks.together("what fails"):
                 attend()
@@ -318,7 +327,7 @@ def test_windows_go_back_when_all_stop_and_stay_when_one_does() -> None:
             ranks.end_sharing()
             found.append(counted())
         with pytest.raises(Cancelled):
-            failing(Cancelled("made up by the test"))
+            cancelled()
         found.append(counted())
         with ranks.together("left open"):
             attend()
